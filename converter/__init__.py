@@ -1,0 +1,37 @@
+"""gpt2onnx: converts GPT-2 checkpoints to ONNX, proves the conversion, and runs it.
+
+    from converter import convert, check, load
+
+Nothing is imported before it is used: ``convert`` and ``load`` work without torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from converter.version import VERSION as __version__  # noqa: N811
+
+if TYPE_CHECKING:
+    from converter.export import Conversion, convert
+    from converter.parity import check
+    from converter.runtime.generation import Generation
+    from converter.runtime.session import Model, load
+
+__all__ = ["Conversion", "Generation", "Model", "__version__", "check", "convert", "load"]
+
+_HOMES = {
+    "Conversion": "converter.export",
+    "Generation": "converter.runtime.generation",
+    "Model": "converter.runtime.session",
+    "check": "converter.parity",
+    "convert": "converter.export",
+    "load": "converter.runtime.session",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

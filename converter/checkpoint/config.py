@@ -1,0 +1,72 @@
+"""Reads ``config.json`` into the architecture; refuses what would not be a GPT-2."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from converter.errors import ConfigError
+from reference.config import GPT2Config
+
+# transformers' GPT2Config.attribute_map: the other names under which it accepts these.
+ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+
+# A key that is set to anything but null or false, and what it would mean.
+REFUSED = {
+    "quantization_config": "its weights are quantized; convert the original checkpoint",
+    "auto_map": "it runs code of its own; only the GPT-2 of transformers is converted",
+    "multi_query": "it shares keys and values among heads, which GPT-2 does not (GPTBigCode)",
+    "add_cross_attention": "it attends to an encoder; only decoders are converted",
+    "is_encoder_decoder": "it has an encoder; only decoders are converted",
+}
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in ``file``.
+
+    Raises:
+        ConfigError: it is absent, unreadable, or something else than a JSON object.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{file.parent} has no {file.name}; expected a Hugging Face model folder") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ConfigError(f"{file} cannot be read as JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} holds a {type(values).__name__}; expected a JSON object")
+    return values
+
+
+def parse_config(values: Mapping[str, Any], file: Path) -> GPT2Config:
+    """The architecture that a ``config.json`` describes; keys it does not need are left aside.
+
+    Raises:
+        ConfigError: it is not a GPT-2, has a part that GPT-2 does not have, or contradicts itself.
+    """
+    model_type = values.get("model_type")
+    architectures = values.get("architectures") or []
+    if model_type != "gpt2" and not (model_type is None and any(str(a).startswith("GPT2") for a in architectures)):
+        found = f"model_type is {model_type!r}" if model_type is not None else "it has no model_type"
+        raise ConfigError(f"{file} does not describe a GPT-2: {found}; expected 'gpt2'")
+    for key, reason in REFUSED.items():
+        if values.get(key):
+            raise ConfigError(f"{file} sets {key}: {reason}")
+    resolved = dict(values)
+    for alias, name in ALIASES.items():
+        if alias not in values:
+            continue
+        if name in values and values[name] != values[alias]:
+            raise ConfigError(f"{file} contradicts itself: {name} is {values[name]!r} and {alias} is {values[alias]!r}")
+        resolved[name] = values[alias]
+    try:
+        return GPT2Config.from_dict(resolved)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error

@@ -1,0 +1,101 @@
+"""A Hugging Face folder: which weight file counts, and which shards an index names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from converter.checkpoint import safetensors_file, torch_file
+from converter.checkpoint.config import read_json
+from converter.checkpoint.tensor import LazyTensor
+from converter.errors import CheckpointError
+
+Reader = Callable[[Path], dict[str, LazyTensor]]
+
+# In transformers' own order: the first that is there is the one that counts.
+WEIGHT_FILES: tuple[tuple[str, Reader], ...] = (
+    ("model.safetensors", safetensors_file.read),
+    ("model.safetensors.index.json", safetensors_file.read),
+    ("pytorch_model.bin", torch_file.read),
+    ("pytorch_model.bin.index.json", torch_file.read),
+)
+
+# What travels with the weights where it is there: everything a client reads beside them.
+COMPANIONS = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.model",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "LICENSE*",
+    "NOTICE*",
+)
+
+
+def companions(folder: Path) -> list[str]:
+    """The names of those that ``folder`` has, in alphabetical order."""
+    names = (entry.name for entry in folder.iterdir() if entry.is_file())
+    return sorted(name for name in names if any(fnmatchcase(name, pattern) for pattern in COMPANIONS))
+
+
+def choose_weight_file(names: Collection[str]) -> str | None:
+    """The one of ``names`` that holds or indexes the weights."""
+    return next((file for file, _ in WEIGHT_FILES if file in names), None)
+
+
+def read_folder(folder: Path) -> tuple[str, dict[str, LazyTensor]]:
+    """The weight file of ``folder`` and every tensor that it leads to.
+
+    Raises:
+        CheckpointError: there are no weights, a shard is missing, or a file is damaged.
+    """
+    for name, reader in WEIGHT_FILES:
+        file = folder / name
+        if not file.is_file():
+            continue
+        return name, _read_shards(file, reader) if name.endswith(".index.json") else reader(file)
+    present = sorted(entry.name for entry in folder.iterdir())
+    raise CheckpointError(
+        f"{folder} has no weights; expected one of {', '.join(name for name, _ in WEIGHT_FILES)}, "
+        f"found {', '.join(present[:8]) or 'nothing'}"
+    )
+
+
+def shards(index: Path) -> list[str]:
+    """The file names that an index names, each a plain name in the index's folder.
+
+    Raises:
+        CheckpointError: the index is malformed or leads out of its folder.
+    """
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{index} has no weight_map of tensor name → file name")
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if name in ("", ".", "..") or Path(name).name != name or "\\" in name:
+            raise CheckpointError(f"{index} points outside its folder: {name!r}; expected plain file names")
+    return names
+
+
+def _read_shards(index: Path, reader: Reader) -> dict[str, LazyTensor]:
+    tensors: dict[str, LazyTensor] = {}
+    for name in shards(index):
+        shard = index.parent / name
+        if not shard.is_file():
+            raise CheckpointError(f"{shard} is missing; {index.name} names it, download it too")
+        for tensor in reader(shard).values():
+            if tensor.name in tensors:
+                raise CheckpointError(f"tensor {tensor.name} is in two shards, {tensors[tensor.name].file} and {shard}")
+            tensors[tensor.name] = tensor
+    for tensor_name, name in read_json(index)["weight_map"].items():
+        if tensor_name not in tensors:
+            raise CheckpointError(f"{index} says that {name} holds tensor {tensor_name}, and it does not")
+    return tensors

@@ -1,0 +1,325 @@
+"""The command line: one verb a task, quiet success, errors of one sentence.
+
+Exit codes: 0 done or match, 1 mismatch, 2 bad input, 3 internal error.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from converter.version import VERSION
+from reference.errors import GPT2Error
+
+MISMATCH, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
+
+DEFAULT_NEW_TOKENS = 128
+DEMO_PROMPT = "The following"
+DEMO_TOKENS = 120
+
+
+class Commands(click.Group):
+    """The group that turns errors into sentences and exit codes."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; whatever it raises becomes a sentence and an exit code."""
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that half-written folders are removed
+        try:
+            return super().invoke(ctx)
+        except GPT2Error as error:
+            self.fail(ctx, str(error), BAD_INPUT)
+        except KeyboardInterrupt:
+            ctx.exit(INTERRUPTED)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:  # the last resort: whatever it is, it is our fault
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # the reader of our output went away; click ends quietly
+            self.fail(ctx, f"internal error: {type(error).__name__}: {error} (--debug shows where)", INTERNAL_ERROR)
+
+    def fail(self, ctx: click.Context, sentence: str, code: int) -> None:
+        """Say the sentence, or with ``--debug`` let the error through."""
+        if ctx.meta.get("debug"):
+            raise  # noqa: PLE0704 - called while an exception is handled
+        click.echo(f"gpt2onnx: {sentence}", err=True)
+        ctx.exit(code)
+
+
+def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds ``--debug`` to a command."""
+
+    def remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+        ctx.meta["debug"] = value
+
+    return click.option(
+        "--debug", is_flag=True, expose_value=False, callback=remember, help="Show the traceback of an error."
+    )(command)
+
+
+ignore_option = click.option(
+    "--ignore", metavar="GLOB", multiple=True, help="Leave tensors of this name aside, such as 'v_head.*'. Repeatable."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+provider_option = click.option(
+    "--provider", default="cpu", show_default=True, help="ONNX Runtime's execution provider: cpu, cuda, …"
+)
+out_argument = click.argument("out", type=click.Path(path_type=Path))
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(VERSION, prog_name="gpt2onnx")
+def cli() -> None:
+    """Convert GPT-2 checkpoints to ONNX, prove the conversion, and run it.
+
+    \b
+    gpt2onnx demo                                    the whole way, on a small model that ships with the tool
+    gpt2onnx convert openai-community/gpt2 OUT       checkpoint → model folder
+    gpt2onnx check openai-community/gpt2 OUT         is it the same model?
+    gpt2onnx generate OUT "Once upon a time"         run it in ONNX Runtime
+
+    Exit codes: 0 done or match, 1 mismatch, 2 bad input, 3 internal error.
+    """
+
+
+@cli.command()
+@click.argument("source")
+@click.argument("out", required=False, type=click.Path(path_type=Path))
+@click.option("--in-place", is_flag=True, help="Add the graph to SOURCE itself; no weights are copied.")
+@click.option("--opset", default=23, show_default=True, help="ONNX opset of the graph, 17 or newer.")
+@click.option("--force", is_flag=True, help="Replace an OUT that gpt2onnx wrote.")
+@click.option("--no-scan", is_flag=True, help="Do not look for NaN and infinity in the weights.")
+@ignore_option
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@json_option
+@debug_option
+def convert(
+    source: str,
+    out: Path | None,
+    in_place: bool,
+    opset: int,
+    force: bool,
+    no_scan: bool,
+    ignore: tuple[str, ...],
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Convert SOURCE into the model folder OUT.
+
+    SOURCE is a Hugging Face folder or a Hub id such as openai-community/gpt2 or user/model@revision.
+
+    \b
+    gpt2onnx convert ./my-gpt2 ./my-gpt2-onnx
+    gpt2onnx convert user/model@main OUT --opset 17
+    gpt2onnx convert ./my-gpt2 --in-place
+    """
+    from converter import terminal
+    from converter.export import convert as run
+
+    began = time.monotonic()
+    if out is None and not in_place:
+        raise click.UsageError("give a folder to write to (OUT), or --in-place")
+    if out is not None and in_place:
+        raise click.UsageError("--in-place writes into SOURCE: leave OUT away")
+    with terminal.byte_progress("copying weights", show=not quiet and not as_json) as progress:
+        done = run(
+            source, out, opset=opset, force=force, in_place=in_place, ignore=ignore, scan=not no_scan, progress=progress
+        )
+    seconds = time.monotonic() - began
+    for warning in done.warnings:
+        click.echo(f"gpt2onnx: warning: {warning}", err=True)
+    if as_json:
+        facts = terminal.conversion_facts(done, seconds)
+        click.echo(json.dumps(facts, indent=2))
+    elif not quiet:
+        click.echo(terminal.conversion_line(done, seconds))
+
+
+@cli.command()
+@click.argument("source")
+@out_argument
+@provider_option
+@ignore_option
+@json_option
+@debug_option
+def check(source: str, out: Path, provider: str, ignore: tuple[str, ...], as_json: bool) -> None:
+    """Prove that the model folder OUT is SOURCE; exit with 1 if it is not.
+
+    Weights are compared bit for bit; the mathematics in float64 against Hugging Face and a GPT-2 written from
+    scratch; float32 against the noise of Hugging Face's own float32. Needs torch and transformers.
+
+    \b
+    gpt2onnx check ./my-gpt2 ./my-gpt2-onnx
+    gpt2onnx check openai-community/gpt2 OUT --json
+    """
+    from converter import terminal
+    from converter.parity import check as run
+
+    with terminal.steps(show=not as_json) as progress:
+        report = run(source, out, ignore=ignore, provider=provider, progress=progress)
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), indent=2))
+    else:
+        terminal.print_report(report)
+    sys.exit(0 if report.passed else MISMATCH)
+
+
+@cli.command()
+@out_argument
+@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+@click.option("-n", "--max-new-tokens", default=DEFAULT_NEW_TOKENS, show_default=True, help="Tokens to add at most.")
+@click.option("--temperature", default=0.0, show_default=True, help="0 takes the likeliest token; 1 draws as trained.")
+@click.option("--top-k", default=0, show_default=True, help="Draw among the k likeliest tokens; 0: among all.")
+@click.option("--top-p", default=1.0, show_default=True, help="Draw among the likeliest tokens that make up p.")
+@click.option("--seed", type=int, help="Draw the same tokens every time.")
+@click.option("--ids", is_flag=True, help="Prompts are token ids, such as '464 3290'; so is the output.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of ONNX Runtime; by default one a core.")
+@provider_option
+@click.option("-q", "--quiet", is_flag=True, help="Print the text and no figures.")
+@json_option
+@debug_option
+def generate(
+    out: Path,
+    prompts: tuple[str, ...],
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int | None,
+    ids: bool,
+    threads: int | None,
+    provider: str,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Continue one or more PROMPTs with the model folder OUT, or what comes on standard input.
+
+    Several prompts run as one batch. Text streams as it is generated; figures go to standard error.
+
+    \b
+    gpt2onnx generate OUT "Once upon a time"
+    gpt2onnx generate OUT "The first" "The second" --temperature 0.8 --top-k 40 --seed 1
+    echo "From a pipe" | gpt2onnx generate OUT -n 50 -q
+    """
+    from converter import terminal
+    from converter.runtime.session import load
+
+    if not prompts:
+        if sys.stdin.isatty():
+            raise click.UsageError("give a prompt, or text on standard input")
+        prompts = (sys.stdin.read().rstrip("\n"),)
+    model = load(out, provider, threads)
+    stream = len(prompts) == 1 and not as_json and not ids
+    if stream:
+        click.echo(prompts[0], nl=False)
+    done = model.generate(
+        [terminal.parse_ids(prompt) for prompt in prompts] if ids else prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        on_text=(lambda _, text: click.echo(text, nl=False)) if stream else None,
+    )
+    if as_json:
+        click.echo(json.dumps(terminal.generation_facts(prompts, done), indent=2, ensure_ascii=False))
+        return
+    if stream:
+        click.echo()
+    else:
+        terminal.print_rows(prompts, done, ids)
+    if not quiet:
+        click.echo(terminal.generation_line(done, model.config.n_positions), err=True)
+
+
+@cli.command()
+@click.argument("source")
+@ignore_option
+@json_option
+@debug_option
+def inspect(source: str, ignore: tuple[str, ...], as_json: bool) -> None:
+    """Show what SOURCE is: its config, its size, and what becomes of each of its tensors.
+
+    \b
+    gpt2onnx inspect ./my-gpt2
+    gpt2onnx inspect openai-community/gpt2 --json
+    """
+    from converter import terminal
+    from converter.checkpoint import open_checkpoint
+    from converter.weights import account
+
+    checkpoint = open_checkpoint(source)
+    ledger = account(checkpoint, ignore)
+    if as_json:
+        click.echo(json.dumps(terminal.ledger_facts(checkpoint, ledger), indent=2))
+    else:
+        terminal.print_ledger(checkpoint, ledger)
+    for warning in ledger.warnings:
+        click.echo(f"gpt2onnx: warning: {warning}", err=True)
+
+
+@cli.command()
+@click.argument("out", required=False, type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace an OUT that gpt2onnx wrote.")
+@debug_option
+def demo(out: Path | None, force: bool) -> None:
+    """Convert, check and run the small GPT-2 that ships with gpt2onnx.
+
+    It was trained on Python's own language reference. The model folder is kept if you name OUT.
+
+    \b
+    gpt2onnx demo
+    gpt2onnx demo ./tiny-onnx
+    """
+    import tempfile
+
+    if out is not None:
+        _demo(out, force)
+        return
+    with tempfile.TemporaryDirectory(prefix="gpt2onnx-") as folder:
+        _demo(Path(folder) / "tiny-onnx", force)
+
+
+def _demo(out: Path, force: bool) -> None:
+    from converter import parity, terminal
+    from converter.data import CHECKPOINT
+    from converter.export import convert as run_convert
+    from converter.runtime.session import load
+
+    click.echo(f"$ gpt2onnx convert {CHECKPOINT} {out}")
+    began = time.monotonic()
+    done = run_convert(CHECKPOINT, out, force=force)
+    click.echo(terminal.conversion_line(done, time.monotonic() - began))
+
+    click.echo(f"\n$ gpt2onnx check {CHECKPOINT} {out}")
+    passed = True
+    if parity.available():
+        with terminal.steps() as progress:
+            report = parity.check(CHECKPOINT, out, progress=progress)
+        terminal.print_report(report)
+        passed = report.passed
+    else:
+        click.echo("skipped: it needs torch and transformers (pip install 'gpt2onnx[check]')")
+
+    click.echo(f"\n$ gpt2onnx generate {out} '{DEMO_PROMPT}' -n {DEMO_TOKENS} --temperature 0.8 --top-k 40 --seed 1")
+    click.echo(DEMO_PROMPT, nl=False)
+    model = load(out)
+    generation = model.generate(
+        [DEMO_PROMPT], max_new_tokens=DEMO_TOKENS, temperature=0.8, top_k=40, seed=1,
+        on_text=lambda _, text: click.echo(text, nl=False),
+    )  # fmt: skip
+    click.echo()
+    click.echo(terminal.generation_line(generation, model.config.n_positions), err=True)
+    if not passed:
+        sys.exit(MISMATCH)
+
+
+if __name__ == "__main__":
+    cli()

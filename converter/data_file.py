@@ -1,0 +1,186 @@
+"""The data file of a model folder: a safetensors file that the ONNX initializers point into by byte offset.
+
+Bytes of the right type are moved by the kernel and never enter this process; narrower ones are widened a piece at a
+time. While that goes on, one pass over the source looks for NaN and infinity.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+
+import numpy as np
+
+from converter.checkpoint import LazyTensor
+from converter.checkpoint.tensor import to_float32
+from converter.errors import CheckpointError
+
+FLOAT32_BYTES = 4
+
+# One request to the kernel: large enough to cost nothing, small enough for a progress bar to move.
+COPY_BYTES = 64 * 1024 * 1024
+
+# One read where the kernel cannot copy from file to file.
+READ_BYTES = 1024 * 1024
+
+# Blocks of the file systems that share them between files (btrfs, XFS): they can where source and target lie alike.
+BLOCK_BYTES = 4096
+
+# safetensors wants its header padded to this.
+HEADER_ALIGNMENT = 8
+
+SCAN_THREADS = 2
+
+# What a kernel or file system answers that cannot copy from this file to that one.
+NO_KERNEL_COPY = (errno.ENOSYS, errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM)
+
+Progress = Callable[[int], None]  # told how many bytes were written, each time
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The layout of a data file: the bytes of its header, and each weight's offset and length."""
+
+    header: bytes
+    places: Mapping[str, tuple[int, int]]
+
+    @property
+    def nbytes(self) -> int:
+        """The length of the whole file."""
+        return len(self.header) + sum(length for _, length in self.places.values())
+
+
+def plan(weights: Mapping[str, LazyTensor]) -> Plan:
+    """Lay ``weights`` out as float32 in alphabetical order, which is that of the safetensors library.
+
+    So a source that it wrote is copied in long runs; the header is padded until the first weight keeps its place
+    within a block of the file system.
+    """
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    ranges, end = {}, 0
+    for name in sorted(weights):
+        begin, end = end, end + weights[name].size * FLOAT32_BYTES
+        ranges[name] = (begin, end - begin)
+        entries[name] = {"dtype": "F32", "shape": list(weights[name].shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    start = 8 + len(text)
+    wanted = weights[min(weights)].offset
+    start += (wanted - start) % (HEADER_ALIGNMENT if wanted % HEADER_ALIGNMENT else BLOCK_BYTES)
+    start += -start % HEADER_ALIGNMENT
+    header = (start - 8).to_bytes(8, "little") + text.ljust(start - 8)
+    return Plan(header, {name: (start + begin, length) for name, (begin, length) in ranges.items()})
+
+
+def write(file: Path, layout: Plan, weights: Mapping[str, LazyTensor], scan: bool, progress: Progress) -> None:
+    """Write the data file, looking at every number on the way if ``scan`` says so.
+
+    Raises:
+        CheckpointError: a weight holds NaN or infinity, or a source file is cut short meanwhile.
+        OSError: the file cannot be written.
+    """
+    with ThreadPoolExecutor(SCAN_THREADS) as pool:
+        scans = [pool.submit(refuse_nonfinite, weight) for weight in weights.values()] if scan else []
+        try:
+            with file.open("wb", buffering=0) as target:
+                _write_all(target, layout.header)
+                for name in sorted(weights):
+                    _write_tensor(target, weights[name], progress)
+            for done in scans:
+                done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def refuse_nonfinite(tensor: LazyTensor) -> None:
+    """Look at every number of a weight.
+
+    Raises:
+        CheckpointError: one of them is NaN or infinite.
+    """
+    before = 0
+    for chunk in tensor.chunks():
+        finite = np.isfinite(to_float32(chunk, tensor.dtype))
+        if not finite.all():
+            at = np.unravel_index(before + int(finite.argmin()), tensor.shape)
+            value = to_float32(chunk, tensor.dtype)[int(finite.argmin())]
+            raise CheckpointError(
+                f"{tensor.file}: tensor {tensor.name} holds {value} at {[int(i) for i in at]}; the checkpoint is "
+                f"damaged or its training diverged (--no-scan converts it all the same)"
+            )
+        before += len(chunk)
+
+
+def scan_all(weights: Mapping[str, LazyTensor]) -> None:
+    """``refuse_nonfinite`` for every weight."""
+    with ThreadPoolExecutor(SCAN_THREADS) as pool:
+        for _ in pool.map(refuse_nonfinite, weights.values()):
+            pass
+
+
+def _write_tensor(target: FileIO, tensor: LazyTensor, progress: Progress) -> None:
+    if tensor.dtype == "float32" and tensor.strides is None:
+        with tensor.file.open("rb", buffering=0) as source:
+            copy(source, target, tensor.offset, tensor.nbytes, progress)
+        return
+    for chunk in tensor.chunks():
+        data = to_float32(chunk, tensor.dtype).tobytes()
+        _write_all(target, data)
+        progress(len(data))
+
+
+def copy(source: FileIO, target: FileIO, start: int, nbytes: int, progress: Progress) -> None:
+    """Append ``nbytes`` from byte ``start`` of one file to another, inside the kernel where it can.
+
+    Raises:
+        CheckpointError: the source ends before.
+        OSError: the target cannot be written.
+    """
+    for piece in _pieces(start, target.tell(), nbytes):
+        moved = _kernel_copy(source, target, start, piece)
+        source.seek(start + moved)
+        while moved < piece:
+            data = source.read(min(READ_BYTES, piece - moved))
+            if not data:
+                raise CheckpointError(f"{source.name!s} ends too early: it changed or is truncated")
+            _write_all(target, data)
+            moved += len(data)
+        start += piece
+        progress(piece)
+
+
+def _pieces(start: int, position: int, nbytes: int) -> Iterator[int]:
+    """Lengths that add up to ``nbytes``; where source and target lie alike in their blocks, whole blocks are asked for
+    apart from the rest, so that the file system can share them."""
+    head = min(-start % BLOCK_BYTES, nbytes) if (start - position) % BLOCK_BYTES == 0 else 0
+    tail = (nbytes - head) % BLOCK_BYTES
+    whole = nbytes - head - tail
+    yield from (piece for piece in (head, *[COPY_BYTES] * (whole // COPY_BYTES), whole % COPY_BYTES, tail) if piece)
+
+
+def _kernel_copy(source: FileIO, target: FileIO, start: int, nbytes: int) -> int:
+    """How many bytes the kernel copied; fewer than asked where it cannot go on."""
+    done = 0
+    while done < nbytes and hasattr(os, "copy_file_range"):
+        try:
+            moved = os.copy_file_range(source.fileno(), target.fileno(), nbytes - done, start + done)
+        except OSError as error:
+            if error.errno not in NO_KERNEL_COPY:
+                raise
+            break
+        if not moved:
+            break
+        done += moved
+    return done
+
+
+def _write_all(target: FileIO, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[target.write(view) :]

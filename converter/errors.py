@@ -1,0 +1,54 @@
+"""The errors a user can mend. Each carries one sentence: what was found where, what was expected, what to do.
+
+Raised where the fact is known; the command line prints the sentence and exits with 2.
+"""
+
+from __future__ import annotations
+
+from reference.errors import ConfigError, GPT2Error, WeightsError
+
+__all__ = [
+    "CheckError",
+    "CheckpointError",
+    "ConfigError",
+    "GPT2Error",
+    "HubError",
+    "ModelFolderError",
+    "OutputError",
+    "PromptError",
+    "ProviderError",
+    "TokenizerError",
+    "WeightsError",
+]
+
+
+class CheckpointError(GPT2Error):
+    """A source cannot be read, or does not hold what a GPT-2 checkpoint holds."""
+
+
+class HubError(CheckpointError):
+    """The Hub does not give out a model."""
+
+
+class OutputError(GPT2Error):
+    """The model folder cannot be written."""
+
+
+class ModelFolderError(GPT2Error):
+    """A model folder cannot be opened."""
+
+
+class ProviderError(GPT2Error):
+    """The installed ONNX Runtime lacks an execution provider."""
+
+
+class TokenizerError(GPT2Error):
+    """A tokenizer is missing or cannot be read."""
+
+
+class PromptError(GPT2Error):
+    """A prompt cannot be continued: empty, too long, or with token ids that the model does not have."""
+
+
+class CheckError(GPT2Error):
+    """Parity cannot be judged: something it needs is absent, or the two sides are not of one model."""

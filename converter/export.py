@@ -1,0 +1,220 @@
+"""Writes the model folder: graph, data file, and what clients want beside them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converter import data_file, tokenizer
+from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.checkpoint.config import read_json
+from converter.checkpoint.folder import companions
+from converter.clients import config_json, genai_config, model_card, token_ids, write_json
+from converter.errors import OutputError
+from converter.staging import MANIFEST, reason, staged
+from converter.version import VERSION
+from converter.weights import Entry, Ledger, account
+from reference.config import GPT2Config
+
+MODEL, DATA = "onnx/model.onnx", "onnx/model.onnx_data"
+MODEL_IN_PLACE = "model.onnx"  # beside the weights it points into
+MANIFEST_FORMAT = 1
+DEFAULT_OPSET = 23  # the first with Attention; runs in ONNX Runtime 1.23 and newer
+
+Progress = Callable[[int, int], None]  # bytes written, bytes in all
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did.
+
+    Attributes:
+        out: the model folder.
+        ledger: what became of every tensor of the source.
+        bytes_written: the size of the files that are new.
+    """
+
+    out: Path
+    ledger: Ledger
+    bytes_written: int
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences for the user."""
+        return self.ledger.warnings
+
+
+def convert(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    opset: int = DEFAULT_OPSET,
+    force: bool = False,
+    in_place: bool = False,
+    ignore: Iterable[str] = (),
+    scan: bool = True,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Convert a GPT-2 checkpoint into a model folder that ONNX Runtime and other ONNX clients open.
+
+    ``out`` appears whole or not at all. Without ``out``, ``in_place`` adds the graph to a local folder of float32
+    safetensors and copies no weights.
+
+    Args:
+        source: a Hugging Face folder, or a Hub id such as ``openai-community/gpt2``.
+        opset: of the graph, from 17.
+        force: replace an ``out`` (or, in place, a graph) that an earlier conversion wrote.
+        ignore: globs of tensors to leave aside.
+        scan: refuse weights that hold NaN or infinity.
+        progress: called with the bytes written so far and in all.
+
+    Raises:
+        ConfigError, CheckpointError: the source is not a GPT-2, or is incomplete or damaged.
+        OutputError: the folder cannot be written, or exists.
+    """
+    from converter.graph.model import MAX_OPSET, MIN_OPSET
+
+    if not MIN_OPSET <= opset <= MAX_OPSET:
+        raise OutputError(f"opset is {opset}; expected {MIN_OPSET} to {MAX_OPSET}")
+    if in_place == (out is not None):
+        raise OutputError("a conversion writes to OUT or works in place: give one of the two")
+    checkpoint = open_checkpoint(source)
+    ledger = account(checkpoint, ignore)
+    if out is None:
+        return _convert_in_place(checkpoint, ledger, opset, force, scan)
+    layout = data_file.plan(ledger.weights)
+    written = 0
+
+    def advance(count: int) -> None:
+        nonlocal written
+        written += count
+        if progress is not None:
+            progress(written, layout.nbytes)
+
+    with staged(Path(out), force) as stage:
+        (stage / "onnx").mkdir()
+        data_file.write(stage / DATA, layout, ledger.weights, scan, advance)
+        places = {name: (Path(DATA).name, *place) for name, place in layout.places.items()}
+        _write_graph(stage / MODEL, ledger.config, places, opset)
+        if os.name == "posix":  # elsewhere a link asks for privileges
+            (stage / "model.safetensors").symlink_to(DATA)
+        _write_companions(checkpoint, stage, ledger, opset, MODEL, DATA)
+        bytes_written = sum(file.lstat().st_size for file in stage.rglob("*") if file.is_file())
+    return Conversion(Path(out), ledger, bytes_written)
+
+
+def _convert_in_place(checkpoint: Checkpoint, ledger: Ledger, opset: int, force: bool, scan: bool) -> Conversion:
+    folder = checkpoint.folder
+    _refuse_in_place(checkpoint, ledger)
+    before = {entry.name for entry in folder.iterdir()}
+    replaceable = {MODEL_IN_PLACE, MANIFEST, "genai_config.json"} if MANIFEST in before and force else set()
+    if MODEL_IN_PLACE in before - replaceable:
+        raise OutputError(f"{folder / MODEL_IN_PLACE} exists; --force replaces one that gpt2onnx wrote")
+    if scan:
+        data_file.scan_all(ledger.weights)
+    stage = folder / f".gpt2onnx-{os.getpid()}"
+    try:
+        stage.mkdir()
+        try:
+            places = {name: (w.file.name, w.offset, w.nbytes) for name, w in ledger.weights.items()}
+            _write_graph(stage / MODEL_IN_PLACE, ledger.config, places, opset)
+            data = ", ".join(sorted({weight.file.name for weight in ledger.weights.values()}))
+            _write_companions(checkpoint, stage, ledger, opset, MODEL_IN_PLACE, data, keep=before - replaceable)
+            new = sorted({entry.name for entry in stage.iterdir()} - (before - replaceable))
+            new.sort(key=lambda name: name == MODEL_IN_PLACE)  # the graph last: with it the folder is a model folder
+            for name in new:
+                (stage / name).replace(folder / name)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be written to: {reason(error)}; convert to a folder of its own (OUT)"
+        ) from error
+    return Conversion(folder, ledger, sum((folder / name).stat().st_size for name in new))
+
+
+def _refuse_in_place(checkpoint: Checkpoint, ledger: Ledger) -> None:
+    """The graph can only point at bytes that are right as they lie, in files that ONNX opens.
+
+    Raises:
+        OutputError: a weight is not float32, or lies in something else than a regular safetensors file.
+    """
+    if not checkpoint.weight_file.startswith("model.safetensors"):
+        raise OutputError(
+            f"--in-place needs safetensors; {checkpoint.folder / checkpoint.weight_file} is not: give an OUT"
+        )
+    for weight in ledger.weights.values():
+        if weight.dtype != "float32":
+            raise OutputError(
+                f"--in-place needs float32; {weight.file}: tensor {weight.name} is {weight.dtype}: give an OUT"
+            )
+    for file in sorted({weight.file for weight in ledger.weights.values()}):
+        kind = "a symbolic link" if file.is_symlink() else "a hard link" if file.stat().st_nlink > 1 else None
+        if kind:
+            raise OutputError(f"--in-place needs regular files, as onnx refuses links; {file} is {kind}: give an OUT")
+
+
+def _write_graph(file: Path, config: GPT2Config, places: Mapping[str, tuple[str, int, int]], opset: int) -> None:
+    from converter.graph.model import build
+
+    file.write_bytes(build(config, places.__getitem__, opset))
+
+
+def _write_companions(
+    checkpoint: Checkpoint, stage: Path, ledger: Ledger, opset: int, model: str, data: str, keep: Iterable[str] = ()
+) -> None:
+    """Everything beside graph and weights; files in ``keep`` are read but not changed."""
+    config = ledger.config
+    for name in companions(checkpoint.folder):
+        shutil.copyfile(checkpoint.folder / name, stage / name)
+    tokenizer.complete(stage, config.n_positions, keep)
+    generation = read_json(stage / "generation_config.json") if (stage / "generation_config.json").is_file() else {}
+    write_json(stage / "config.json", config_json(checkpoint.config_values, config))
+    ids = token_ids(config, checkpoint.config_values, generation)
+    write_json(stage / "genai_config.json", genai_config(config, ids, model))
+    write_json(stage / MANIFEST, _manifest(checkpoint, ledger, opset, model))
+    widened = sorted({weight.dtype for weight in ledger.weights.values()} - {"float32"})
+    card = model_card(
+        name=checkpoint.name,
+        version=VERSION,
+        parameters=ledger.parameters,
+        opset=opset,
+        model=model,
+        data=data,
+        widened=f" (widened from {' and '.join(widened)}, which is exact)" if widened else "",
+        **{key: getattr(config, key) for key in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")},
+    )
+    (stage / "README.md").write_text(card, encoding="utf-8")
+
+
+def _manifest(checkpoint: Checkpoint, ledger: Ledger, opset: int, model: str) -> dict[str, Any]:
+    """``gpt2onnx.json``: where the folder came from. Nothing in it depends on when or where it was written."""
+    import onnx
+    import onnxscript
+
+    return {
+        "format": MANIFEST_FORMAT,
+        "versions": {"gpt2onnx": VERSION, "onnx": onnx.__version__, "onnxscript": onnxscript.__version__},
+        "source": {"name": checkpoint.name, "weight_file": checkpoint.weight_file},
+        "model": model,
+        "opset": opset,
+        "precision": "fp32",
+        "parameters": ledger.parameters,
+        "ledger": [_row(entry) for entry in ledger.entries],
+    }
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    tensor = entry.tensor
+    return {
+        "source": tensor.name,
+        "name": entry.name,
+        "role": str(entry.role),
+        "dtype": tensor.dtype,
+        "shape": list(tensor.shape),
+        "file": tensor.file.name,
+    }

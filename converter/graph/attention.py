@@ -1,0 +1,97 @@
+"""Causal self-attention with a cache, and the mask that says who may look where."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from converter.graph.module import Module
+from converter.graph.precision import Precision
+from reference.config import GPT2Config
+
+ATTENTION_SINCE = 23  # the opset that brought Attention
+
+
+class CausalMask(Module):
+    """``attention_mask [batch, total]`` and the new tokens → bool ``[batch, 1, new, total]``: who looks where.
+
+    Back in time and not at padding. The diagonal is allowed always: a row with nothing in it, that of a padding
+    token, is NaN on ONNX Runtime 1.23. The shape is spelled out in full because ``[batch, 1, 1, total]`` is silently
+    misread by some runtimes.
+    """
+
+    def forward(self, op: Any, input_ids: ir.Value, attention_mask: ir.Value) -> ir.Value:
+        total = op.Squeeze(op.Shape(attention_mask, start=1, end=2))
+        new = op.Squeeze(op.Shape(input_ids, start=1, end=2))
+        key = op.Range(0, total, 1)  # [total]
+        query = op.Unsqueeze(op.Range(op.Sub(total, new), total, 1), [1])  # [new, 1]
+        token = op.Cast(op.Unsqueeze(attention_mask, [1, 2]), to=ir.DataType.BOOL)  # [batch, 1, 1, total]
+        seen = op.And(op.LessOrEqual(key, query), token)  # [batch, 1, new, total]
+        return op.Or(seen, op.Equal(key, query))
+
+
+class AdditiveMask(Module):
+    """The mask as what is added to the scores: 0 where a query may look, the type's lowest number where not."""
+
+    def __init__(self, precision: Precision) -> None:
+        super().__init__()
+        self.dtype = precision.dtype
+
+    def forward(self, op: Any, mask: ir.Value) -> ir.Value:
+        lowest = float(np.finfo(self.dtype.numpy()).min)
+        zero, masked = (ir.tensor(value, dtype=self.dtype) for value in (0.0, lowest))
+        return op.Where(mask, op.Constant(value=zero), op.Constant(value=masked))
+
+
+class ScaledDotProduct(Module):
+    """softmax(scale · q kᵀ + mask) v over the cached and the new tokens; returns the longer cache too.
+
+    ``q``, ``k``, ``v`` and the result are ``[batch, new, n_embd]``, the cache ``[batch, n_head, tokens, head_dim]``.
+    """
+
+    def __init__(self, config: GPT2Config, layer_idx: int) -> None:
+        super().__init__()
+        self.n_head, self.head_dim = config.n_head, config.head_dim
+        self.scale = config.attn_scale(layer_idx)
+
+    def forward(
+        self, op: Any, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value, past: tuple[ir.Value, ir.Value]
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        if op.version >= ATTENTION_SINCE:
+            return tuple(
+                op.Attention(
+                    q, k, v, mask, *past,
+                    q_num_heads=self.n_head, kv_num_heads=self.n_head, scale=self.scale, _outputs=3,
+                )
+            )  # fmt: skip
+        query = self.heads(op, q)
+        key = op.Concat(past[0], self.heads(op, k), axis=2)
+        value = op.Concat(past[1], self.heads(op, v), axis=2)
+        scores = op.Mul(op.MatMul(query, op.Transpose(key, perm=[0, 1, 3, 2])), self.scale)
+        weights = op.Softmax(op.Add(scores, mask), axis=-1)
+        attended = op.Transpose(op.MatMul(weights, value), perm=[0, 2, 1, 3])
+        return op.Reshape(attended, [0, 0, self.n_head * self.head_dim]), key, value
+
+    def heads(self, op: Any, x: ir.Value) -> ir.Value:
+        """``[batch, new, n_embd]`` → ``[batch, n_head, new, head_dim]``."""
+        return op.Transpose(op.Reshape(x, [0, 0, self.n_head, self.head_dim]), perm=[0, 2, 1, 3])
+
+
+class CausalSelfAttention(Module):
+    """One projection for q, k and v side by side, attention, one projection back."""
+
+    def __init__(self, config: GPT2Config, layer_idx: int, precision: Precision) -> None:
+        super().__init__()
+        self.n_embd = config.n_embd
+        self.c_attn = precision.linear(config.n_embd, 3 * config.n_embd)
+        self.sdpa = ScaledDotProduct(config, layer_idx)
+        self.c_proj = precision.linear(config.n_embd, config.n_embd)
+
+    def forward(
+        self, op: Any, x: ir.Value, mask: ir.Value, past: tuple[ir.Value, ir.Value]
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        q, k, v = op.Split(self.c_attn(op, x), [self.n_embd] * 3, axis=-1, _outputs=["q", "k", "v"])
+        attended, key, value = self.sdpa(op, q, k, v, mask, past)
+        return self.c_proj(op, attended), key, value

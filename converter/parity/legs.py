@@ -1,0 +1,122 @@
+"""Legs: everything that computes logits of the same model, behind one call.
+
+A leg is a function of a ``Case`` that returns its logits, ``[batch, tokens, vocab_size]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+
+from converter.checkpoint import LazyTensor
+from converter.parity.cases import Case
+from converter.runtime.session import Model
+from reference.config import GPT2Config
+from reference.model import GPT2
+
+Leg = Callable[[Case], np.ndarray]
+
+# What one call gives: the logits of a chunk and the cache for the next.
+Step = Callable[[np.ndarray, np.ndarray, np.ndarray, Any], tuple[np.ndarray, Any]]
+
+
+def run(step: Step, case: Case) -> np.ndarray:
+    """Feed a case chunk by chunk, and put the logits together."""
+    parts, cache, begin = [], None, 0
+    for size in case.chunks:
+        end = begin + size
+        window = slice(begin, end)
+        logits, cache = step(
+            case.input_ids[:, window], case.attention_mask[:, :end], case.position_ids[:, window], cache
+        )
+        parts.append(logits)
+        begin = end
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+
+def reference(config: GPT2Config, weights: Mapping[str, LazyTensor], dtype: torch.dtype) -> Leg:
+    """The from-scratch GPT-2, with the weights as the ledger maps them."""
+    if dtype == torch.float64:
+        config = _exact(config)
+    model = GPT2.from_weights(config, {name: to_torch(weight) for name, weight in weights.items()}, dtype)
+
+    @torch.inference_mode()
+    def step(input_ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any) -> tuple[np.ndarray, Any]:
+        out = model(torch.tensor(input_ids), cache, torch.tensor(mask), torch.tensor(positions))
+        return out.logits.numpy(), out.past_key_values
+
+    return partial(run, step)
+
+
+def uncached(leg: Leg) -> Leg:
+    """The same leg, all tokens at once: what a cache must not change."""
+    return lambda case: leg(Case(case.name, case.input_ids, case.attention_mask, (case.input_ids.shape[1],)))
+
+
+def huggingface(folder: Path, dtype: torch.dtype, attention: str) -> Leg:
+    """transformers' GPT-2, opened by transformers' own loader with its own reading of the config."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    # transformers raises in float64 when the flag is set, which is about rounding and not about mathematics.
+    override = {"reorder_and_upcast_attn": False} if dtype == torch.float64 else {}
+    model = transformers.GPT2LMHeadModel.from_pretrained(
+        folder, dtype=dtype, attn_implementation=attention, local_files_only=True, **override
+    ).eval()
+
+    @torch.inference_mode()
+    def step(input_ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any) -> tuple[np.ndarray, Any]:
+        out = model(
+            input_ids=torch.tensor(input_ids),
+            attention_mask=torch.tensor(mask),
+            position_ids=torch.tensor(positions),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return out.logits.numpy(), out.past_key_values
+
+    return partial(run, step)
+
+
+def shipped(model: Model) -> Leg:
+    """The shipped graph in ONNX Runtime, as ``generate`` runs it."""
+
+    def step(input_ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any) -> tuple[np.ndarray, Any]:
+        return model.step(input_ids, mask, positions, model.empty_cache(len(input_ids)) if cache is None else cache)
+
+    return partial(run, step)
+
+
+def widened(session: onnxruntime.InferenceSession, config: GPT2Config) -> Leg:
+    """The shipped graph in float64."""
+    inputs = [value.name for value in session.get_inputs() if value.name.startswith("past_key_values.")]
+
+    def step(input_ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any) -> tuple[np.ndarray, Any]:
+        empty = np.empty((len(input_ids), config.n_head, 0, config.head_dim))
+        past = dict(zip(inputs, cache or [empty] * len(inputs), strict=True))
+        feeds = {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions}
+        logits, *longer = session.run(None, {name: np.ascontiguousarray(a) for name, a in feeds.items()} | past)
+        return logits, longer
+
+    return partial(run, step)
+
+
+def to_torch(weight: LazyTensor) -> torch.Tensor:
+    """A weight as a tensor that lies in the mapped file."""
+    mapped = weight.memmap()
+    if weight.dtype == "bfloat16":
+        return torch.from_numpy(mapped.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(mapped)
+
+
+def _exact(config: GPT2Config) -> GPT2Config:
+    """Without the flag that asks for float32 inside float16 models; in float64 it would only lose digits."""
+    return replace(config, reorder_and_upcast_attn=False)

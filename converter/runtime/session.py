@@ -1,0 +1,232 @@
+"""A model folder in ONNX Runtime: opened once, then run step by step with the cache left where the runtime put it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from converter import tokenizer
+from converter.checkpoint.config import parse_config, read_json
+from converter.clients import token_ids
+from converter.errors import ModelFolderError, PromptError, ProviderError
+from converter.staging import MANIFEST
+from reference.config import GPT2Config
+
+try:
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+except ImportError as error:
+    raise ProviderError(
+        "ONNX Runtime is not installed; install it with: pip install 'gpt2onnx[cpu]', or 'gpt2onnx[gpu]' for CUDA"
+    ) from error
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from converter.runtime.generation import Generation
+
+MODEL_FILES = ("onnx/model.onnx", "model.onnx")  # where a folder without our manifest may have its graph
+
+LOG_ERRORS_ONLY = 3  # num_logits_to_keep, an input with a default, draws a warning at every load otherwise
+
+# What ONNX Runtime raises for a graph it cannot open.
+OPEN_ERRORS = (
+    ort_errors.Fail,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+
+ortvalue = onnxruntime.OrtValue.ortvalue_from_numpy
+
+Cache = list[Any]  # OrtValues: keys and values of each layer in turn, [batch, n_head, tokens, head_dim]
+
+
+def provider_name(provider: str) -> str:
+    """ONNX Runtime's name of an execution provider: ``cuda`` → ``CUDAExecutionProvider``.
+
+    Raises:
+        ProviderError: the installed ONNX Runtime does not have it.
+    """
+    offered = {name.removesuffix("ExecutionProvider").lower(): name for name in onnxruntime.get_available_providers()}
+    if provider.lower() not in offered:
+        mend = "; install onnxruntime-gpu in place of onnxruntime" if provider.lower() in ("cuda", "tensorrt") else ""
+        raise ProviderError(
+            f"the installed ONNX Runtime has no provider {provider}; it offers {', '.join(offered)}{mend}"
+        )
+    return offered[provider.lower()]
+
+
+def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
+    """How the runtime is used, here and in ``check``: its defaults, its log reduced to errors."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = LOG_ERRORS_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
+
+
+def model_file(folder: Path) -> Path:
+    """The graph of a model folder.
+
+    Raises:
+        ModelFolderError: there is none.
+    """
+    if not folder.is_dir():
+        raise ModelFolderError(f"there is no model folder {folder}; make one with gpt2onnx convert SOURCE {folder}")
+    names = [str(read_json(folder / MANIFEST).get("model"))] if (folder / MANIFEST).is_file() else list(MODEL_FILES)
+    for name in names:
+        if not os.path.isabs(name) and ".." not in Path(name).parts and (folder / name).is_file():
+            return folder / name
+    raise ModelFolderError(f"{folder} has no {names[0]}; make a model folder with gpt2onnx convert SOURCE OUT")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model folder, opened.
+
+    Attributes:
+        folder: where it is.
+        config: the architecture.
+        session: the ONNX Runtime session.
+        device: where the runtime keeps the cache, ``cpu`` or ``cuda``.
+    """
+
+    folder: Path
+    config: GPT2Config
+    session: onnxruntime.InferenceSession
+    device: str = "cpu"
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The folder's tokenizer, if it has one."""
+        return tokenizer.load(self.folder)
+
+    @cached_property
+    def token_ids(self) -> dict[str, int | list[int]]:
+        """``bos_token_id``, ``eos_token_id`` and ``pad_token_id``, as far as the model has such tokens."""
+        generation = self.folder / "generation_config.json"
+        values = [read_json(self.folder / "config.json")]
+        return token_ids(self.config, *values, *([read_json(generation)] if generation.is_file() else []))
+
+    @cached_property
+    def cache_names(self) -> tuple[list[str], list[str]]:
+        """The cache's names as inputs and as outputs."""
+        parts = [f"{i}.{part}" for i in range(self.config.n_layer) for part in ("key", "value")]
+        return [f"past_key_values.{part}" for part in parts], [f"present.{part}" for part in parts]
+
+    def empty_cache(self, batch: int) -> Cache:
+        """A cache that holds no token."""
+        empty = np.empty((batch, self.config.n_head, 0, self.config.head_dim), np.float32)
+        return [ortvalue(empty, self.device)] * (2 * self.config.n_layer)
+
+    def step(
+        self, input_ids: np.ndarray, attention_mask: np.ndarray, position_ids: np.ndarray, cache: Cache, keep: int = 0
+    ) -> tuple[np.ndarray, Cache]:
+        """Run the graph over new tokens; the cache goes from run to run without passing through Python.
+
+        Args:
+            input_ids: ``[batch, new]`` int64.
+            attention_mask: ``[batch, cached + new]`` int64, 0 for padding.
+            position_ids: ``[batch, new]`` int64.
+            cache: of an earlier step, or ``empty_cache``.
+            keep: the logits of how many last positions are wanted; 0 for all.
+
+        Returns:
+            Logits ``[batch, keep or new, vocab_size]`` float32, and the longer cache.
+        """
+        binding = self.session.io_binding()
+        feeds = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "num_logits_to_keep": np.array(keep),
+        }
+        for name, array in feeds.items():
+            binding.bind_ortvalue_input(name, ortvalue(np.ascontiguousarray(array, np.int64)))
+        pasts, presents = self.cache_names
+        for name, value in zip(pasts, cache, strict=True):
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_output("logits", "cpu")
+        for name in presents:
+            binding.bind_output(name, self.device)
+        self.session.run_with_iobinding(binding)
+        logits, *longer = binding.get_outputs()
+        return logits.numpy(), longer
+
+    def logits(self, ids: Sequence[int] | Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
+        """The logits after each token: ``[tokens]`` ids give ``[tokens, vocab_size]``, ``[batch, tokens]`` one more.
+
+        Raises:
+            PromptError: an id is not a token of the model, or there are more than ``n_positions``.
+        """
+        array = np.atleast_2d(np.asarray(ids))
+        if array.ndim != 2 or array.dtype.kind not in "iu" or not array.size:
+            raise PromptError(
+                f"token ids are an array of {array.dtype} {list(array.shape)}; "
+                f"expected integers, [tokens] or [batch, tokens]"
+            )
+        refuse_ids(array, self.config)
+        if array.shape[1] > self.config.n_positions:
+            raise PromptError(f"{array.shape[1]} tokens are more than the model's {self.config.n_positions} positions")
+        positions = np.broadcast_to(np.arange(array.shape[1]), array.shape)
+        logits, _ = self.step(array, np.ones_like(array), positions, self.empty_cache(len(array)))
+        return logits if np.ndim(ids) == 2 else logits[0]
+
+    def generate(self, prompts: Sequence[str] | Sequence[Sequence[int]], **options: Any) -> Generation:
+        """Continue prompts; see ``converter.runtime.generation.generate`` for the options."""
+        from converter.runtime.generation import generate
+
+        return generate(self, prompts, **options)
+
+
+def refuse_ids(ids: np.ndarray, config: GPT2Config) -> None:
+    """The embedding must have a row for every id.
+
+    Raises:
+        PromptError: one has none.
+    """
+    outside = ids[(ids < 0) | (ids >= config.vocab_size)]
+    if outside.size:
+        raise PromptError(
+            f"token id {int(outside[0])} is not one of the model's {config.vocab_size} tokens "
+            f"(0 to {config.vocab_size - 1})"
+        )
+
+
+def load(folder: str | os.PathLike[str], provider: str = "cpu", threads: int | None = None) -> Model:
+    """Open a model folder in ONNX Runtime.
+
+    Args:
+        folder: what ``convert`` wrote.
+        provider: ``cpu``, ``cuda`` or another that the installed ONNX Runtime offers.
+        threads: for one operator; by default one a core.
+
+    Raises:
+        ModelFolderError: the folder is incomplete or its graph cannot be opened.
+        ProviderError: the provider is not there, or does not work on this machine.
+    """
+    folder = Path(folder)
+    name = provider_name(provider)
+    file = model_file(folder)
+    config = parse_config(read_json(folder / "config.json"), folder / "config.json")
+    try:
+        session = onnxruntime.InferenceSession(os.fspath(file), session_options(threads), providers=[name])
+    except OPEN_ERRORS as error:
+        raise ModelFolderError(
+            f"{file} cannot be opened by ONNX Runtime {onnxruntime.__version__} ({error})"
+        ) from error
+    if session.get_providers()[0] != name:
+        raise ProviderError(
+            f"ONNX Runtime has the provider {provider} but cannot use it on this machine; try --provider cpu"
+        )
+    return Model(folder, config, session, "cuda" if provider.lower() == "cuda" else "cpu")

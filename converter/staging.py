@@ -1,0 +1,120 @@
+"""A folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import ModuleType
+
+from converter.errors import OutputError
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows: leftovers of a killed conversion stay
+    fcntl = None
+
+MANIFEST = "gpt2onnx.json"
+
+
+@contextmanager
+def staged(out: Path, force: bool = False) -> Iterator[Path]:
+    """A new folder beside ``out`` that takes its place when the block ends well, and vanishes when it does not.
+
+    Args:
+        force: replace an existing ``out``, if it carries our manifest.
+
+    Raises:
+        OutputError: ``out`` exists and may not be replaced, or cannot be written.
+    """
+    out = Path(os.path.realpath(out))
+    aside = out.with_name(f".{out.name}.gpt2onnx-old")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _recover(out, aside)
+        _refuse_existing(out, force)
+        stage = out.with_name(f".{out.name}.gpt2onnx-{os.getpid()}")
+        stage.mkdir()
+        with _locked(stage):
+            try:
+                yield stage
+                _swap(stage, out, aside)
+            finally:
+                shutil.rmtree(stage, ignore_errors=True)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written: {reason(error)}") from error
+
+
+def reason(error: OSError) -> str:
+    """What the operating system said, and of which file."""
+    text = error.strerror or str(error)
+    return f"{text} ({error.filename})" if error.filename else text
+
+
+def _refuse_existing(out: Path, force: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not force:
+        raise OutputError(f"{out} exists; choose another OUT, or --force to replace a folder that gpt2onnx wrote")
+    if not (out / MANIFEST).is_file():
+        raise OutputError(f"{out} exists and has no {MANIFEST}: gpt2onnx did not write it, and does not replace it")
+
+
+def _swap(stage: Path, out: Path, aside: Path) -> None:
+    if out.exists() and any(out.iterdir()):
+        out.rename(aside)
+        try:
+            stage.rename(out)
+        except OSError:
+            aside.rename(out)
+            raise
+        shutil.rmtree(aside)
+    else:
+        stage.rename(out)
+
+
+def _recover(out: Path, aside: Path) -> None:
+    """Tidy up after a conversion that was killed: put the old folder back, throw half-written ones away."""
+    if aside.exists():
+        if out.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(out)
+    for leftover in out.parent.glob(f".{out.name}.gpt2onnx-*"):
+        pid = leftover.name.rpartition("-")[2]
+        if pid.isdigit() and not _alive(int(pid)):
+            with _locked(leftover) as ours:
+                if ours:
+                    shutil.rmtree(leftover)
+
+
+def _alive(pid: int) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Hold a lock that ends with this process, also where processes are numbered apart (containers, other hosts)."""
+    if fcntl is None:
+        yield False
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        held = False
+        with suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        yield held
+    finally:
+        os.close(handle)

@@ -1,0 +1,243 @@
+"""What the command line shows: lines, tables, progress. In a terminal with colour, piped as plain text."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from converter.errors import PromptError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from converter.checkpoint import Checkpoint
+    from converter.export import Conversion
+    from converter.parity.verdict import Report
+    from converter.runtime.generation import Generation
+    from converter.weights import Ledger
+
+PIPED_WIDTH = 250  # of a table that nobody wraps
+
+
+def console(stderr: bool = False) -> Console:
+    """rich's console; without a terminal it neither colours nor cuts."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else PIPED_WIDTH, highlight=False, soft_wrap=True)
+
+
+def size(nbytes: float) -> str:
+    """A number of bytes for people: ``497.8 MB``."""
+    for unit in ("B", "kB", "MB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.2f} GB"
+
+
+def peak_memory() -> int | None:
+    """The most memory this process has held, mapped files included, in bytes; None where nobody counts."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@contextmanager
+def byte_progress(title: str, show: bool = True) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on standard error that counts bytes; nothing without a terminal, nothing left behind."""
+    if not (show and sys.stderr.isatty()):
+        yield None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def steps(show: bool = True) -> Iterator[Callable[[str], None]]:
+    """A line on standard error that says what is being computed; nothing without a terminal."""
+    if not (show and sys.stderr.isatty()):
+        yield lambda step: None
+        return
+    with console(stderr=True).status("starting") as status:
+        yield status.update
+
+
+def conversion_facts(done: Conversion, seconds: float) -> dict[str, Any]:
+    """A conversion for JSON."""
+    return {
+        "out": str(done.out),
+        "parameters": done.ledger.parameters,
+        "bytes_written": done.bytes_written,
+        "seconds": round(seconds, 3),
+        "peak_memory_bytes": peak_memory(),
+        "warnings": list(done.warnings),
+    }
+
+
+def conversion_line(done: Conversion, seconds: float) -> str:
+    """A conversion in a line."""
+    peak = peak_memory()
+    memory = f", peak memory {size(peak)}" if peak is not None else ""
+    written = f"{size(done.bytes_written)} written in {seconds:.2f} s"
+    return f"{done.out}: {done.ledger.parameters:,} parameters, {written}{memory}"
+
+
+def table(*columns: str, right: Sequence[str] = ()) -> Table:
+    """An empty table; ``right`` names the columns of numbers."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    made = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        made.add_column(
+            column, justify="right" if column in right else "left", no_wrap=column in right, overflow="fold"
+        )
+    return made
+
+
+def print_report(report: Report) -> None:
+    """The verdict on a model folder, with the table of legs it rests on."""
+    numbers = ("RMS error", "max error", "RMS ÷ floor", "max ÷ floor", "other top-1", "near ties")
+    legs = table("leg", "proves", *numbers, "verdict", right=numbers)
+    exact = "[green]pass[/]" if not report.exactness_faults else "[red]FAIL[/]"
+    legs.add_row(f"{report.initializers} initializers", "bit for bit", *[""] * len(numbers), exact)
+    for leg in report.legs:
+        verdict = "[red]FAIL[/]" if leg.fault else "[green]pass[/]" if leg.kind != "noise floor" else "–"
+        legs.add_row(
+            leg.name,
+            leg.kind,
+            f"{leg.rms:.1e}",
+            f"{leg.maximum:.1e}",
+            f"{leg.rms_floors:.2f}" if leg.kind != "semantics" else "",
+            f"{leg.maximum_floors:.2f}" if leg.kind != "semantics" else "",
+            str(leg.flips),
+            str(leg.near_ties),
+            verdict,
+        )
+    out = console()
+    out.print(legs)
+    out.print(
+        f"Errors are shares of the logits' scale, {report.scale:.3g}; noise floor {report.floor_rms:.1e} RMS, "
+        f"{report.floor_maximum:.1e} max. {report.legs[0].positions} positions of {report.text}; {report.provider}."
+    )
+    for note in report.notes:
+        out.print(f"note: {note}", markup=False)
+    out.print(f"[{'green' if report.passed else 'red'} bold]{'MATCH' if report.passed else 'MISMATCH'}[/]: ", end="")
+    out.print(report.verdict, markup=False)
+
+
+def print_ledger(checkpoint: Checkpoint, ledger: Ledger) -> None:
+    """A source's config and what becomes of each tensor."""
+    out = console()
+    out.print(
+        f"{checkpoint.name}: GPT-2 with {ledger.parameters:,} parameters, "
+        f"{len(ledger.entries)} tensors in {checkpoint.weight_file}",
+        markup=False,
+    )
+    out.print(
+        ", ".join(f"{key} {value}" for key, value in asdict(ledger.config).items() if value is not None), markup=False
+    )
+    numbers = ("shape", "bytes")
+    rows = table("source name", "canonical name", "role", "layout", "dtype", *numbers, "file", right=numbers)
+    for entry in ledger.entries:
+        tensor = entry.tensor
+        rows.add_row(
+            tensor.name,
+            entry.name,
+            entry.role,
+            entry.layout or "–",
+            tensor.dtype,
+            " × ".join(map(str, tensor.shape)) or "scalar",
+            f"{tensor.nbytes:,}",
+            tensor.file.name,
+        )
+    out.print(rows)
+
+
+def ledger_facts(checkpoint: Checkpoint, ledger: Ledger) -> dict[str, Any]:
+    """A source for JSON."""
+    return {
+        "name": checkpoint.name,
+        "weight_file": checkpoint.weight_file,
+        "config": asdict(ledger.config),
+        "parameters": ledger.parameters,
+        "warnings": list(ledger.warnings),
+        "tensors": [
+            {
+                "source": entry.tensor.name,
+                "name": entry.name,
+                "role": entry.role,
+                "layout": entry.layout,
+                "dtype": entry.tensor.dtype,
+                "shape": list(entry.tensor.shape),
+                "bytes": entry.tensor.nbytes,
+                "file": entry.tensor.file.name,
+            }
+            for entry in ledger.entries
+        ],
+    }
+
+
+def parse_ids(text: str) -> list[int]:
+    """``'464 3290'`` or ``'464,3290'`` as token ids.
+
+    Raises:
+        PromptError: something else is among them.
+    """
+    parts = text.replace(",", " ").split()
+    if not all(part.lstrip("-").isdecimal() for part in parts):
+        raise PromptError(f"{text!r} is not a list of token ids; expected numbers, such as '464 3290'")
+    return [int(part) for part in parts]
+
+
+def print_rows(prompts: Sequence[str], done: Generation, ids: bool) -> None:
+    """Several continuations, one after the other."""
+    for number, prompt in enumerate(prompts):
+        if len(prompts) > 1:
+            click.echo(f"--- {number + 1} of {len(prompts)}")
+        click.echo(
+            " ".join(map(str, done.prompt_ids[number] + done.new_ids[number])) if ids else prompt + done.texts[number]
+        )
+
+
+def generation_facts(prompts: Sequence[str], done: Generation) -> dict[str, Any]:
+    """A generation for JSON."""
+    return {
+        "rows": [
+            {"prompt": prompt, "text": text, "prompt_ids": old, "new_ids": new, "ended": ended}
+            for prompt, text, old, new, ended in zip(
+                prompts, done.texts, done.prompt_ids, done.new_ids, done.ended, strict=True
+            )
+        ],
+        "prefill_seconds": round(done.prefill_seconds, 4),
+        "decode_seconds": round(done.decode_seconds, 4),
+        "tokens_per_second": round(done.tokens_per_second, 1),
+    }
+
+
+def generation_line(done: Generation, n_positions: int) -> str:
+    """A generation's figures in a line, and whether the model's positions ended it."""
+    new = sum(map(len, done.new_ids))
+    full = sum(ended == "n_positions" for ended in done.ended)
+    line = f"{new} tokens, {done.tokens_per_second:.0f} tokens/s after {done.prefill_seconds * 1000:.0f} ms of prefill"
+    return line + (f"; stopped at the model's {n_positions} positions" if full else "")

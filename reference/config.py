@@ -1,0 +1,97 @@
+"""The hyper-parameters of GPT-2, without torch.
+
+Names, defaults and meanings are those of ``transformers.GPT2Config``; everything that is not architecture
+(token ids, generation defaults, summary heads) is left to whoever needs it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from reference.errors import ConfigError
+
+# Every activation of transformers' ACT2FN but xielu, whose three learned parameters no GPT-2 checkpoint carries.
+ACTIVATION_NAMES = (
+    "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh",
+    "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "prelu", "quick_gelu", "relu",
+    "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """One GPT-2 architecture (Radford et al. 2019; the 124 M model is the default).
+
+    Raises:
+        ConfigError: a size is not a positive integer, ``n_head`` does not divide ``n_embd``, a flag is not a
+            boolean, a number is out of range, or the activation is unknown.
+    """
+
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int | None = None  # None: 4 * n_embd
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    scale_attn_weights: bool = True  # divide q·k by sqrt(head_dim)
+    scale_attn_by_inverse_layer_idx: bool = False  # and by the layer's number, from 1 (Mistral's GPT-2s)
+    reorder_and_upcast_attn: bool = False  # q·k and softmax in float32 when the model is in half precision
+    tie_word_embeddings: bool = True  # the output head is wte itself
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    resid_pdrop: float = 0.1
+    initializer_range: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
+            value = getattr(self, name)
+            if name == "n_inner" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} is {value!r}; expected a positive integer")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "bool" and not isinstance(value, bool):
+                raise ConfigError(f"{field.name} is {value!r}; expected true or false")
+            if field.type == "float" and not (_is_number(value) and value >= 0):
+                raise ConfigError(f"{field.name} is {value!r}; expected a finite number, 0 or more")
+        for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
+            if getattr(self, name) > 1:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected a probability")
+        if self.n_embd % self.n_head:
+            raise ConfigError(
+                f"n_head {self.n_head} does not divide n_embd {self.n_embd}: heads must be of equal width"
+            )
+        if self.activation_function not in ACTIVATION_NAMES:
+            known = ", ".join(ACTIVATION_NAMES)
+            raise ConfigError(f"activation_function {self.activation_function!r} is unknown; expected one of {known}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> GPT2Config:
+        """Take the keys that are fields here and leave the others: the reader of a ``config.json``."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+    @property
+    def head_dim(self) -> int:
+        """The width of one attention head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def inner_dim(self) -> int:
+        """The width of the MLP's hidden layer."""
+        return self.n_inner if self.n_inner is not None else 4 * self.n_embd
+
+    def attn_scale(self, layer_idx: int) -> float:
+        """What q·k is multiplied with in layer ``layer_idx`` (counted from 0)."""
+        scale = self.head_dim**-0.5 if self.scale_attn_weights else 1.0
+        return scale / (layer_idx + 1) if self.scale_attn_by_inverse_layer_idx else scale
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,94 @@
+"""Reads a Hugging Face folder for ``GPT2.from_pretrained``: the short way, through the libraries that wrote it.
+
+``converter.checkpoint`` is the long way (no torch, every refusal spelled out); the two know nothing of each other,
+which is what makes comparing them worth something.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from zipfile import is_zipfile
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from reference.config import GPT2Config
+from reference.errors import ConfigError, WeightsError
+
+WRAPPERS = ("module.", "_orig_mod.", "model.", "transformer.")
+BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+ALIASES = {
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+}
+
+
+def read_folder(path: str | os.PathLike[str]) -> tuple[GPT2Config, dict[str, Tensor]]:
+    """The architecture and the memory-mapped weights of a folder, under their canonical names.
+
+    ``lm_head.weight`` is among them only where it differs from ``wte.weight``.
+
+    Raises:
+        ConfigError: there is no ``config.json`` of a GPT-2.
+        WeightsError: there are no weights, or two tensors claim one name.
+    """
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{folder} has no config.json; expected a Hugging Face folder")
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if values.get("model_type", "gpt2") != "gpt2":
+        raise ConfigError(f"{folder / 'config.json'} describes a {values['model_type']}; expected gpt2")
+    config = GPT2Config.from_dict({ALIASES.get(key, key): value for key, value in values.items()})
+    weights: dict[str, Tensor] = {}
+    for source_name, tensor in tensors(folder):
+        name = canonical(source_name)
+        if BUFFER.fullmatch(name):
+            continue
+        if name in weights:
+            raise WeightsError(f"{folder} holds {name} twice, once as {source_name}")
+        weights[name] = tensor
+    head = weights.get("lm_head.weight")
+    if head is not None and "wte.weight" in weights and torch.equal(head, weights["wte.weight"]):
+        del weights["lm_head.weight"]
+    return config, weights
+
+
+def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the folder's weight files, memory-mapped."""
+    for stem in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / stem).is_file():
+            files = [stem]
+        elif (folder / f"{stem}.index.json").is_file():
+            index = json.loads((folder / f"{stem}.index.json").read_text(encoding="utf-8"))
+            files = sorted(set(index["weight_map"].values()))
+        else:
+            continue
+        for file in files:
+            yield from _safetensors(folder / file) if stem.endswith("safetensors") else _pickle(folder / file)
+        return
+    raise WeightsError(f"{folder} has neither model.safetensors nor pytorch_model.bin, nor an index of either")
+
+
+def _safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    with safe_open(file, framework="pt") as opened:
+        for name in opened.keys():  # noqa: SIM118 - not a mapping
+            yield name, opened.get_tensor(name)
+
+
+def _pickle(file: Path) -> Iterator[tuple[str, Tensor]]:
+    # Only files in the zip format of torch >= 1.6 can be mapped.
+    yield from torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file)).items()
+
+
+def canonical(name: str) -> str:
+    """A name without the wrappers that DataParallel, torch.compile and GPT2LMHeadModel put before it."""
+    while prefix := next((p for p in WRAPPERS if name.startswith(p)), None):
+        name = name[len(prefix) :]
+    return name
