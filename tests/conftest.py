@@ -1,0 +1,61 @@
+"""Small GPT-2s of every shape, made on the spot by transformers itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may ask the network
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+import transformers
+
+from converter.data import CHECKPOINT
+from converter.export import convert
+
+transformers.utils.logging.disable_progress_bar()
+transformers.utils.logging.set_verbosity_error()
+
+# No two dimensions alike, so that a transposition or a mix-up cannot go unseen.
+SMALL = {"vocab_size": 61, "n_positions": 24, "n_embd": 12, "n_layer": 3, "n_head": 3, "n_inner": 20}
+
+
+def random_gpt2(seed: int = 0, **config: Any) -> transformers.GPT2LMHeadModel:
+    """transformers' GPT-2 with no parameter trivially 0 or 1."""
+    torch.manual_seed(seed)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**{"bos_token_id": 0, "eos_token_id": 0} | SMALL | config))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model.eval()
+
+
+Save = Callable[..., Path]
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Save:
+    """``save(**config)`` writes a random checkpoint with ``save_pretrained`` and returns its folder.
+
+    ``name`` names the folder, ``dtype`` converts the weights, ``max_shard_size`` shards them; all else is config.
+    """
+
+    def write(name: str = "source", *, dtype: torch.dtype | None = None, seed: int = 0, **config: Any) -> Path:
+        options = {key: config.pop(key) for key in ("max_shard_size",) if key in config}
+        model = random_gpt2(seed, **config)
+        (model if dtype is None else model.to(dtype)).save_pretrained(tmp_path / name, **options)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def bundled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model folder of the checkpoint that ships with the project."""
+    out = tmp_path_factory.mktemp("bundled") / "onnx-folder"
+    convert(CHECKPOINT, out)
+    return out
