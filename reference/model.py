@@ -194,6 +194,7 @@ class GPT2(nn.Module):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         labels: Tensor | None = None,
+        logits_to_keep: int = 0,
     ) -> GPT2Output:
         """Predict the token after each of ``input_ids``.
 
@@ -203,6 +204,7 @@ class GPT2(nn.Module):
             attention_mask: ``[B, T]``, 1 for tokens and 0 for padding; all ones by default.
             position_ids: ``[B, S]``; by default counted over the tokens that are not padding.
             labels: ``[B, S]`` int64; position s is scored on label s + 1, -100 is left out.
+            logits_to_keep: of how many last positions logits are wanted; 0 for all, which labels need.
 
         Raises:
             GPT2Error: there are more tokens than ``n_positions``.
@@ -222,7 +224,7 @@ class GPT2(nn.Module):
         for i, block in enumerate(self.h):
             x, present = block(x, mask, past_key_values[i] if past_key_values else None)
             presents.append(present)
-        logits = self.lm_head(self.ln_f(x))  # [B, S, V]
+        logits = self.lm_head(self.ln_f(x[:, -logits_to_keep:]))  # [B, S, V]
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)

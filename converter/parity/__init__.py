@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib.util
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from converter import tokenizer
 from converter.checkpoint import open_checkpoint
+from converter.checkpoint.config import parse_config, read_json
 from converter.errors import CheckError
 from converter.weights import Ledger, account
 
@@ -20,8 +24,7 @@ if TYPE_CHECKING:
     from converter.parity.cases import Case
     from converter.parity.legs import Leg
     from converter.parity.metrics import Error
-    from converter.parity.verdict import Kind, Report
-    from converter.runtime.session import Model
+    from converter.parity.verdict import Judge, Kind, LegReport, Report
 
 NEEDED = ("torch", "transformers")
 
@@ -60,24 +63,26 @@ def check(
         raise CheckError("check needs torch and transformers; install them with: pip install 'gpt2onnx[check]'")
     from converter.parity.exactness import compare_initializers
     from converter.parity.verdict import Report
-    from converter.runtime.session import OPEN_ERRORS, load, model_file
+    from converter.runtime.session import OPEN_ERRORS, model_file, provider_name
 
     checkpoint = open_checkpoint(source)
     ledger = account(checkpoint, ignore)
+    folder = Path(out)
+    graph_file = model_file(folder)
+    _refuse_another_model(folder, ledger, source)
+    ort_provider = provider_name(provider)
     progress("every initializer, bit for bit")
-    exactness = compare_initializers(model_file(Path(out)), ledger)
-    model = load(out, provider)
-    _refuse_another_model(model, ledger, source)
+    exactness = compare_initializers(graph_file, ledger)
     try:
-        legs, judge, text = _compare_legs(checkpoint.folder, ledger, model, progress)
+        legs, judge, text = _compare_legs(checkpoint.folder, ledger, folder, provider, progress)
     except OPEN_ERRORS as error:
-        raise CheckError(f"{model_file(model.folder)} cannot be run by ONNX Runtime ({error})") from error
+        raise CheckError(f"{graph_file} cannot be run by ONNX Runtime ({error})") from error
     notes = ledger.warnings + tuple(f"{e.tensor.name} was left aside" for e in ledger.entries if e.role == "ignored")
     return Report(
         source=os.fspath(source),
         out=os.fspath(out),
         text=text,
-        provider=model.session.get_providers()[0],
+        provider=ort_provider,
         scale=judge.scale,
         floor_rms=judge.floor_rms / judge.scale,
         floor_maximum=judge.floor_maximum / judge.scale,
@@ -88,16 +93,17 @@ def check(
     )
 
 
-def _refuse_another_model(model: Model, ledger: Ledger, source: str | os.PathLike[str]) -> None:
+def _refuse_another_model(folder: Path, ledger: Ledger, source: str | os.PathLike[str]) -> None:
+    config = parse_config(read_json(folder / "config.json"), folder / "config.json")
     for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "inner_dim"):
-        ours, theirs = getattr(model.config, name), getattr(ledger.config, name)
+        ours, theirs = getattr(config, name), getattr(ledger.config, name)
         if ours != theirs:
-            raise CheckError(
-                f"{model.folder} is another model than {source}: its {name} is {ours}, the source's {theirs}"
-            )
+            raise CheckError(f"{folder} is another model than {source}: its {name} is {ours}, the source's {theirs}")
 
 
-def _compare_legs(folder: Path, ledger: Ledger, model: Model, progress: Progress):  # type: ignore[no-untyped-def]
+def _compare_legs(
+    source: Path, ledger: Ledger, out: Path, provider: str, progress: Progress
+) -> tuple[list[LegReport], Judge, str]:
     """Run every leg over the grid, one in memory at a time; returns the reports, the judge, and what the text is."""
     import torch
 
@@ -105,10 +111,10 @@ def _compare_legs(folder: Path, ledger: Ledger, model: Model, progress: Progress
     from converter.parity.cases import grid, held_out_tokens
     from converter.parity.verdict import GRAPH_FLOAT64_LIMIT, HUGGINGFACE_FLOAT64_LIMIT, Judge, Kind
     from converter.parity.widen import widened_session
-    from converter.runtime.session import model_file
+    from converter.runtime.session import load, model_file
 
     config, weights = ledger.config, ledger.weights
-    tokens, text = held_out_tokens(model.tokenizer, config)
+    tokens, text = held_out_tokens(tokenizer.load(out), config)
     cases = grid(config, tokens)
 
     progress("the truth: reference in float64")
@@ -117,24 +123,32 @@ def _compare_legs(folder: Path, ledger: Ledger, model: Model, progress: Progress
 
     table: tuple[tuple[str, Kind, float, Callable[[], Leg]], ...] = (
         ("Hugging Face float64 eager", Kind.SEMANTICS, HUGGINGFACE_FLOAT64_LIMIT,
-         lambda: legs.huggingface(folder, torch.float64, "eager")),
+         lambda: legs.huggingface(source, torch.float64, "eager")),
         ("ONNX graph in float64", Kind.SEMANTICS, GRAPH_FLOAT64_LIMIT,
-         lambda: legs.widened(widened_session(model_file(model.folder)), config)),
-        ("Hugging Face float32 eager", Kind.NOISE, 0.0, lambda: legs.huggingface(folder, torch.float32, "eager")),
-        ("Hugging Face float32 SDPA", Kind.NOISE, 0.0, lambda: legs.huggingface(folder, torch.float32, "sdpa")),
+         lambda: legs.widened(widened_session(model_file(out)), config)),
+        ("Hugging Face float32 eager", Kind.NOISE, 0.0, lambda: legs.huggingface(source, torch.float32, "eager")),
+        ("Hugging Face float32 SDPA", Kind.NOISE, 0.0, lambda: legs.huggingface(source, torch.float32, "sdpa")),
         ("reference float32", Kind.NUMERICS, 0.0, lambda: legs.reference(config, weights, torch.float32)),
-        ("ONNX Runtime float32", Kind.NUMERICS, 0.0, lambda: legs.shipped(model)),
+        ("ONNX Runtime float32", Kind.NUMERICS, 0.0, lambda: legs.shipped(load(out, provider))),
     )  # fmt: skip
     measured: list[tuple[str, Kind, float, dict[str, Error], float]] = []
     for name, kind, limit, open_leg in table:
+        release_memory()  # a model and its logits go before the next come in
         progress(name)
         began = time.monotonic()
         errors = _measure(open_leg(), cases, truths)
         measured.append((name, kind, limit, errors, time.monotonic() - began))
-        gc.collect()  # a model and its logits before the next come in
     noise = [sum(errors.values(), metrics.Error()) for _, kind, _, errors, _ in measured if kind is Kind.NOISE]
     judge = Judge.of(scale, noise)
     return [judge.report(name, kind, errors, limit, took) for name, kind, limit, errors, took in measured], judge, text
+
+
+def release_memory() -> None:
+    """Give back to the system what a leg has freed; glibc keeps blocks below 32 MB, a whole model's worth of them."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _truths(leg: Leg, cases: list[Case]) -> dict[str, np.ndarray]:

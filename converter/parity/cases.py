@@ -15,6 +15,10 @@ from reference.config import GPT2Config
 SHORT_TOKENS = 48
 
 DECODE_STEPS = 12  # single tokens in a case; a fault in the cache shows at the first
+# At full length the logits of this many last positions are compared: they depend on all others, and a wide vocabulary
+# at every position would cost more than the rest of the model, in time and above all in memory.
+FULL_LENGTH_KEPT = 128
+
 RANDOM_SEED = 0  # for token ids where there is no tokenizer
 
 
@@ -27,12 +31,14 @@ class Case:
         input_ids: ``[batch, tokens]`` int64.
         attention_mask: likewise, 0 for padding on the left.
         chunks: how many tokens go in at a time, the cache carrying what came before.
+        keep: of how many last positions of each chunk logits are compared; 0 for all.
     """
 
     name: str
     input_ids: np.ndarray
     attention_mask: np.ndarray
     chunks: tuple[int, ...]
+    keep: int = 0
 
     @cached_property
     def position_ids(self) -> np.ndarray:
@@ -41,8 +47,8 @@ class Case:
 
     @property
     def real(self) -> np.ndarray:
-        """Which positions hold a token: what padding predicts is nobody's concern."""
-        return self.attention_mask.astype(bool)
+        """Which of the compared positions hold a token: what padding predicts is nobody's concern."""
+        return self.attention_mask[:, -self.keep :].astype(bool)
 
 
 def grid(config: GPT2Config, tokens: np.ndarray) -> list[Case]:
@@ -65,7 +71,8 @@ def grid(config: GPT2Config, tokens: np.ndarray) -> list[Case]:
     cases.append(_padded(tokens, length))
     if config.n_positions > length:
         whole = tokens[None, : config.n_positions]
-        cases.append(Case("full length", whole, np.ones_like(whole), (config.n_positions,)))
+        kept = FULL_LENGTH_KEPT if config.n_positions > FULL_LENGTH_KEPT else 0
+        cases.append(Case("full length", whole, np.ones_like(whole), (config.n_positions,), kept))
     return cases
 
 

@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 
 from converter.checkpoint import LazyTensor
 from converter.parity.cases import Case
+from converter.parity.widen import Widened
 from converter.runtime.session import Model
 from reference.config import GPT2Config
 from reference.model import GPT2
 
 Leg = Callable[[Case], np.ndarray]
 
-# What one call gives: the logits of a chunk and the cache for the next.
-Step = Callable[[np.ndarray, np.ndarray, np.ndarray, Any], tuple[np.ndarray, Any]]
+# (input_ids, attention_mask, position_ids, cache or None, logits to keep) → the logits of a chunk, the longer cache.
+Step = Callable[[np.ndarray, np.ndarray, np.ndarray, Any, int], tuple[np.ndarray, Any]]
 
 
 def run(step: Step, case: Case) -> np.ndarray:
@@ -33,9 +33,8 @@ def run(step: Step, case: Case) -> np.ndarray:
     for size in case.chunks:
         end = begin + size
         window = slice(begin, end)
-        logits, cache = step(
-            case.input_ids[:, window], case.attention_mask[:, :end], case.position_ids[:, window], cache
-        )
+        fed = case.input_ids[:, window], case.attention_mask[:, :end], case.position_ids[:, window]
+        logits, cache = step(*fed, cache, case.keep)
         parts.append(logits)
         begin = end
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
@@ -48,8 +47,9 @@ def reference(config: GPT2Config, weights: Mapping[str, LazyTensor], dtype: torc
     model = GPT2.from_weights(config, {name: to_torch(weight) for name, weight in weights.items()}, dtype)
 
     @torch.inference_mode()
-    def step(input_ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any) -> tuple[np.ndarray, Any]:
-        out = model(torch.tensor(input_ids), cache, torch.tensor(mask), torch.tensor(positions))
+    def step(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any, keep: int) -> tuple[np.ndarray, Any]:
+        fed = torch.tensor(ids), cache, torch.tensor(mask), torch.tensor(positions)
+        out = model(*fed, logits_to_keep=keep)
         return out.logits.numpy(), out.past_key_values
 
     return partial(run, step)
@@ -57,7 +57,7 @@ def reference(config: GPT2Config, weights: Mapping[str, LazyTensor], dtype: torc
 
 def uncached(leg: Leg) -> Leg:
     """The same leg, all tokens at once: what a cache must not change."""
-    return lambda case: leg(Case(case.name, case.input_ids, case.attention_mask, (case.input_ids.shape[1],)))
+    return lambda case: leg(replace(case, chunks=(case.input_ids.shape[1],)))
 
 
 def huggingface(folder: Path, dtype: torch.dtype, attention: str) -> Leg:
@@ -73,13 +73,14 @@ def huggingface(folder: Path, dtype: torch.dtype, attention: str) -> Leg:
     ).eval()
 
     @torch.inference_mode()
-    def step(input_ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any) -> tuple[np.ndarray, Any]:
+    def step(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any, keep: int) -> tuple[np.ndarray, Any]:
         out = model(
-            input_ids=torch.tensor(input_ids),
+            input_ids=torch.tensor(ids),
             attention_mask=torch.tensor(mask),
             position_ids=torch.tensor(positions),
             past_key_values=cache,
             use_cache=True,
+            logits_to_keep=keep,
         )
         return out.logits.numpy(), out.past_key_values
 
@@ -89,21 +90,26 @@ def huggingface(folder: Path, dtype: torch.dtype, attention: str) -> Leg:
 def shipped(model: Model) -> Leg:
     """The shipped graph in ONNX Runtime, as ``generate`` runs it."""
 
-    def step(input_ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any) -> tuple[np.ndarray, Any]:
-        return model.step(input_ids, mask, positions, model.empty_cache(len(input_ids)) if cache is None else cache)
+    def step(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any, keep: int) -> tuple[np.ndarray, Any]:
+        return model.step(ids, mask, positions, model.empty_cache(len(ids)) if cache is None else cache, keep)
 
     return partial(run, step)
 
 
-def widened(session: onnxruntime.InferenceSession, config: GPT2Config) -> Leg:
+def widened(graph: Widened, config: GPT2Config) -> Leg:
     """The shipped graph in float64."""
-    inputs = [value.name for value in session.get_inputs() if value.name.startswith("past_key_values.")]
+    inputs = [value.name for value in graph.session.get_inputs() if value.name.startswith("past_key_values.")]
 
-    def step(input_ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any) -> tuple[np.ndarray, Any]:
-        empty = np.empty((len(input_ids), config.n_head, 0, config.head_dim))
+    def step(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any, keep: int) -> tuple[np.ndarray, Any]:
+        empty = np.empty((len(ids), config.n_head, 0, config.head_dim))
         past = dict(zip(inputs, cache or [empty] * len(inputs), strict=True))
-        feeds = {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions}
-        logits, *longer = session.run(None, {name: np.ascontiguousarray(a) for name, a in feeds.items()} | past)
+        feeds = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "position_ids": positions,
+            "num_logits_to_keep": np.array(keep),
+        }
+        logits, *longer = graph.session.run(None, {name: np.ascontiguousarray(a) for name, a in feeds.items()} | past)
         return logits, longer
 
     return partial(run, step)

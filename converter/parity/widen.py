@@ -5,7 +5,9 @@ What is left of an error then is not rounding but meaning: a wrong GELU, a wrong
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,17 +19,31 @@ from converter.runtime.session import ortvalue, session_options
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
-def widened_session(file: Path) -> onnxruntime.InferenceSession:
-    """A CPU session of the graph in ``file``, widened; its weights are held once, in float64."""
+# Where ONNX Runtime looks for data files of a graph that it is handed as bytes.
+DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+@dataclass(frozen=True)
+class Widened:
+    """A session of the widened graph, and its weights, which the session uses where they are and does not own."""
+
+    session: onnxruntime.InferenceSession
+    weights: list[Any]
+
+
+def widened_session(file: Path) -> Widened:
+    """The graph in ``file``, widened, on the CPU."""
     model = onnx.load(file, load_external_data=False)
     options = session_options()
-    weights: dict[str, np.ndarray] = {}
+    options.add_session_config_entry(DATA_FOLDER, str(file.parent))
+    weights: list[Any] = []
     for tensor in model.graph.initializer:
         if tensor.data_type not in FLOATS:
             continue
         array = numpy_helper.to_array(tensor, base_dir=str(file.parent)).astype(np.float64)
         if external_data_helper.uses_external_data(tensor):
-            weights[tensor.name] = array
+            weights.append(ortvalue(array))
+            options.add_initializer(tensor.name, weights[-1])
             tensor.data_type = TensorProto.DOUBLE
         else:
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
@@ -41,8 +57,8 @@ def widened_session(file: Path) -> onnxruntime.InferenceSession:
             if attribute.HasField("t") and attribute.t.data_type in FLOATS:
                 attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float64)))
     _scale_outside_attention(model.graph)
-    options.add_external_initializers(list(weights), [ortvalue(array) for array in weights.values()])
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return Widened(session, weights)
 
 
 def _scale_outside_attention(graph: onnx.GraphProto) -> None:

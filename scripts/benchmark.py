@@ -1,0 +1,148 @@
+"""Measures gpt2onnx as its users meet it: whole processes, with their peak memory.
+
+    python scripts/benchmark.py convert gpt2 gpt2-xl
+    python scripts/benchmark.py check gpt2
+
+Checkpoints of the real sizes are made on the first use and kept in --work. Figures are medians of --runs, after one run
+that warms the page cache; "copy" is what cp(1) takes for the same weights in the same minute.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+HERE = Path(__file__).resolve().parent
+GPT2ONNX = [sys.executable, "-m", "converter.cli"]
+SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process."""
+
+    seconds: float
+    peak_bytes: int
+    output: str
+
+
+def measure(command: list[str], expected: tuple[int, ...] = (0,)) -> Run:
+    """Run a process to its end; its peak memory is the kernel's ``ru_maxrss``."""
+    began = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=HERE.parent) as process:
+        assert process.stdout is not None
+        output = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - began
+    if process.returncode not in expected:
+        raise click.ClickException(f"{' '.join(command)} ended with {process.returncode}:\n{output}")
+    return Run(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), output)
+
+
+def median(runs: int, once: Callable[[], Run]) -> str:
+    """``median s (min–max), peak``."""
+    once()  # warms caches
+    done = [once() for _ in range(runs)]
+    seconds = sorted(run.seconds for run in done)
+    peak = max(run.peak_bytes for run in done) / 1e6
+    return f"{statistics.median(seconds):.2f} s ({seconds[0]:.2f}–{seconds[-1]:.2f}), peak {peak:.0f} MB"
+
+
+@click.group(help=__doc__)
+@click.option("--work", type=click.Path(path_type=Path), default=Path("/tmp/gpt2onnx-benchmark"), show_default=True)
+@click.option("--runs", default=3, show_default=True)
+@click.pass_context
+def main(ctx: click.Context, work: Path, runs: int) -> None:
+    ctx.obj = (work, runs)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    click.echo(
+        f"{time.strftime('%Y-%m-%d')}, Python {platform.python_version()}, {os.cpu_count()} cores, {memory:.0f} GiB"
+    )
+
+
+def checkpoint(work: Path, size: str) -> Path:
+    """The random checkpoint of a size."""
+    folder = work / size
+    if not (folder / "config.json").is_file():
+        subprocess.run([sys.executable, HERE / "make_checkpoint.py", "--size", size, folder], check=True)
+    return folder
+
+
+@main.command()
+@click.argument("sizes", nargs=-1, type=click.Choice(SIZES))
+@click.pass_obj
+def convert(settings: tuple[Path, int], sizes: tuple[str, ...]) -> None:
+    """Conversion to a folder and in place, with and without the scan for NaN, beside a plain copy."""
+    for size in sizes or SIZES[:1]:
+        benchmark_convert(*settings, size)
+
+
+def benchmark_convert(work: Path, runs: int, size: str) -> None:
+    source, out, copied = checkpoint(work, size), work / f"{size}-onnx", work / f"{size}-copy"
+    weights = source / "model.safetensors"
+    click.echo(f"\n{size}: {weights.stat().st_size / 1e6:.0f} MB of weights")
+
+    def row(label: str, command: list[str], *leftovers: Path) -> None:
+        def once() -> Run:
+            remove(*leftovers)
+            return measure(command)
+
+        click.echo(f"  {label:22} {median(runs, once)}")
+
+    new = [*GPT2ONNX, "convert", str(source), str(out), "-q"]
+    row("copy (cp)", ["cp", "--reflink=auto", str(weights), str(copied)], copied)
+    row("convert", new, out)
+    row("convert --no-scan", [*new, "--no-scan"], out)
+    files = sum(file.lstat().st_size for file in out.rglob("*") if file.is_file() and not file.is_symlink())
+    click.echo(f"  {'OUT on disk':22} {files / 1e6:.1f} MB")
+    remove(copied, out)
+
+    added = [source / name for name in ("model.onnx", "gpt2onnx.json", "genai_config.json", "README.md")]
+    in_place = [*GPT2ONNX, "convert", str(source), "--in-place", "-q"]
+    row("--in-place", in_place, *added)
+    row("--in-place --no-scan", [*in_place, "--no-scan"], *added)
+    remove(*added)
+
+
+def remove(*paths: Path) -> None:
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+@main.command()
+@click.argument("sizes", nargs=-1, type=click.Choice(SIZES))
+@click.pass_obj
+def check(settings: tuple[Path, int], sizes: tuple[str, ...]) -> None:
+    """The parity check of a fresh conversion."""
+    for size in sizes or SIZES[:1]:
+        benchmark_check(*settings, size)
+
+
+def benchmark_check(work: Path, runs: int, size: str) -> None:
+    source, out = checkpoint(work, size), work / f"{size}-onnx"
+    remove(out)
+    measure([*GPT2ONNX, "convert", str(source), str(out), "-q"])
+    command = [*GPT2ONNX, "check", str(source), str(out), "--json"]
+    report = json.loads(measure(command).output)
+    click.echo(f"\n{size}: {report['verdict']}")
+    for leg in report["legs"]:
+        error = f"RMS {leg['rms']:.1e} = {leg['rms_floors']:.2f} × floor"
+        click.echo(f"  {leg['name']:28} {error}, {leg['seconds']:.1f} s")
+    click.echo(f"  {'check':28} {median(runs, lambda: measure(command))}")
+    remove(out)
+
+
+if __name__ == "__main__":
+    main()
