@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -36,11 +37,12 @@ def staged(out: Path, force: bool = False) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         _recover(out, aside)
         _refuse_existing(out, force)
-        stage = out.with_name(f".{out.name}.gpt2onnx-{os.getpid()}")
+        stage = out.with_name(f".{out.name}.gpt2onnx-{os.getpid()}-{secrets.token_hex(4)}")
         stage.mkdir()
         with _locked(stage):
             try:
                 yield stage
+                _refuse_existing(out, force)  # another conversion may have been quicker
                 _swap(stage, out, aside)
             finally:
                 shutil.rmtree(stage, ignore_errors=True)
@@ -64,6 +66,7 @@ def _refuse_existing(out: Path, force: bool) -> None:
 
 
 def _swap(stage: Path, out: Path, aside: Path) -> None:
+    """Put the new folder in the old one's place; between the two renames ``_recover`` knows what to do."""
     if out.exists() and any(out.iterdir()):
         out.rename(aside)
         try:
@@ -84,8 +87,8 @@ def _recover(out: Path, aside: Path) -> None:
         else:
             aside.rename(out)
     for leftover in out.parent.glob(f".{out.name}.gpt2onnx-*"):
-        pid = leftover.name.rpartition("-")[2]
-        if pid.isdigit() and not _alive(int(pid)):
+        pid = leftover.name.split("-")[-2]
+        if pid.isdecimal() and not _alive(int(pid)):
             with _locked(leftover) as ours:
                 if ours:
                     shutil.rmtree(leftover)

@@ -27,7 +27,9 @@ SMALL = {"vocab_size": 61, "n_positions": 24, "n_embd": 12, "n_layer": 3, "n_hea
 def random_gpt2(seed: int = 0, **config: Any) -> transformers.GPT2LMHeadModel:
     """transformers' GPT-2 with no parameter trivially 0 or 1."""
     torch.manual_seed(seed)
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**{"bos_token_id": 0, "eos_token_id": 0} | SMALL | config))
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(**{"bos_token_id": 0, "eos_token_id": 0} | SMALL | config)
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
