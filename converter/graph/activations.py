@@ -96,7 +96,7 @@ class PRelu(Module):
         self.weight = Parameter([1], dtype)
 
     def forward(self, op: Any, x: ir.Value) -> ir.Value:
-        return op.PRelu(x, self.weight)
+        return op.Where(op.Less(x, 0.0), op.Mul(x, self.weight), x)  # ONNX Runtime has no PRelu in float64
 
 
 def activation(name: str, dtype: ir.DataType) -> Module:

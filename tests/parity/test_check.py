@@ -1,0 +1,257 @@
+"""``check`` passes what is right and fails what is wrong, for the reason that it is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from safetensors.torch import load_file, save_file
+
+from converter import check, convert
+from converter.data import CHECKPOINT
+from converter.errors import GPT2Error
+from converter.parity.verdict import Report
+
+Save = Callable[..., Path]
+
+
+def leg(report: Report, name: str) -> Any:
+    return next(leg for leg in report.legs if leg.name == name)
+
+
+def test_the_bundled_checkpoint_matches_and_its_error_is_that_of_float32(bundled: Path) -> None:
+    report = check(CHECKPOINT, bundled)
+    assert report.passed, report.faults
+    assert report.text == "held-out English text"
+    assert leg(report, "ONNX Runtime float32").rms_floors <= 2
+    assert leg(report, "Hugging Face float64 eager").maximum < 1e-12
+    assert {case.flips for case in report.legs} == {0}
+    json.dumps(report.to_dict())
+
+
+def change_weight(out: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Change one tensor of the data file in its bytes, as a hand would."""
+    graph = onnx.load(out / "onnx" / "model.onnx", load_external_data=False).graph
+    tensor = next(t for t in graph.initializer if t.name == name)
+    where = {entry.key: entry.value for entry in tensor.external_data}
+    data = np.memmap(
+        out / "onnx" / "model.onnx_data", "<f4", "r+", offset=int(where["offset"]), shape=tuple(tensor.dims)
+    )
+    data[...] = change(np.array(data))
+    data.flush()
+
+
+def test_one_weight_changed_by_hand_is_found_and_named(save: Save, tmp_path: Path) -> None:
+    source = save()
+    convert(source, tmp_path / "out")
+
+    def nudge(weight: np.ndarray) -> np.ndarray:
+        weight[7, 2] = np.nextafter(weight[7, 2], np.float32(9))
+        return weight
+
+    change_weight(tmp_path / "out", "h.1.mlp.c_fc.weight", nudge)
+    report = check(source, tmp_path / "out")
+    assert not report.passed
+    assert len(report.exactness_faults) == 1
+    assert report.exactness_faults[0].startswith("h.1.mlp.c_fc.weight is ")
+    assert "at [7, 2]; the source has" in report.exactness_faults[0]
+    assert "h.1.mlp.c_fc.weight" in report.verdict
+
+
+@pytest.mark.parametrize("name", ["h.0.attn.c_proj.weight", "h.2.ln_1.weight", "wpe.weight", "h.1.attn.c_attn.bias"])
+def test_a_wrong_weight_shows_in_the_logits_too(save: Save, tmp_path: Path, name: str) -> None:
+    source = save()
+    convert(source, tmp_path / "out")
+    change_weight(tmp_path / "out", name, lambda weight: weight * np.float32(1.01))
+    report = check(source, tmp_path / "out")
+    assert leg(report, "ONNX graph in float64").fault
+    assert leg(report, "ONNX Runtime float32").fault
+    assert not leg(report, "Hugging Face float64 eager").fault
+
+
+def edit_graph(out: Path, edit: Callable[[onnx.GraphProto], None]) -> None:
+    file = out / "onnx" / "model.onnx"
+    model = onnx.load(file, load_external_data=False)
+    edit(model.graph)
+    onnx.save(model, file)
+
+
+def wrong_epsilon(graph: onnx.GraphProto) -> None:
+    node = next(n for n in graph.node if n.output[0] == "h.1.ln_2")
+    next(a for a in node.attribute if a.name == "epsilon").f = 1e-6
+
+
+def wrong_gelu(graph: onnx.GraphProto) -> None:
+    node = next(n for n in graph.node if n.op_type == "Gelu")
+    del node.attribute[:]
+
+
+def missing_scale(graph: onnx.GraphProto) -> None:
+    node = next(n for n in graph.node if n.op_type == "Attention")
+    next(a for a in node.attribute if a.name == "scale").f = 1.0
+
+
+def swapped_q_and_k(graph: onnx.GraphProto) -> None:
+    node = next(n for n in graph.node if n.op_type == "Attention")
+    node.input[0], node.input[1] = node.input[1], node.input[0]
+
+
+def dropped_bias(graph: onnx.GraphProto) -> None:
+    node = next(n for n in graph.node if n.output[0] == "h.0.mlp.c_proj")
+    node.op_type = "Identity"
+    del node.input[1:]
+
+
+def ignored_padding(graph: onnx.GraphProto) -> None:
+    node = next(n for n in graph.node if n.output[0] == "mask")
+    node.input[0] = next(n.output[0] for n in graph.node if n.op_type == "LessOrEqual")
+    node.input[1] = node.input[0]
+
+
+def ignored_positions(graph: onnx.GraphProto) -> None:
+    node = next(n for n in graph.node if n.output[0] == "wpe")
+    graph.initializer.append(numpy_helper.from_array(np.array(0), "zero"))
+    graph.node.insert(0, onnx.helper.make_node("Mul", ["position_ids", "zero"], ["no_positions"]))
+    node.input[1] = "no_positions"
+
+
+def swapped_layers(graph: onnx.GraphProto) -> None:
+    def swap(name: str) -> str:
+        return name.replace("h.0.", "h.X.").replace("h.1.", "h.0.").replace("h.X.", "h.1.")
+
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            if name.endswith((".weight", ".bias")):
+                node.input[i] = swap(name)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        wrong_epsilon,
+        wrong_gelu,
+        missing_scale,
+        swapped_q_and_k,
+        dropped_bias,
+        ignored_padding,
+        ignored_positions,
+        swapped_layers,
+    ],
+)
+def test_a_graph_that_means_something_else_fails_though_its_weights_are_right(
+    bundled: Path, tmp_path: Path, edit: Callable[[onnx.GraphProto], None]
+) -> None:
+    convert(CHECKPOINT, tmp_path / "out")
+    edit_graph(tmp_path / "out", edit)
+    report = check(CHECKPOINT, tmp_path / "out")
+    assert not report.exactness_faults
+    assert leg(report, "ONNX graph in float64").fault
+    assert not report.passed
+    assert str(tmp_path / "out") in report.verdict
+
+
+def test_a_config_that_the_reference_and_transformers_read_alike_is_not_enough_to_pass(
+    save: Save, tmp_path: Path
+) -> None:
+    source = save(layer_norm_epsilon=1e-5)
+    convert(source, tmp_path / "out")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"layer_norm_epsilon": 1e-4}))
+    report = check(source, tmp_path / "out")
+    assert not report.passed
+    assert leg(report, "ONNX graph in float64").fault
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"reorder_and_upcast_attn": True},
+        {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True},
+        {"n_positions": 1},
+        {"n_positions": 2},
+        {"n_layer": 1, "n_head": 1, "n_embd": 1, "vocab_size": 2},
+        {"n_inner": 12},
+        {"n_inner": 5},
+        {"n_inner": 37, "tie_word_embeddings": False},
+        {"activation_function": "prelu"},
+    ],
+    ids=str,
+)
+def test_unusual_models_match(save: Save, tmp_path: Path, config: dict[str, Any]) -> None:
+    source = save(**config)
+    convert(source, tmp_path / "out")
+    report = check(source, tmp_path / "out")
+    assert report.passed, report.faults
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_sources_match(save: Save, tmp_path: Path, dtype: torch.dtype) -> None:
+    source = save(dtype=dtype)
+    convert(source, tmp_path / "out", opset=17)
+    report = check(source, tmp_path / "out")
+    assert report.passed, report.faults
+
+
+def test_a_head_of_its_own_is_used_whatever_the_config_says(save: Save, tmp_path: Path) -> None:
+    source = save(tie_word_embeddings=False)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    done = convert(source, tmp_path / "out")
+    assert "lm_head.weight" in done.warnings[0]
+    report = check(source, tmp_path / "out")
+    assert report.passed, report.faults
+    assert report.notes == done.warnings
+
+
+def test_square_weights_are_never_transposed_by_accident(save: Save, tmp_path: Path) -> None:
+    source = save(n_inner=12)
+    weights = load_file(source / "model.safetensors")
+    name = "transformer.h.1.attn.c_proj.weight"
+    weights[name] = weights[name].T.contiguous()
+    other = tmp_path / "transposed"
+    other.mkdir()
+    (other / "config.json").write_bytes((source / "config.json").read_bytes())
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    convert(other, tmp_path / "out")
+    assert check(other, tmp_path / "out").passed
+    report = check(source, tmp_path / "out")
+    assert report.exactness_faults[0].startswith("h.1.attn.c_proj.weight")
+    assert leg(report, "ONNX graph in float64").fault
+
+
+def test_a_folder_of_another_model_is_bad_input(save: Save, tmp_path: Path, bundled: Path) -> None:
+    with pytest.raises(GPT2Error, match=r"is another model than .*: its vocab_size is 2048, the source's 61"):
+        check(save(), bundled)
+
+
+def test_a_damaged_graph_is_bad_input(save: Save, tmp_path: Path) -> None:
+    source = save()
+    convert(source, tmp_path / "out")
+    (tmp_path / "out" / "onnx" / "model.onnx").write_bytes(b"\xff\xff rubbish")
+    with pytest.raises(GPT2Error, match=r"model\.onnx is not an ONNX file"):
+        check(source, tmp_path / "out")
+
+
+def test_a_graph_that_cannot_run_is_bad_input(save: Save, tmp_path: Path) -> None:
+    source = save()
+    convert(source, tmp_path / "out")
+
+    def break_graph(graph: onnx.GraphProto) -> None:
+        next(n for n in graph.node if n.output[0] == "drop").input[1] = "h.0.attn.c_attn.bias"
+
+    edit_graph(tmp_path / "out", break_graph)
+    with pytest.raises(GPT2Error, match="cannot be run by ONNX Runtime"):
+        check(source, tmp_path / "out")
+
+
+def test_check_without_torch_says_what_to_install(monkeypatch: pytest.MonkeyPatch, bundled: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(GPT2Error, match=r"pip install 'gpt2onnx\[check\]'"):
+        check(CHECKPOINT, bundled)

@@ -1,0 +1,141 @@
+"""Generation in ONNX Runtime against transformers' generate, and what ends it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from converter.data import CHECKPOINT, HELD_OUT
+from converter.errors import PromptError
+from converter.export import convert
+from converter.runtime.session import Model, load
+
+Save = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def model(bundled: Path) -> Model:
+    return load(bundled)
+
+
+@pytest.fixture(scope="module")
+def theirs() -> transformers.GPT2LMHeadModel:
+    return transformers.GPT2LMHeadModel.from_pretrained(CHECKPOINT, dtype=torch.float32)
+
+
+def test_two_hundred_greedy_tokens_are_those_of_transformers(
+    model: Model, theirs: transformers.GPT2LMHeadModel
+) -> None:
+    prompt = "If an exception occurs during execution of the"
+    ours = model.generate([prompt], max_new_tokens=200)
+    ids = torch.tensor(ours.prompt_ids)
+    expected = theirs.generate(ids, max_new_tokens=200, do_sample=False, pad_token_id=0)[0, ids.shape[1] :].tolist()
+    assert ours.new_ids[0] == expected
+    assert len(expected) == 200
+
+
+def test_a_batch_of_unequal_prompts_gives_what_each_gives_alone(model: Model) -> None:
+    prompts = ["The", "A class definition is an executable statement that may", "object.__getattr__(self, name)", ""]
+    together = model.generate(prompts, max_new_tokens=30)
+    for prompt, text in zip(prompts, together.texts, strict=True):
+        assert model.generate([prompt], max_new_tokens=30).texts == [text]
+
+
+def test_text_is_streamed_piece_by_piece_and_adds_up(model: Model) -> None:
+    pieces: list[tuple[int, str]] = []
+    done = model.generate(["The", "In a"], max_new_tokens=25, on_text=lambda row, text: pieces.append((row, text)))
+    assert ["".join(text for row, text in pieces if row == number) for number in (0, 1)] == done.texts
+    assert len(pieces) > 20
+    assert model.tokenizer is not None
+    assert done.texts[0] == model.tokenizer.decode(done.prompt_ids[0] + done.new_ids[0]).removeprefix("The")
+
+
+def test_characters_of_several_tokens_are_streamed_whole(model: Model) -> None:
+    assert model.tokenizer is not None
+    from converter.runtime.generation import Row
+
+    text = "größer 😀 ≥"
+    row = Row(model, model.tokenizer.encode("x").ids, None)
+    pieces = [row.take(token, frozenset()) for token in model.tokenizer.encode(text).ids]
+    assert "".join(pieces) == text
+    assert "\ufffd" not in "".join(pieces)
+    assert "" in pieces
+
+
+def test_the_same_seed_draws_the_same_tokens_and_another_one_others(model: Model) -> None:
+    def draw(seed: int) -> list[int]:
+        return model.generate(["The"], max_new_tokens=30, temperature=1.0, seed=seed).new_ids[0]
+
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+
+
+def test_generation_stops_at_the_end_of_text(save: Save, tmp_path: Path) -> None:
+    source = save()
+    convert(source, tmp_path / "free")
+    free = load(tmp_path / "free").generate([[5, 6]], max_new_tokens=8)
+    assert free.ended == ["max_new_tokens"]
+    end = free.new_ids[0][3]
+    (source / "generation_config.json").write_text(f'{{"eos_token_id": [{end}, 60]}}')
+    convert(source, tmp_path / "ending")
+    ended = load(tmp_path / "ending").generate([[5, 6]], max_new_tokens=8)
+    assert ended.new_ids[0] == free.new_ids[0][: free.new_ids[0].index(end)]
+    assert ended.ended == ["end of text"]
+
+
+def test_rows_that_end_early_do_not_disturb_the_others(save: Save, tmp_path: Path) -> None:
+    source = save()
+    convert(source, tmp_path / "free")
+    prompts = [[5, 6], [7, 8, 9], [10]]
+    free = load(tmp_path / "free").generate(prompts, max_new_tokens=12)
+    end = free.new_ids[0][1]
+    (source / "generation_config.json").write_text(f'{{"eos_token_id": {end}}}')
+    convert(source, tmp_path / "ending")
+    ended = load(tmp_path / "ending").generate(prompts, max_new_tokens=12)
+    for ours, unbounded in zip(ended.new_ids, free.new_ids, strict=True):
+        assert ours == (unbounded[: unbounded.index(end)] if end in unbounded else unbounded)
+    assert ended.ended[0] == "end of text"
+
+
+def test_every_position_is_used_and_none_beyond(save: Save, tmp_path: Path) -> None:
+    convert(save(eos_token_id=None), tmp_path / "out")
+    model = load(tmp_path / "out")
+    done = model.generate([[1, 2, 3], [4] * 10], max_new_tokens=100)
+    assert [len(old) + len(new) for old, new in zip(done.prompt_ids, done.new_ids, strict=True)] == [24, 24]
+    assert done.ended == ["n_positions", "n_positions"]
+    alone = model.generate([[1, 2, 3]])
+    assert alone.new_ids[0] == done.new_ids[0]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([], "there is no prompt"),
+        ([[]], "a prompt is empty"),
+        ([[1] * 24], "a prompt has 24 tokens; the model's 24 positions leave no room"),
+        ([[1], [61]], r"token id 61 is not one of the model's 61 tokens \(0 to 60\)"),
+        ([[-1]], "token id -1 is not one"),
+        (["text"], "has no tokenizer; give the prompt as token ids"),
+    ],
+)
+def test_a_prompt_that_cannot_be_continued_is_refused(
+    save: Save, tmp_path: Path, prompts: list[list[int]], message: str
+) -> None:
+    convert(save(), tmp_path / "out")
+    with pytest.raises(PromptError, match=message):
+        load(tmp_path / "out").generate(prompts)
+
+
+def test_the_bundled_model_was_really_trained(model: Model) -> None:
+    assert model.tokenizer is not None
+    ids = np.array(model.tokenizer.encode(HELD_OUT.read_text(encoding="utf-8")).ids[:2560]).reshape(10, 256)
+    logits = model.logits(ids)[:, :-1].astype(np.float64)
+    top = logits.max(axis=-1, keepdims=True)
+    log_probabilities = logits - top - np.log(np.exp(logits - top).sum(axis=-1, keepdims=True))
+    chosen = np.take_along_axis(log_probabilities, ids[:, 1:, None], axis=-1)
+    assert np.exp(-chosen.mean()) < 90  # of text it has not seen; an untrained one has 2048

@@ -1,0 +1,112 @@
+"""Opening a model folder, and running it step by step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from converter.errors import GPT2Error, ModelFolderError, PromptError, ProviderError
+from converter.export import convert
+from converter.runtime import session
+from converter.runtime.session import load
+
+Save = Callable[..., Path]
+
+
+def test_logits_are_those_of_transformers(save: Save, tmp_path: Path) -> None:
+    source = save()
+    convert(source, tmp_path / "out")
+    ids = np.random.default_rng(0).integers(61, size=(3, 24))
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(source)(torch.tensor(ids)).logits.detach().numpy()
+    model = load(tmp_path / "out")
+    np.testing.assert_allclose(model.logits(ids), theirs, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(model.logits(ids[1]), theirs[1], rtol=1e-4, atol=1e-4)
+
+
+def test_steps_with_the_cache_add_up_to_one_pass(save: Save, tmp_path: Path) -> None:
+    convert(save(), tmp_path / "out")
+    model = load(tmp_path / "out")
+    ids = np.random.default_rng(0).integers(61, size=(2, 11))
+    cache, parts = model.empty_cache(2), []
+    for begin, end in ((0, 4), (4, 5), (5, 11)):
+        positions = np.broadcast_to(np.arange(begin, end), (2, end - begin))
+        logits, cache = model.step(ids[:, begin:end], np.ones((2, end)), positions, cache)
+        parts.append(logits)
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), model.logits(ids), rtol=1e-4, atol=1e-5)
+    assert cache[0].shape() == [2, 3, 11, 4]
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([0, 61], "token id 61"),
+        ([[1] * 25], "25 tokens are more than the model's 24 positions"),
+        ([0.5], "expected integers"),
+        ([], "expected integers"),
+        ([[[1]]], r"\[1, 1, 1\]; expected"),
+    ],
+)
+def test_ids_that_are_no_tokens_are_refused(save: Save, tmp_path: Path, ids: list[int], message: str) -> None:
+    convert(save(), tmp_path / "out")
+    with pytest.raises(PromptError, match=message):
+        load(tmp_path / "out").logits(ids)
+
+
+def test_a_provider_that_is_not_there_is_named_with_those_that_are(bundled: Path) -> None:
+    with pytest.raises(ProviderError, match=r"no provider cuda; it offers .*cpu.*; install onnxruntime-gpu"):
+        load(bundled, provider="cuda")
+
+
+def test_a_provider_that_does_not_work_is_not_replaced_silently(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "provider_name", lambda provider: "CUDAExecutionProvider")
+    with pytest.raises((ProviderError, ValueError), match=r"CUDAExecutionProvider|cannot use it"):
+        load(bundled, provider="cuda")
+
+
+def test_a_folder_that_is_no_model_folder_is_refused(save: Save, tmp_path: Path) -> None:
+    with pytest.raises(ModelFolderError, match="there is no model folder"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(ModelFolderError, match=r"source has no onnx/model\.onnx; make a model folder with"):
+        load(save())
+
+
+def test_a_damaged_graph_is_refused_in_a_sentence(save: Save, tmp_path: Path) -> None:
+    convert(save(), tmp_path / "out")
+    graph = tmp_path / "out" / "onnx" / "model.onnx"
+    whole = graph.read_bytes()
+    for damaged in (b"", b"rubbish", whole[: len(whole) // 2]):
+        graph.write_bytes(damaged)
+        with pytest.raises(ModelFolderError, match=r"model\.onnx cannot be opened by ONNX Runtime"):
+            load(tmp_path / "out")
+
+
+def test_a_missing_or_short_data_file_is_refused(save: Save, tmp_path: Path) -> None:
+    convert(save(), tmp_path / "out")
+    data = tmp_path / "out" / "onnx" / "model.onnx_data"
+    data.write_bytes(data.read_bytes()[:1000])
+    with pytest.raises(ModelFolderError, match="cannot be opened"):
+        load(tmp_path / "out")
+    data.unlink()
+    with pytest.raises(ModelFolderError, match="cannot be opened"):
+        load(tmp_path / "out")
+
+
+def test_a_manifest_cannot_lead_out_of_the_folder(save: Save, tmp_path: Path) -> None:
+    convert(save(), tmp_path / "out")
+    convert(save("other"), tmp_path / "other-out")
+    manifest = tmp_path / "out" / "gpt2onnx.json"
+    manifest.write_text(json.dumps({"model": "../other-out/onnx/model.onnx"}))
+    with pytest.raises(GPT2Error, match="has no"):
+        load(tmp_path / "out")
+
+
+def test_a_folder_without_our_manifest_opens(save: Save, tmp_path: Path) -> None:
+    convert(save(), tmp_path / "out")
+    (tmp_path / "out" / "gpt2onnx.json").unlink()
+    assert load(tmp_path / "out").logits([1, 2]).shape == (2, 61)
