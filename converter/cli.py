@@ -216,9 +216,7 @@ def generate(
             raise click.UsageError("give a prompt, or text on standard input")
         prompts = (sys.stdin.read().rstrip("\n"),)
     model = load(out, provider, threads)
-    stream = len(prompts) == 1 and not as_json and not ids
-    if stream:
-        click.echo(prompts[0], nl=False)
+    stream = terminal.Stream(prompts[0]) if len(prompts) == 1 and not as_json and not ids else None
     done = model.generate(
         [terminal.parse_ids(prompt) for prompt in prompts] if ids else prompts,
         max_new_tokens=max_new_tokens,
@@ -226,13 +224,13 @@ def generate(
         top_k=top_k,
         top_p=top_p,
         seed=seed,
-        on_text=(lambda _, text: click.echo(text, nl=False)) if stream else None,
+        on_text=stream.show if stream else None,
     )
     if as_json:
         click.echo(json.dumps(terminal.generation_facts(prompts, done), indent=2, ensure_ascii=False))
         return
-    if stream:
-        click.echo()
+    if stream is not None:
+        stream.end()
     else:
         terminal.print_rows(prompts, done, ids)
     if not quiet:
@@ -309,13 +307,12 @@ def _demo(out: Path, force: bool) -> None:
         click.echo("skipped: it needs torch and transformers (pip install 'gpt2onnx[check]')")
 
     click.echo(f"\n$ gpt2onnx generate {out} '{DEMO_PROMPT}' -n {DEMO_TOKENS} --temperature 0.8 --top-k 40 --seed 1")
-    click.echo(DEMO_PROMPT, nl=False)
-    model = load(out)
+    model, stream = load(out), terminal.Stream(DEMO_PROMPT)
     generation = model.generate(
         [DEMO_PROMPT], max_new_tokens=DEMO_TOKENS, temperature=0.8, top_k=40, seed=1,
-        on_text=lambda _, text: click.echo(text, nl=False),
+        on_text=stream.show,
     )  # fmt: skip
-    click.echo()
+    stream.end()
     click.echo(terminal.generation_line(generation, model.config.n_positions), err=True)
     if not passed:
         sys.exit(MISMATCH)

@@ -103,7 +103,7 @@ def convert(
         if os.name == "posix":  # elsewhere a link asks for privileges
             (stage / "model.safetensors").symlink_to(DATA)
         _write_companions(checkpoint, stage, ledger, opset, MODEL, DATA)
-        bytes_written = sum(file.lstat().st_size for file in stage.rglob("*") if file.is_file())
+        bytes_written = sum(f.stat().st_size for f in stage.rglob("*") if f.is_file() and not f.is_symlink())
     return Conversion(Path(out), ledger, bytes_written)
 
 

@@ -210,6 +210,22 @@ def parse_ids(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+class Stream:
+    """One prompt and its continuation as it grows; nothing before the first token, as a prompt may be refused."""
+
+    def __init__(self, prompt: str) -> None:
+        self.pending = prompt
+
+    def show(self, _row: int, text: str) -> None:
+        """Show the next piece of text."""
+        click.echo(self.pending + text, nl=False)
+        self.pending = ""
+
+    def end(self) -> None:
+        """End the line."""
+        click.echo(self.pending)
+
+
 def print_rows(prompts: Sequence[str], done: Generation, ids: bool) -> None:
     """Several continuations, one after the other."""
     for number, prompt in enumerate(prompts):

@@ -77,6 +77,8 @@ def check(
         legs, judge, text = _compare_legs(checkpoint.folder, ledger, folder, provider, progress)
     except OPEN_ERRORS as error:
         raise CheckError(f"{graph_file} cannot be run by ONNX Runtime ({error})") from error
+    finally:
+        gc.unfreeze()
     notes = ledger.warnings + tuple(f"{e.tensor.name} was left aside" for e in ledger.entries if e.role == "ignored")
     return Report(
         source=os.fspath(source),
@@ -113,6 +115,7 @@ def _compare_legs(
     from converter.parity.widen import widened_session
     from converter.runtime.session import load, model_file
 
+    gc.freeze()  # what the imports left is not looked at again whenever a leg's memory is released
     config, weights = ledger.config, ledger.weights
     tokens, text = held_out_tokens(tokenizer.load(out), config)
     cases = grid(config, tokens)

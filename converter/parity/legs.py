@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import GPT2LMHeadModel
+from transformers.utils import logging
 
 from converter.checkpoint import LazyTensor
 from converter.parity.cases import Case
@@ -62,13 +64,11 @@ def uncached(leg: Leg) -> Leg:
 
 def huggingface(folder: Path, dtype: torch.dtype, attention: str) -> Leg:
     """transformers' GPT-2, opened by transformers' own loader with its own reading of the config."""
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     # transformers raises in float64 when the flag is set, which is about rounding and not about mathematics.
     override = {"reorder_and_upcast_attn": False} if dtype == torch.float64 else {}
-    model = transformers.GPT2LMHeadModel.from_pretrained(
+    model = GPT2LMHeadModel.from_pretrained(
         folder, dtype=dtype, attn_implementation=attention, local_files_only=True, **override
     ).eval()
 

@@ -1,0 +1,436 @@
+"""Each command as a user meets it: good input, broken input, --help."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
+
+from converter import cli as cli_module
+from converter.cli import cli
+from converter.data import CHECKPOINT
+
+Save = Callable[..., Path]
+
+# Imports of torch and transformers fail, as where the extra `check` is not installed.
+WITHOUT_TORCH = """
+import sys
+sys.modules['torch'] = sys.modules['transformers'] = None
+from converter.cli import cli
+cli()
+"""
+    "import sys; sys.modules['torch'] = sys.modules['transformers'] = None; from converter.cli import cli; cli()"
+)
+
+
+def run(*arguments: object, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments], input=stdin)
+
+
+def process(*arguments: object, code: str = "from converter.cli import cli; cli()") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+
+
+def assert_one_sentence(result: Result, *parts: str) -> None:
+    """Exit code 2, one line on standard error, no traceback, and all of ``parts`` in it."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("gpt2onnx: ")
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    for part in parts:
+        assert part in result.stderr
+
+
+# --- convert ----------------------------------------------------------------------------------------------------------
+
+
+def test_convert_ends_with_one_line_of_facts(tmp_path: Path) -> None:
+    result = run("convert", CHECKPOINT, tmp_path / "out")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    pattern = r".*out: 2,667,072 parameters, 10\.8 MB written in \d+\.\d\d s, peak memory [\d.]+ [MG]B\n"
+    assert re.fullmatch(pattern, result.stdout)
+
+
+def test_convert_is_silent_with_quiet_and_speaks_json_with_json(tmp_path: Path) -> None:
+    assert run("convert", CHECKPOINT, tmp_path / "a", "--quiet").output == ""
+    facts = json.loads(run("convert", CHECKPOINT, tmp_path / "b", "--json").stdout)
+    assert facts["parameters"] == 2667072
+    assert facts["bytes_written"] == sum(
+        file.stat().st_size for file in (tmp_path / "b").rglob("*") if file.is_file() and not file.is_symlink()
+    )
+    assert facts.keys() == {"out", "parameters", "bytes_written", "seconds", "peak_memory_bytes", "warnings"}
+
+
+def test_convert_warns_of_a_head_of_its_own(save: Save, tmp_path: Path) -> None:
+    source = save(tie_word_embeddings=False)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    result = run("convert", source, tmp_path / "out")
+    assert result.exit_code == 0
+    assert "warning" in result.stderr
+    assert "lm_head.weight" in result.stderr
+
+
+def test_convert_leaves_tensors_aside_that_are_named(save: Save, tmp_path: Path) -> None:
+    source = save()
+    weights = load_file(source / "model.safetensors") | {"v_head.weight": torch.ones(3)}
+    save_file(weights, source / "model.safetensors")
+    assert_one_sentence(run("convert", source, tmp_path / "out"), "v_head.weight", "--ignore 'v_head.weight'")
+    assert run("convert", source, tmp_path / "out", "--ignore", "v_head.*").exit_code == 0
+
+
+def spoil(source: Path, **values: object) -> None:
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | values))
+
+
+def truncated(source: Path) -> None:
+    file = source / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def corrupt(source: Path) -> None:
+    (source / "model.safetensors").write_bytes(b"\x10" + bytes(7) + b"{not json at all" + bytes(99))
+
+
+def no_config(source: Path) -> None:
+    (source / "config.json").unlink()
+
+
+def emptied(source: Path) -> None:
+    shutil.rmtree(source)
+    source.mkdir()
+
+
+def no_shard(source: Path) -> None:
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    weights = load_file(source / "model.safetensors")
+    save_file(weights, source / names[0])
+    (source / "model.safetensors").unlink()
+    index = {"weight_map": {name: names[i % 2] for i, name in enumerate(weights)}}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def index_outside(source: Path) -> None:
+    shutil.move(source / "model.safetensors", source.parent / "elsewhere.safetensors")
+    index = {"weight_map": {"transformer.wte.weight": "../elsewhere.safetensors"}}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def no_weights(source: Path) -> None:
+    (source / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "parts"),
+    [
+        (emptied, ["source is empty", "config.json"]),
+        (no_config, ["source has no config.json"]),
+        (no_weights, ["source has no weights", "model.safetensors", "found config.json"]),
+        (lambda s: spoil(s, model_type="gpt_neo"), ["config.json", "model_type is 'gpt_neo'", "expected 'gpt2'"]),
+        (lambda s: spoil(s, n_layer=4), ["model.safetensors has no tensor h.3.ln_1.weight [12]"]),
+        (lambda s: spoil(s, n_layer=2), ["h.2.", "beyond what config.json describes"]),
+        (lambda s: spoil(s, n_embd=15), ["wte.weight is [61, 12]; config.json asks for [61, 15]"]),
+        (lambda s: spoil(s, n_head=5), ["n_head 5 does not divide n_embd 12"]),
+        (lambda s: spoil(s, activation_function="gelo"), ["activation_function 'gelo' is unknown", "gelu_new"]),
+        (lambda s: spoil(s, quantization_config={"bits": 4}), ["quantization_config", "convert the original"]),
+        (lambda s: spoil(s, auto_map={"AutoModel": "x.Y"}), ["auto_map", "code of its own"]),
+        (lambda s: spoil(s, multi_query=True), ["multi_query", "GPTBigCode"]),
+        (lambda s: spoil(s, add_cross_attention=True), ["add_cross_attention", "only decoders"]),
+        (truncated, ["model.safetensors is truncated", "download or save it again"]),
+        (corrupt, ["model.safetensors is corrupt", "not JSON"]),
+        (no_shard, ["model-00002-of-00002.safetensors is missing", "index.json names it"]),
+        (index_outside, ["points outside its folder: '../elsewhere.safetensors'"]),
+    ],
+)
+def test_a_broken_source_is_one_sentence(
+    save: Save, tmp_path: Path, damage: Callable[[Path], None], parts: list[str]
+) -> None:
+    source = save()
+    damage(source)
+    assert_one_sentence(run("convert", source, tmp_path / "out"), *parts)
+    assert not (tmp_path / "out").exists()
+    assert_one_sentence(run("inspect", source), *parts)
+
+
+def test_a_source_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    parts = ["there is no folder", "a Hub id such as openai-community/gpt2"]
+    assert_one_sentence(run("convert", tmp_path / "nowhere", tmp_path / "out"), *parts)
+
+
+def test_an_out_that_exists_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file.txt").touch()
+    assert_one_sentence(run("convert", CHECKPOINT, tmp_path), "exists", "--force")
+
+
+def test_an_out_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert_one_sentence(run("convert", CHECKPOINT, tmp_path / "file" / "out"), "out cannot be written")
+
+
+@pytest.mark.parametrize("arguments", [(), ("OUT", "--in-place")])
+def test_convert_wants_either_a_folder_or_in_place(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    result = run("convert", CHECKPOINT, *arguments)
+    assert result.exit_code == 2
+    assert "Usage: " in result.stderr
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = process("convert", tmp_path / "nowhere", tmp_path / "out", "--debug")
+    assert "Traceback" in done.stderr
+    assert "CheckpointError" in done.stderr
+
+
+def test_an_error_of_ours_is_called_internal_and_exits_with_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("converter.export.convert", lambda *args, **options: 1 / 0)
+    result = run("convert", CHECKPOINT, tmp_path / "out")
+    assert result.exit_code == 3
+    assert result.stderr == "gpt2onnx: internal error: ZeroDivisionError: division by zero (--debug shows where)\n"
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_conversion_tidies_up(tmp_path: Path, sent: int, code: int) -> None:
+    slow = (
+        "import time; from converter import data_file\n"
+        "def copy(*_):\n    print('copying', flush=True); time.sleep(60)\n"
+        "data_file._write_tensor = copy\n"
+        "from converter.cli import cli; cli()"
+    )
+    command = [sys.executable, "-c", slow, "convert", str(CHECKPOINT), str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "copying\n"
+        running.send_signal(sent)
+        running.wait(30)
+    assert running.returncode == code
+    assert os.listdir(tmp_path) == []
+
+
+# --- check ------------------------------------------------------------------------------------------------------------
+
+
+def test_check_prints_a_table_and_exits_with_0_on_a_match(bundled: Path) -> None:
+    result = run("check", CHECKPOINT, bundled)
+    assert result.exit_code == 0
+    for part in ("64 initializers", "Hugging Face float64 eager", "ONNX Runtime float32", "noise floor", "MATCH: "):
+        assert part in result.stdout
+    assert "FAIL" not in result.stdout
+
+
+def test_check_exits_with_1_on_a_mismatch_and_says_why(tmp_path: Path) -> None:
+    run("convert", CHECKPOINT, tmp_path / "out", "-q")
+    data = tmp_path / "out" / "onnx" / "model.onnx_data"
+    content = bytearray(data.read_bytes())
+    content[-1] ^= 1
+    data.write_bytes(content)
+    result = run("check", CHECKPOINT, tmp_path / "out")
+    assert result.exit_code == 1
+    assert "FAIL" in result.stdout
+    assert "MISMATCH: " in result.stdout
+    assert "wte.weight" in result.stdout or "wpe.weight" in result.stdout
+    report = json.loads(run("check", CHECKPOINT, tmp_path / "out", "--json").stdout)
+    assert report["passed"] is False
+    assert len(report["exactness_faults"]) == 1
+
+
+def test_check_of_nonsense_is_one_sentence(tmp_path: Path, bundled: Path, save: Save) -> None:
+    assert_one_sentence(run("check", CHECKPOINT, tmp_path / "nowhere"), "there is no model folder")
+    assert_one_sentence(run("check", tmp_path / "nowhere", bundled), "there is no folder")
+    assert_one_sentence(run("check", save(), bundled), "is another model than", "vocab_size")
+    assert_one_sentence(run("check", CHECKPOINT, bundled, "--provider", "abacus"), "no provider abacus; it offers")
+
+
+# --- generate ---------------------------------------------------------------------------------------------------------
+
+
+def test_generate_prints_prompt_and_continuation_and_its_figures_apart(bundled: Path) -> None:
+    result = run("generate", bundled, "The following", "-n", 20)
+    assert result.exit_code == 0
+    assert result.stdout.startswith("The following")
+    assert len(result.stdout) > 30
+    assert re.fullmatch(r"20 tokens, \d+ tokens/s after \d+ ms of prefill\n", result.stderr)
+    assert run("generate", bundled, "The following", "-n", 20, "--quiet").stderr == ""
+
+
+def test_generate_reads_standard_input(bundled: Path) -> None:
+    piped = run("generate", bundled, "-n", 10, stdin="The following\n").stdout
+    assert piped == run("generate", bundled, "The following", "-n", 10).stdout
+
+
+def test_generate_takes_several_prompts_as_a_batch(bundled: Path) -> None:
+    lines = run("generate", bundled, "The following", "An", "-n", 10).stdout
+    assert lines.startswith("--- 1 of 2\nThe following")
+    assert "--- 2 of 2\nAn" in lines
+    rows = json.loads(run("generate", bundled, "The following", "An", "-n", 10, "--json").stdout)["rows"]
+    assert [row["prompt"] for row in rows] == ["The following", "An"]
+    assert all(len(row["new_ids"]) == 10 for row in rows)
+    assert rows[0]["text"] in lines
+
+
+def test_generate_draws_the_same_text_for_the_same_seed(bundled: Path) -> None:
+    def draw(seed: int) -> str:
+        return run("generate", bundled, "The", "-n", 30, "--temperature", 1, "--seed", seed).stdout
+
+    assert draw(1) == draw(1) != draw(2)
+
+
+def test_generate_stops_at_the_last_position_and_says_so(bundled: Path) -> None:
+    result = run("generate", bundled, "The", "-n", 9999)
+    assert result.exit_code == 0
+    assert "stopped at the model's 256 positions" in result.stderr
+
+
+def test_generate_takes_and_gives_token_ids(bundled: Path) -> None:
+    result = run("generate", bundled, "340, 794", "--ids", "-n", 3, "-q")
+    assert re.fullmatch(r"340 794 \d+ \d+ \d+\n", result.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["word " * 300], ["the model's 256 positions leave no room for a new one"]),
+        (["2048", "--ids"], ["token id 2048 is not one of the model's 2048 tokens (0 to 2047)"]),
+        (["-5", "--ids"], ["token id -5"]),
+        (["x y", "--ids"], ["'x y' is not a list of token ids"]),
+        (["x", "--temperature", "-1"], ["temperature is -1.0; expected 0 or more"]),
+        (["x", "--top-p", "2"], ["top_p is 2.0"]),
+        (["x", "-n", "0"], ["max_new_tokens is 0; expected 1 or more"]),
+        (["x", "--provider", "cuda"], ["no provider cuda", "install onnxruntime-gpu"]),
+    ],
+)
+def test_generate_refuses_in_one_sentence(bundled: Path, arguments: list[str], parts: list[str]) -> None:
+    at = arguments.index("-5") if "-5" in arguments else None
+    if at is not None:
+        arguments = [*arguments[:at], *arguments[at + 1 :], "--", "-5"]
+    result = run("generate", bundled, *arguments)
+    assert_one_sentence(result, *parts)
+
+
+def test_generate_without_a_tokenizer_asks_for_ids(save: Save, tmp_path: Path) -> None:
+    run("convert", save(), tmp_path / "out", "-q")
+    assert_one_sentence(run("generate", tmp_path / "out", "text"), "has no tokenizer", "token ids")
+    assert run("generate", tmp_path / "out", "1 2", "--ids", "-n", 2).exit_code == 0
+
+
+def test_generate_in_a_broken_folder_is_one_sentence(tmp_path: Path) -> None:
+    assert_one_sentence(run("generate", tmp_path / "nowhere", "x"), "there is no model folder", "gpt2onnx convert")
+    assert_one_sentence(run("generate", CHECKPOINT, "x"), "has no onnx/model.onnx")
+
+
+# --- inspect and demo -------------------------------------------------------------------------------------------------
+
+
+def test_inspect_shows_config_size_and_ledger() -> None:
+    result = run("inspect", CHECKPOINT)
+    assert result.exit_code == 0
+    assert "2,667,072 parameters" in result.stdout
+    assert "n_layer 5" in result.stdout
+    row = next(line for line in result.stdout.splitlines() if "transformer.h.2.mlp.c_fc.weight" in line)
+    for part in (" h.2.mlp.c_fc.weight", "used", "conv1d", "float16", "192 × 768", "294,912", "model.safetensors"):
+        assert part in row
+    facts = json.loads(run("inspect", CHECKPOINT, "--json").stdout)
+    assert len(facts["tensors"]) == 64
+    assert facts["parameters"] == 2667072
+
+
+def test_demo_does_the_whole_job(tmp_path: Path) -> None:
+    result = run("demo", tmp_path / "out")
+    assert result.exit_code == 0
+    for part in ("$ gpt2onnx convert", "2,667,072 parameters", "$ gpt2onnx check", "MATCH", "$ gpt2onnx generate"):
+        assert part in result.stdout
+    assert (tmp_path / "out" / "onnx" / "model.onnx").is_file()
+
+
+# --- what holds for all -----------------------------------------------------------------------------------------------
+
+
+def test_convert_inspect_and_generate_need_no_torch(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for arguments in (("convert", CHECKPOINT, out), ("inspect", CHECKPOINT), ("generate", out, "The", "-n", 3)):
+        done = process(*arguments, code=WITHOUT_TORCH)
+        assert done.returncode == 0, done.stderr
+    demo = process("demo", code=WITHOUT_TORCH)
+    assert demo.returncode == 0, demo.stderr
+    assert "skipped: it needs torch and transformers" in demo.stdout
+    check = process("check", CHECKPOINT, out, code=WITHOUT_TORCH)
+    assert check.returncode == 2
+    assert "pip install 'gpt2onnx[check]'" in check.stderr
+
+
+def test_generate_without_onnx_runtime_says_what_to_install(bundled: Path) -> None:
+    without = "import sys; sys.modules['onnxruntime'] = None; from converter.cli import cli; cli()"
+    done = process("generate", bundled, "x", code=without)
+    assert done.returncode == 2
+    assert "pip install 'gpt2onnx[cpu]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; from converter.cli import cli; cli(['--help'], standalone_mode=False); print(*sys.modules)"
+    loaded = set(process(code=code).stdout.split())
+    assert "click" in loaded
+    assert not loaded & {"numpy", "onnx", "onnxruntime", "onnxscript", "torch", "transformers", "rich", "tokenizers"}
+
+
+@pytest.mark.parametrize("name", [None, *cli.commands])
+def test_help_shows_examples_and_explains_every_option(name: str | None) -> None:
+    result = run(*([name] if name else []), "--help")
+    assert result.exit_code == 0
+    assert "gpt2onnx " in result.stdout
+    command = cli.commands[name] if name else cli
+    assert all(option.help for option in command.params if isinstance(option, click.Option))
+
+
+def test_exit_codes_are_as_documented() -> None:
+    codes = (cli_module.MISMATCH, cli_module.BAD_INPUT, cli_module.INTERNAL_ERROR)
+    assert codes == (1, 2, 3)
+    assert "0 done or match, 1 mismatch, 2 bad input, 3 internal error" in run("--help").stdout
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals")
+def test_a_terminal_gets_colour_and_a_pipe_does_not(bundled: Path) -> None:
+    arguments = [sys.executable, "-m", "converter.cli", "check", str(CHECKPOINT), str(bundled)]
+    environment = {key: value for key, value in os.environ.items() if key != "NO_COLOR"} | {"TERM": "xterm-256color"}
+    for extra, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
+        master, slave = pty.openpty()
+        with subprocess.Popen(arguments, stdout=slave, stderr=slave, env=environment | extra) as running:
+            os.close(slave)
+            shown = b""
+            while chunk := read(master):
+                shown += chunk
+            running.wait(60)
+        assert (b"\x1b[32m" in shown or b"\x1b[1;32m" in shown) == coloured
+        assert b"MATCH" in shown
+    piped = subprocess.run(arguments, capture_output=True, check=True)
+    assert b"\x1b" not in piped.stdout
+    assert piped.stderr == b""
+
+
+def read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:  # the other end of a pseudo-terminal is closed
+        return b""
+
+
+def test_a_reader_that_goes_away_is_no_error(bundled: Path) -> None:
+    command = f"{sys.executable} -m converter.cli inspect {CHECKPOINT} | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert "Traceback" not in done.stderr
+    assert "internal error" not in done.stderr
