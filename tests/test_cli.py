@@ -32,8 +32,6 @@ sys.modules['torch'] = sys.modules['transformers'] = None
 from converter.cli import cli
 cli()
 """
-    "import sys; sys.modules['torch'] = sys.modules['transformers'] = None; from converter.cli import cli; cli()"
-)
 
 
 def run(*arguments: object, stdin: str | None = None) -> Result:
