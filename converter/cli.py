@@ -291,16 +291,17 @@ def _demo(out: Path, force: bool) -> None:
     from converter.export import convert as run_convert
     from converter.runtime.session import load
 
-    click.echo(f"$ gpt2onnx convert {CHECKPOINT} {out}")
+    source = terminal.short(CHECKPOINT)
+    click.echo(f"$ gpt2onnx convert {source} {out}")
     began = time.monotonic()
-    done = run_convert(CHECKPOINT, out, force=force)
+    done = run_convert(source, out, force=force)
     click.echo(terminal.conversion_line(done, time.monotonic() - began))
 
-    click.echo(f"\n$ gpt2onnx check {CHECKPOINT} {out}")
+    click.echo(f"\n$ gpt2onnx check {source} {out}")
     passed = True
     if parity.available():
         with terminal.steps() as progress:
-            report = parity.check(CHECKPOINT, out, progress=progress)
+            report = parity.check(source, out, progress=progress)
         terminal.print_report(report)
         passed = report.passed
     else:

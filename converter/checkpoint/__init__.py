@@ -48,8 +48,11 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
         CheckpointError: it does not exist, is incomplete or damaged.
     """
     folder = Path(source)
-    name = folder.resolve().name
-    if not folder.exists():
+    try:
+        exists, name = folder.exists(), folder.resolve().name
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL byte, links in a circle
+        raise CheckpointError(f"{os.fspath(source)!r} cannot be a folder ({error})") from error
+    if not exists:
         if not is_hub_id(os.fspath(source)):
             raise CheckpointError(
                 f"there is no folder {source}; expected a Hugging Face model folder, "

@@ -38,7 +38,7 @@ def read_json(file: Path) -> dict[str, Any]:
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{file.parent} has no {file.name}; expected a Hugging Face model folder") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file} cannot be read as JSON ({error})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{file} holds a {type(values).__name__}; expected a JSON object")
@@ -52,8 +52,9 @@ def parse_config(values: Mapping[str, Any], file: Path) -> GPT2Config:
         ConfigError: it is not a GPT-2, has a part that GPT-2 does not have, or contradicts itself.
     """
     model_type = values.get("model_type")
-    architectures = values.get("architectures") or []
-    if model_type != "gpt2" and not (model_type is None and any(str(a).startswith("GPT2") for a in architectures)):
+    architectures = values.get("architectures")
+    named = isinstance(architectures, list) and any(str(a).startswith("GPT2") for a in architectures)
+    if model_type != "gpt2" and not (model_type is None and named):
         found = f"model_type is {model_type!r}" if model_type is not None else "it has no model_type"
         raise ConfigError(f"{file} does not describe a GPT-2: {found}; expected 'gpt2'")
     for key, reason in REFUSED.items():

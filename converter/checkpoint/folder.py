@@ -86,6 +86,7 @@ def shards(index: Path) -> list[str]:
 
 
 def _read_shards(index: Path, reader: Reader) -> dict[str, LazyTensor]:
+    weight_map = read_json(index)["weight_map"] if shards(index) else {}
     tensors: dict[str, LazyTensor] = {}
     for name in shards(index):
         shard = index.parent / name
@@ -95,7 +96,7 @@ def _read_shards(index: Path, reader: Reader) -> dict[str, LazyTensor]:
             if tensor.name in tensors:
                 raise CheckpointError(f"tensor {tensor.name} is in two shards, {tensors[tensor.name].file} and {shard}")
             tensors[tensor.name] = tensor
-    for tensor_name, name in read_json(index)["weight_map"].items():
-        if tensor_name not in tensors:
+    for tensor_name, name in weight_map.items():
+        if tensor_name not in tensors or tensors[tensor_name].file.name != name:
             raise CheckpointError(f"{index} says that {name} holds tensor {tensor_name}, and it does not")
     return tensors

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import re
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 
-from converter.checkpoint.folder import COMPANIONS, choose_weight_file, shards
-from converter.errors import HubError
+from converter.checkpoint.folder import COMPANIONS, WEIGHT_FILES, choose_weight_file, shards
+from converter.errors import CheckpointError, HubError
 
 HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w][\w./-]*))?", re.ASCII)
+
+# What comes of an answer that is not the Hub's: a captive portal's page, say.
+NO_ANSWER_OF_THE_HUB = (ValueError, KeyError, TypeError)
 
 
 def is_hub_id(source: str) -> bool:
@@ -27,7 +29,6 @@ def fetch(source: str) -> tuple[Path, str]:
     Raises:
         HubError: the model, the revision or the network is not there, or the model holds no weights.
     """
-    import huggingface_hub
     from huggingface_hub import constants
     from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of httpx or httpx2
         GatedRepoError,
@@ -42,26 +43,16 @@ def fetch(source: str) -> tuple[Path, str]:
     match = HUB_ID.fullmatch(source)
     assert match is not None, source
     repo, revision = match["repo"], match["revision"]
-    download = partial(huggingface_hub.hf_hub_download, repo, library_name="gpt2onnx")
+    offline = constants.HF_HUB_OFFLINE
     try:
-        if constants.HF_HUB_OFFLINE:
-            folder = Path(download("config.json", revision=revision, local_files_only=True)).parent
-            return folder, f"{repo}@{folder.name}"
-        info = huggingface_hub.HfApi(library_name="gpt2onnx").model_info(repo, revision=revision)
-        names = {sibling.rfilename for sibling in info.siblings or ()}
-        weights = choose_weight_file(names)
-        if "config.json" not in names or weights is None:
-            raise HubError(f"{source} on the Hub has no {'weights' if 'config.json' in names else 'config.json'}")
-        config = Path(download("config.json", revision=info.sha))
-        file = Path(download(weights, revision=info.sha))
-        wanted = shards(file) if weights.endswith(".index.json") else []
-        wanted += sorted(name for name in names if any(fnmatchcase(name, pattern) for pattern in COMPANIONS))
-        for name in wanted:
-            download(name, revision=info.sha)
+        # Asked for by the revision's name, so that the cache remembers the name; all else by the commit it stands for.
+        config = Path(_download(repo, "config.json", revision, local_files_only=offline))
+        if not offline:
+            _fetch_weights(repo, config.parent.name)
     except LocalEntryNotFoundError as error:
+        mend = "unset HF_HUB_OFFLINE to download it" if offline else "it cannot be downloaded now, check the network"
         raise HubError(
-            f"there is no folder {source}, and the Hub model of that name is not in the cache and cannot be "
-            f"downloaded; unset HF_HUB_OFFLINE or check the network"
+            f"there is no folder {source}, and the Hub model of that name is not in the cache; {mend}"
         ) from error
     except GatedRepoError as error:
         raise HubError(f"{source} is gated on the Hub: accept its terms there and set HF_TOKEN") from error
@@ -73,9 +64,41 @@ def fetch(source: str) -> tuple[Path, str]:
         ) from error
     except HFValidationError as error:
         raise HubError(f"{source} is neither a folder nor a valid Hub id ({error})") from error
-    except (HfHubHTTPError, HTTPError, OSError) as error:
+    except CheckpointError:
+        raise
+    except (HfHubHTTPError, HTTPError, OSError, *NO_ANSWER_OF_THE_HUB) as error:
         raise HubError(
             f"there is no folder {source}, and the Hub cannot be asked for it "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no answer'})"
         ) from error
-    return config.parent, f"{repo}@{info.sha}"
+    return config.parent, f"{repo}@{config.parent.name}"
+
+
+def _fetch_weights(repo: str, commit: str) -> None:
+    """Download the weights and what travels with them."""
+    from huggingface_hub import HfApi
+
+    info = HfApi(library_name="gpt2onnx").model_info(repo, revision=commit)
+    names = {sibling.rfilename for sibling in info.siblings or ()}
+    weights = choose_weight_file(names)
+    if weights is None:
+        raise HubError(
+            f"{repo} on the Hub has no weights; expected one of {', '.join(file for file, _ in WEIGHT_FILES)}"
+        )
+    file = Path(_download(repo, weights, commit))
+    wanted = shards(file) if weights.endswith(".index.json") else []
+    wanted += sorted(name for name in names if any(fnmatchcase(name, pattern) for pattern in COMPANIONS))
+    for name in wanted:
+        _download(repo, name, commit)
+
+
+def _download(repo: str, name: str, revision: str | None, local_files_only: bool = False) -> str:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    try:
+        return hf_hub_download(
+            repo, name, revision=revision, library_name="gpt2onnx", local_files_only=local_files_only
+        )
+    except RemoteEntryNotFoundError as error:
+        raise HubError(f"{repo} on the Hub has no {name}; the model is incomplete there") from error

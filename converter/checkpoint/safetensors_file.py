@@ -62,7 +62,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
         )
     try:
         header = json.loads(text, object_pairs_hook=lambda pairs: _unique(file, pairs))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is corrupt: its header is not JSON ({error})") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{file} is corrupt: its header is not a JSON object")
@@ -82,7 +82,8 @@ def _entry(file: Path, name: str, entry: Any, data_start: int) -> tuple[LazyTens
     """One header entry as a tensor, with the range of its bytes counted from the start of the data."""
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        sound = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+        sound = isinstance(dtype, str) and isinstance(shape, list)
+        sound = sound and all(type(n) is int and n >= 0 for n in (*shape, begin, end))
     except (TypeError, KeyError, ValueError):
         sound = False
     if not sound:

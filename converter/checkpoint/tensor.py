@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -75,14 +76,17 @@ class LazyTensor:
         return np.lib.stride_tricks.as_strided(np.asarray(flat), self.shape, steps)
 
     def chunks(self) -> Iterator[np.ndarray]:
-        """The elements in row-major order, a bounded piece at a time; each piece is overwritten by the next."""
+        """The elements in row-major order, a bounded piece (with strides: a row, at least) at a time.
+
+        Each piece is overwritten by the next.
+        """
         if self.strides is not None:
             yield from self._strided_chunks()
             return
         dtype = DTYPES[self.dtype]
         buffer = bytearray(min(CHUNK_BYTES, self.nbytes))
         left = self.nbytes
-        with self.file.open("rb", buffering=0) as opened:
+        with self._open() as opened:
             opened.seek(self.offset)
             while left:
                 view = memoryview(buffer)[: min(left, len(buffer))]
@@ -94,6 +98,12 @@ class LazyTensor:
                     got += count
                 left -= got
                 yield np.frombuffer(view, dtype)
+
+    def _open(self) -> FileIO:
+        try:
+            return self.file.open("rb", buffering=0)
+        except OSError as error:
+            raise CheckpointError(f"{self.file}: tensor {self.name} cannot be read ({error.strerror})") from error
 
     def _strided_chunks(self) -> Iterator[np.ndarray]:
         mapped = self.memmap()

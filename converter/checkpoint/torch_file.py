@@ -1,18 +1,19 @@
 """PyTorch's ``.bin``/``.pt`` files, read without torch and without executing anything.
 
-A state dict is a pickle that names storages; this reader follows it with an unpickler that knows seven globals and
-builds nothing but (storage, offset, shape, strides), and turns those into byte ranges of the file. Both containers
-are understood: the zip archive of torch >= 1.6 and the older one of consecutive pickles. Formats: ``_save`` and
-``_legacy_save`` in torch/serialization.py.
+A state dict is a pickle, a program for a stack machine, that names storages. The machine here knows the few
+instructions that plain tensors need and can call nothing: it puts together (storage, offset, shape, strides), which
+become byte ranges of the file. Both containers are understood: the zip archive of torch >= 1.6 and the older one of
+consecutive pickles (``_save`` and ``_legacy_save`` in torch/serialization.py).
 """
 
 from __future__ import annotations
 
 import io
-import pickle
+import pickletools
 import struct
 import zipfile
-from collections import OrderedDict
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -29,8 +30,13 @@ STORAGES = {
     "ByteStorage": "uint8", "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
 }  # fmt: skip
 
+# What zipfile raises for a damaged archive, besides its own BadZipFile.
+ZIP_DAMAGE = (zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error, OSError, EOFError, ValueError)
 
-# Named tuples, because a pickle cannot alter one once it is made.
+# What a damaged pickle makes the machine stumble over.
+PICKLE_DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, EOFError, MemoryError)
+
+
 class Storage(NamedTuple):
     """What a pickle says of a storage; ``key`` leads to its bytes."""
 
@@ -48,10 +54,18 @@ class TensorRef(NamedTuple):
     strides: tuple[int, ...]
 
 
-class StorageType(NamedTuple):
-    """Stands for ``torch.FloatStorage`` and its kin."""
+class Global(NamedTuple):
+    """A class or function that a pickle names; it stands for itself and cannot be called."""
 
-    dtype: str
+    module: str
+    name: str
+
+
+ORDERED_DICT = Global("collections", "OrderedDict")
+REBUILD_TENSOR = (Global("torch._utils", "_rebuild_tensor_v2"), Global("torch._utils", "_rebuild_tensor"))
+REBUILD_PARAMETER = Global("torch._utils", "_rebuild_parameter")
+STORAGE_TYPES = {Global("torch", name): dtype for name, dtype in STORAGES.items()}
+KNOWN_GLOBALS = {ORDERED_DICT, *REBUILD_TENSOR, REBUILD_PARAMETER, *STORAGE_TYPES}
 
 
 def read(file: Path) -> dict[str, LazyTensor]:
@@ -61,12 +75,9 @@ def read(file: Path) -> dict[str, LazyTensor]:
         CheckpointError: the file is truncated, compressed, no plain state dict, or asks for code to be run.
     """
     with file.open("rb") as opened:
-        if opened.read(4) == b"PK\x03\x04":
-            opened.seek(0)
-            state, starts = _read_zip(file, opened)
-        else:
-            opened.seek(0)
-            state, starts = _read_legacy(file, opened)
+        zipped = opened.read(4) == b"PK\x03\x04"
+        opened.seek(0)
+        state, starts = (_read_zip if zipped else _read_legacy)(file, opened)
     if not isinstance(state, dict):
         raise CheckpointError(f"{file} holds a {type(state).__name__}; expected a state dict, tensor name → tensor")
     return {name: _locate(file, name, value, starts) for name, value in state.items()}
@@ -100,19 +111,21 @@ def _read_zip(file: Path, opened: BinaryIO) -> tuple[Any, dict[str, tuple[int, i
                     f"{file} is a zip archive without a data.pkl; expected a file written by torch.save"
                 )
             root = pickles[0].removesuffix("data.pkl")
+            starts = {
+                name.removeprefix(root): (_data_start(file, opened, entry), entry.file_size)
+                for name, entry in entries.items()
+                if name.startswith(root)
+            }
             if root + "byteorder" in entries and archive.read(root + "byteorder") != b"little":
                 raise CheckpointError(
                     f"{file} was written on a big-endian machine; save it again on a little-endian one"
                 )
-            state = _unpickle(file, io.BytesIO(archive.read(pickles[0])))
-            starts = {
-                name.removeprefix(root + "data/"): (_data_start(file, opened, entry), entry.file_size)
-                for name, entry in entries.items()
-                if name.startswith(root + "data/")
-            }
-    except zipfile.BadZipFile as error:
+            state = Machine(file).run(io.BytesIO(archive.read(pickles[0])))
+    except CheckpointError:
+        raise
+    except ZIP_DAMAGE as error:
         raise CheckpointError(f"{file} is truncated or corrupt ({error}); download or save it again") from error
-    return state, starts
+    return state, {name.removeprefix("data/"): where for name, where in starts.items() if name.startswith("data/")}
 
 
 def _data_start(file: Path, opened: BinaryIO, entry: zipfile.ZipInfo) -> int:
@@ -129,20 +142,20 @@ def _data_start(file: Path, opened: BinaryIO, entry: zipfile.ZipInfo) -> int:
 
 
 def _read_legacy(file: Path, opened: BinaryIO) -> tuple[Any, dict[str, tuple[int, int]]]:
-    if _unpickle(file, opened) != LEGACY_MAGIC or _unpickle(file, opened) != LEGACY_PROTOCOL:
+    if Machine(file).run(opened) != LEGACY_MAGIC or Machine(file).run(opened) != LEGACY_PROTOCOL:
         raise CheckpointError(f"{file} is not a file written by torch.save")
-    system = _unpickle(file, opened)
+    system = Machine(file).run(opened)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise CheckpointError(f"{file} was written on a big-endian machine; save it again on a little-endian one")
-    unpickler = _Unpickler(file, opened)
-    state = unpickler.load_checked()
-    keys = _unpickle(file, opened)
-    if not isinstance(keys, list) or not all(isinstance(key, str) and key in unpickler.storages for key in keys):
+    machine = Machine(file)
+    state = machine.run(opened)
+    keys = Machine(file).run(opened)
+    if not isinstance(keys, list) or not all(isinstance(key, str) and key in machine.storages for key in keys):
         raise CheckpointError(f"{file} is corrupt: it names storages that no tensor uses")
     starts = {}
     end = file.stat().st_size
     for key in keys:
-        storage = unpickler.storages[key]
+        storage = machine.storages[key]
         count = int.from_bytes(opened.read(8), "little", signed=True)
         start, length = opened.tell(), storage.size * DTYPES[storage.dtype].itemsize
         if count != storage.size or start + length > end:
@@ -152,67 +165,152 @@ def _read_legacy(file: Path, opened: BinaryIO) -> tuple[Any, dict[str, tuple[int
     return state, starts
 
 
-def _unpickle(file: Path, opened: BinaryIO) -> Any:
-    return _Unpickler(file, opened).load_checked()
+class Machine:
+    """Follows one pickle. Values are numbers, texts, lists, dicts, tuples, and the named tuples above."""
 
-
-def _rebuild_tensor(storage: Storage, offset: int, shape: Any, strides: Any, *_: object) -> TensorRef:
-    """Stands for ``torch._utils._rebuild_tensor_v2``."""
-    ref = TensorRef(storage, offset, tuple(shape), tuple(strides))
-    sound = isinstance(storage, Storage) and len(ref.shape) == len(ref.strides)
-    if not sound or not all(type(n) is int and n >= 0 for n in (offset, *ref.shape, *ref.strides)):
-        raise pickle.UnpicklingError("a tensor with a malformed offset, shape or stride")
-    return ref
-
-
-def _rebuild_parameter(data: TensorRef, *_: object) -> TensorRef:
-    """Stands for ``torch._utils._rebuild_parameter``."""
-    return data
-
-
-# All that a state dict needs; any other global is refused before it is looked up.
-GLOBALS: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    **{("torch", name): StorageType(dtype) for name, dtype in STORAGES.items()},
-}
-
-# What a damaged pickle makes the machine stumble over, besides its own UnpicklingError.
-DAMAGE = (EOFError, pickle.UnpicklingError, AttributeError, IndexError, KeyError, TypeError, ValueError,
-          MemoryError, OverflowError, RecursionError)  # fmt: skip
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: Path, opened: BinaryIO) -> None:
-        super().__init__(opened, encoding="utf-8")
+    def __init__(self, file: Path) -> None:
         self.file = file
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
         self.storages: dict[str, Storage] = {}
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in GLOBALS:
-            raise CheckpointError(
-                f"{self.file} asks to import {module}.{name}; only plain tensors are read, nothing is executed: "
-                f"save model.state_dict() instead"
-            )
-        return GLOBALS[module, name]
+    def run(self, opened: BinaryIO) -> Any:
+        """The value that the pickle at the current place of ``opened`` describes.
 
-    def persistent_load(self, pid: Any) -> Storage:
-        kind, storage_type, key, _location, size, *_ = pid
-        if kind != "storage" or not isinstance(storage_type, StorageType) or not isinstance(key, str):
-            raise pickle.UnpicklingError("a persistent id that is not a storage")
-        if type(size) is not int or size < 0:
-            raise pickle.UnpicklingError("a storage with a malformed size")
-        return self.storages.setdefault(key, Storage(key, storage_type.dtype, size))
-
-    def load_checked(self) -> Any:
+        Raises:
+            CheckpointError: it is damaged, or needs more than plain tensors do.
+        """
         try:
-            return self.load()
+            for opcode, argument, _ in pickletools.genops(opened):
+                if opcode.name not in INSTRUCTIONS:
+                    raise ValueError(f"the instruction {opcode.name}, which plain tensors do not need")
+                INSTRUCTIONS[opcode.name](self, argument)
+            return self.stack.pop()
         except CheckpointError:
             raise
-        except DAMAGE as error:
+        except PICKLE_DAMAGE as error:
             raise CheckpointError(
                 f"{self.file} is not a file written by torch.save, or is truncated or corrupt ({error}); "
                 f"download or save it again"
             ) from error
+
+    def push(self, value: Any) -> None:
+        """Put a value on the stack."""
+        self.stack.append(value)
+
+    def pop_to_mark(self) -> list[Any]:
+        """Take off what was put on since the last mark."""
+        mark = self.marks.pop()
+        values, self.stack[mark:] = self.stack[mark:], []
+        return values
+
+    def pop(self, count: int) -> list[Any]:
+        """Take off ``count`` values."""
+        if len(self.stack) < count:
+            raise IndexError("a stack that is empty")
+        values, self.stack[-count:] = self.stack[-count:], []
+        return values
+
+    def name_global(self, module: str, name: str) -> None:
+        """Put a class or function on the stack, if it is one that plain tensors name."""
+        found = Global(module, name)
+        if found not in KNOWN_GLOBALS:
+            raise CheckpointError(
+                f"{self.file} asks to import {module}.{name}; only plain tensors are read, nothing is executed: "
+                f"save model.state_dict() instead"
+            )
+        self.push(found)
+
+    def set_items(self, pairs: list[Any]) -> None:
+        """Fill the dict on top of the stack."""
+        target = self.stack[-1]
+        if not isinstance(target, dict) or not all(isinstance(key, str | int) for key in pairs[::2]):
+            raise TypeError("a dict with keys that are no names")
+        target.update(zip(pairs[::2], pairs[1::2], strict=True))
+
+    def extend(self, values: list[Any]) -> None:
+        """Fill the list on top of the stack."""
+        if not isinstance(self.stack[-1], list):
+            raise TypeError("an append to what is no list")
+        self.stack[-1].extend(values)
+
+    def name_storage(self) -> None:
+        """Turn a persistent id into the storage that it names."""
+        kind, storage_type, key, _location, size, *_ = self.stack.pop()
+        if kind != "storage" or storage_type not in STORAGE_TYPES or not isinstance(key, str):
+            raise ValueError("a persistent id that is no storage")
+        if type(size) is not int or size < 0:
+            raise ValueError("a storage of malformed size")
+        self.push(self.storages.setdefault(key, Storage(key, STORAGE_TYPES[storage_type], size)))
+
+    def reduce(self) -> None:
+        """What the known functions would have returned."""
+        function, arguments = self.pop(2)
+        if function in REBUILD_TENSOR:
+            self.push(rebuild_tensor(*arguments))
+        elif function == REBUILD_PARAMETER and isinstance(arguments[0], TensorRef):
+            self.push(arguments[0])
+        elif function == ORDERED_DICT:
+            self.push({})
+            for pair in arguments[0] if arguments else ():
+                self.set_items(list(pair))
+        else:
+            raise TypeError("a call of something else than a tensor's builder")
+
+    def build(self) -> None:
+        """Attributes are given to a state dict (its ``_metadata``), which need none here, and to nothing else."""
+        if not isinstance(self.stack[-2], dict):
+            raise TypeError("attributes for what has none")
+        self.stack.pop()
+
+
+def rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> TensorRef:
+    """Stands for ``torch._utils._rebuild_tensor_v2``, whose last argument marks lazily negated or conjugated views."""
+    ref = TensorRef(storage, offset, tuple(shape), tuple(strides))
+    sound = isinstance(storage, Storage) and len(ref.shape) == len(ref.strides)
+    if not sound or not all(type(n) is int and n >= 0 for n in (offset, *ref.shape, *ref.strides)):
+        raise ValueError("a tensor with malformed offset, shape or strides")
+    if len(rest) > 2 and rest[2]:
+        raise ValueError("a tensor that is a lazy negation or conjugation; call resolve_neg() or resolve_conj() on it")
+    return ref
+
+
+def _put(machine: Machine, index: int | None) -> None:
+    machine.memo[len(machine.memo) if index is None else index] = machine.stack[-1]
+
+
+Instruction = Callable[[Machine, Any], None]
+
+NUMBERS_AND_TEXTS = (
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
+    "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES",
+)  # fmt: skip
+
+# Everything the machine can do, by the names of pickletools.
+INSTRUCTIONS: dict[str, Instruction] = {
+    **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda m, _: None),
+    **dict.fromkeys(NUMBERS_AND_TEXTS, Machine.push),
+    "NONE": lambda m, _: m.push(None),
+    "NEWTRUE": lambda m, _: m.push(True),
+    "NEWFALSE": lambda m, _: m.push(False),
+    "EMPTY_DICT": lambda m, _: m.push({}),
+    "EMPTY_LIST": lambda m, _: m.push([]),
+    "EMPTY_TUPLE": lambda m, _: m.push(()),
+    "MARK": lambda m, _: m.marks.append(len(m.stack)),
+    "TUPLE": lambda m, _: m.push(tuple(m.pop_to_mark())),
+    "TUPLE1": lambda m, _: m.push(tuple(m.pop(1))),
+    "TUPLE2": lambda m, _: m.push(tuple(m.pop(2))),
+    "TUPLE3": lambda m, _: m.push(tuple(m.pop(3))),
+    "APPEND": lambda m, _: m.extend(m.pop(1)),
+    "APPENDS": lambda m, _: m.extend(m.pop_to_mark()),
+    "SETITEM": lambda m, _: m.set_items(m.pop(2)),
+    "SETITEMS": lambda m, _: m.set_items(m.pop_to_mark()),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _put),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda m, index: m.push(m.memo[index])),
+    "GLOBAL": lambda m, names: m.name_global(*names.split(" ")),
+    "STACK_GLOBAL": lambda m, _: m.name_global(*m.pop(2)),
+    "BINPERSID": lambda m, _: m.name_storage(),
+    "REDUCE": lambda m, _: m.reduce(),
+    "BUILD": lambda m, _: m.build(),
+}
