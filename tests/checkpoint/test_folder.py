@@ -194,13 +194,7 @@ def test_a_path_that_does_not_exist_is_refused_without_asking_the_hub(
         open_checkpoint(source)
 
 
-def path(source: str, error: str) -> Any:
-    return pytest.param(source, id=error)
-
-
-@pytest.mark.parametrize(
-    "source", [path("a" * 300, "OSError"), path("a\0b", "ValueError"), path("loop", "RuntimeError")]
-)
+@pytest.mark.parametrize("source", ["a" * 300, "a\0b", "loop"], ids=["too long", "a NUL byte", "links in a circle"])
 def test_a_path_that_no_system_can_open_is_refused(
     source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
