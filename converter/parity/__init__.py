@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import gc
 import importlib.util
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from converter import tokenizer
 from converter.checkpoint import open_checkpoint
@@ -74,25 +75,37 @@ def check(
     progress("every initializer, bit for bit")
     exactness = compare_initializers(graph_file, ledger)
     try:
-        legs, judge, text = _compare_legs(checkpoint.folder, ledger, folder, provider, progress)
+        compared = _compare_legs(checkpoint.folder, ledger, folder, provider, progress)
     except OPEN_ERRORS as error:
         raise CheckError(f"{graph_file} cannot be run by ONNX Runtime ({error})") from error
     finally:
         gc.unfreeze()
-    notes = ledger.warnings + tuple(f"{e.tensor.name} was left aside" for e in ledger.entries if e.role == "ignored")
+    notes = [*ledger.warnings, *(f"{e.tensor.name} was left aside" for e in ledger.entries if e.role == "ignored")]
+    if compared.note:
+        notes.append(compared.note)
+    judge = compared.judge
     return Report(
         source=os.fspath(source),
         out=os.fspath(out),
-        text=text,
+        text=compared.text,
         provider=ort_provider,
         scale=judge.scale,
         floor_rms=judge.floor_rms / judge.scale,
         floor_maximum=judge.floor_maximum / judge.scale,
         initializers=exactness.compared,
         exactness_faults=exactness.faults,
-        legs=tuple(legs),
-        notes=notes,
+        legs=tuple(compared.legs),
+        notes=tuple(notes),
     )
+
+
+class Comparison(NamedTuple):
+    """What the legs gave."""
+
+    legs: list[LegReport]
+    judge: Judge
+    text: str  # what the token ids are
+    note: str | None  # what qualifies the Hugging Face legs
 
 
 def _refuse_another_model(folder: Path, ledger: Ledger, source: str | os.PathLike[str]) -> None:
@@ -103,10 +116,8 @@ def _refuse_another_model(folder: Path, ledger: Ledger, source: str | os.PathLik
             raise CheckError(f"{folder} is another model than {source}: its {name} is {ours}, the source's {theirs}")
 
 
-def _compare_legs(
-    source: Path, ledger: Ledger, out: Path, provider: str, progress: Progress
-) -> tuple[list[LegReport], Judge, str]:
-    """Run every leg over the grid, one in memory at a time; returns the reports, the judge, and what the text is."""
+def _compare_legs(source: Path, ledger: Ledger, out: Path, provider: str, progress: Progress) -> Comparison:
+    """Run every leg over the grid, one in memory at a time."""
     import torch
 
     from converter.parity import legs, metrics
@@ -124,13 +135,17 @@ def _compare_legs(
     truths = _truths(legs.uncached(legs.reference(config, weights, torch.float64)), cases)
     scale = metrics.scale(truths, {case.name: case.real for case in cases})
 
+    if not math.isfinite(scale):
+        raise CheckError(f"{source} gives logits that are NaN or infinite, even in float64; its weights are damaged")
+    huggingface = legs.HuggingFace(source, ledger)
+
     table: tuple[tuple[str, Kind, float, Callable[[], Leg]], ...] = (
         ("Hugging Face float64 eager", Kind.SEMANTICS, HUGGINGFACE_FLOAT64_LIMIT,
-         lambda: legs.huggingface(source, torch.float64, "eager")),
+         lambda: huggingface.open(torch.float64, "eager")),
         ("ONNX graph in float64", Kind.SEMANTICS, GRAPH_FLOAT64_LIMIT,
          lambda: legs.widened(widened_session(model_file(out)), config)),
-        ("Hugging Face float32 eager", Kind.NOISE, 0.0, lambda: legs.huggingface(source, torch.float32, "eager")),
-        ("Hugging Face float32 SDPA", Kind.NOISE, 0.0, lambda: legs.huggingface(source, torch.float32, "sdpa")),
+        ("Hugging Face float32 eager", Kind.NOISE, 0.0, lambda: huggingface.open(torch.float32, "eager")),
+        ("Hugging Face float32 SDPA", Kind.NOISE, 0.0, lambda: huggingface.open(torch.float32, "sdpa")),
         ("reference float32", Kind.NUMERICS, 0.0, lambda: legs.reference(config, weights, torch.float32)),
         ("ONNX Runtime float32", Kind.NUMERICS, 0.0, lambda: legs.shipped(load(out, provider))),
     )  # fmt: skip
@@ -143,7 +158,8 @@ def _compare_legs(
         measured.append((name, kind, limit, errors, time.monotonic() - began))
     noise = [sum(errors.values(), metrics.Error()) for _, kind, _, errors, _ in measured if kind is Kind.NOISE]
     judge = Judge.of(scale, noise)
-    return [judge.report(name, kind, errors, limit, took) for name, kind, limit, errors, took in measured], judge, text
+    reports = [judge.report(name, kind, errors, limit, took) for name, kind, limit, errors, took in measured]
+    return Comparison(reports, judge, text, huggingface.note)
 
 
 def release_memory() -> None:

@@ -6,21 +6,22 @@ A leg is a function of a ``Case`` that returns its logits, ``[batch, tokens, voc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
 from converter.checkpoint import LazyTensor
 from converter.parity.cases import Case
 from converter.parity.widen import Widened
 from converter.runtime.session import Model
-from reference.config import GPT2Config
+from converter.weights import Ledger
+from reference import config as architecture
 from reference.model import GPT2
 
 Leg = Callable[[Case], np.ndarray]
@@ -42,7 +43,7 @@ def run(step: Step, case: Case) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
-def reference(config: GPT2Config, weights: Mapping[str, LazyTensor], dtype: torch.dtype) -> Leg:
+def reference(config: architecture.GPT2Config, weights: Mapping[str, LazyTensor], dtype: torch.dtype) -> Leg:
     """The from-scratch GPT-2, with the weights as the ledger maps them."""
     if dtype == torch.float64:
         config = _exact(config)
@@ -62,15 +63,50 @@ def uncached(leg: Leg) -> Leg:
     return lambda case: leg(replace(case, chunks=(case.input_ids.shape[1],)))
 
 
-def huggingface(folder: Path, dtype: torch.dtype, attention: str) -> Leg:
-    """transformers' GPT-2, opened by transformers' own loader with its own reading of the config."""
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    # transformers raises in float64 when the flag is set, which is about rounding and not about mathematics.
-    override = {"reorder_and_upcast_attn": False} if dtype == torch.float64 else {}
-    model = GPT2LMHeadModel.from_pretrained(
-        folder, dtype=dtype, attn_implementation=attention, local_files_only=True, **override
-    ).eval()
+class HuggingFace:
+    """transformers' GPT-2, opened by transformers' own loader with its own reading of the config.
+
+    Where that loader does not find every weight (a checkpoint saved through a wrapper, say), transformers' code is
+    given the weights as the ledger maps them, and ``note`` says that the mapping is not proven by a second reader.
+    """
+
+    def __init__(self, folder: Path, ledger: Ledger) -> None:
+        self.folder, self.ledger = folder, ledger
+        self.note: str | None = None
+
+    def open(self, dtype: torch.dtype, attention: str) -> Leg:
+        """The leg in one dtype, with ``eager`` or ``sdpa`` attention."""
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+        # transformers raises in float64 when the flag is set, which is about rounding and not about mathematics.
+        override = {"reorder_and_upcast_attn": False} if dtype == torch.float64 else {}
+        options = {"dtype": dtype, "attn_implementation": attention, **override}
+        if self.note is None:
+            model, found = GPT2LMHeadModel.from_pretrained(
+                self.folder, local_files_only=True, output_loading_info=True, **options
+            )
+            if not found["missing_keys"]:
+                return partial(run, huggingface_step(model.eval()))
+            missing = sorted(found["missing_keys"])
+            self.note = (
+                f"transformers does not find {missing[0]} and {len(missing) - 1} other weights in {self.folder}: its "
+                f"code was given them as gpt2onnx maps them, so the mapping is not independently proven"
+            )
+        return partial(run, huggingface_step(self._mapped(dtype, attention, override)))
+
+    def _mapped(self, dtype: torch.dtype, attention: str, override: dict[str, Any]) -> GPT2LMHeadModel:
+        values = asdict(self.ledger.config) | override
+        with torch.device("meta"):
+            model = GPT2LMHeadModel(GPT2Config(**values, attn_implementation=attention))
+        weights = {name: to_torch(weight) for name, weight in self.ledger.weights.items()}
+        head = weights.pop("lm_head.weight", weights["wte.weight"])
+        state = {f"transformer.{name}": weight for name, weight in weights.items()} | {"lm_head.weight": head}
+        model.load_state_dict(state, assign=True)
+        return model.to(dtype).eval()
+
+
+def huggingface_step(model: GPT2LMHeadModel) -> Step:
+    """One call of transformers' GPT-2."""
 
     @torch.inference_mode()
     def step(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any, keep: int) -> tuple[np.ndarray, Any]:
@@ -84,7 +120,7 @@ def huggingface(folder: Path, dtype: torch.dtype, attention: str) -> Leg:
         )
         return out.logits.numpy(), out.past_key_values
 
-    return partial(run, step)
+    return step
 
 
 def shipped(model: Model) -> Leg:
@@ -96,7 +132,7 @@ def shipped(model: Model) -> Leg:
     return partial(run, step)
 
 
-def widened(graph: Widened, config: GPT2Config) -> Leg:
+def widened(graph: Widened, config: architecture.GPT2Config) -> Leg:
     """The shipped graph in float64."""
     inputs = [value.name for value in graph.session.get_inputs() if value.name.startswith("past_key_values.")]
 
@@ -123,6 +159,6 @@ def to_torch(weight: LazyTensor) -> torch.Tensor:
     return torch.from_numpy(mapped)
 
 
-def _exact(config: GPT2Config) -> GPT2Config:
+def _exact(config: architecture.GPT2Config) -> architecture.GPT2Config:
     """Without the flag that asks for float32 inside float16 models; in float64 it would only lose digits."""
     return replace(config, reorder_and_upcast_attn=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -123,7 +124,8 @@ class Judge:
     def of(cls, scale: float, noise: list[Error]) -> Judge:
         """The floor is the worse of Hugging Face's own ways to compute in float32, and no lower than float32's step."""
         least = FLOAT32_EPSILON * scale
-        return cls(scale, max(least, *(e.rms for e in noise)), max(least, *(e.maximum for e in noise)))
+        finite = [error for error in noise if math.isfinite(error.maximum)]  # the others are faults of their own
+        return cls(scale, max([least, *(e.rms for e in finite)]), max([least, *(e.maximum for e in finite)]))
 
     def report(self, name: str, kind: Kind, errors: dict[str, Error], limit: float, seconds: float) -> LegReport:
         """Hold one leg's errors, case by case, against its limit (used for ``Kind.SEMANTICS``)."""
@@ -133,7 +135,9 @@ class Judge:
         flips = sum(margin > tie for margin in total.flips)
         worst = max(errors, key=lambda case: errors[case].maximum)
         fault = ""
-        if kind is Kind.SEMANTICS and not total.maximum <= limit * self.scale:
+        if not math.isfinite(total.maximum):
+            fault = f"gives logits that are NaN or infinite ({worst}): the model overflows float32"
+        elif kind is Kind.SEMANTICS and not total.maximum <= limit * self.scale:
             share = total.maximum / self.scale
             fault = f"is {share:.1e} of the logits' scale from the truth ({worst}); at most {limit:.0e} is rounding"
         elif kind is Kind.NUMERICS and not total.rms <= RMS_LIMIT * self.floor_rms:

@@ -255,3 +255,46 @@ def test_check_without_torch_says_what_to_install(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(GPT2Error, match=r"pip install 'gpt2onnx\[check\]'"):
         check(CHECKPOINT, bundled)
+
+
+def rename(source: Path, change: Callable[[str], str]) -> None:
+    weights = load_file(source / "model.safetensors")
+    save_file({change(name): weight for name, weight in weights.items()}, source / "model.safetensors")
+
+
+def test_what_transformers_cannot_read_is_checked_and_said_not_to_be_proven_by_it(save: Save, tmp_path: Path) -> None:
+    source = save()
+    rename(source, lambda name: f"_orig_mod.module.{name}")
+    convert(source, tmp_path / "out")
+    report = check(source, tmp_path / "out")
+    assert report.passed, report.faults
+    assert "mapping is not independently proven" in report.notes[0]
+    change_weight(tmp_path / "out", "h.0.mlp.c_proj.weight", lambda weight: weight * np.float32(1.01))
+    assert not check(source, tmp_path / "out").passed
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_pickled_sources_match(save: Save, tmp_path: Path, legacy: bool) -> None:
+    source = save()
+    weights = load_file(source / "model.safetensors")
+    torch.save(weights, source / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy)
+    (source / "model.safetensors").unlink()
+    convert(source, tmp_path / "out")
+    report = check(source, tmp_path / "out")
+    assert report.passed, report.faults
+    assert report.notes == ()
+
+
+def test_a_model_that_overflows_float32_fails_and_one_that_is_nan_is_bad_input(save: Save, tmp_path: Path) -> None:
+    source = save()
+    weights = load_file(source / "model.safetensors")
+    name, head = "transformer.ln_f.weight", "transformer.wte.weight"
+    large = {name: weights[name] * 1e20, head: weights[head] * 1e20}
+    save_file(weights | large, source / "model.safetensors", metadata={"format": "pt"})
+    convert(source, tmp_path / "out")
+    report = check(source, tmp_path / "out")
+    assert "overflows float32" in report.faults[0]
+    save_file(weights | {name: weights[name] * torch.nan}, source / "model.safetensors", metadata={"format": "pt"})
+    convert(source, tmp_path / "nan", scan=False)
+    with pytest.raises(GPT2Error, match="NaN or infinite, even in float64"):
+        check(source, tmp_path / "nan")
