@@ -128,7 +128,8 @@ def print_report(report: Report) -> None:
     exact = "[green]pass[/]" if not report.exactness_faults else "[red]FAIL[/]"
     legs.add_row(f"{report.initializers} initializers", "bit for bit", *[""] * len(numbers), exact)
     for leg in report.legs:
-        verdict = "[red]FAIL[/]" if leg.fault else "[green]pass[/]" if leg.kind != "noise floor" else "–"
+        passed = "–" if leg.kind == "noise floor" else "[green]pass[/]"
+        verdict = "[red]FAIL[/]" if leg.fault else passed
         legs.add_row(
             leg.name,
             leg.kind,

@@ -23,6 +23,10 @@ GRAPH_FLOAT64_LIMIT = 1e-6
 RMS_LIMIT = 4.0
 MAXIMUM_LIMIT = 8.0
 
+# Hugging Face's own float32 may be this share of the logits' scale from the truth, in RMS. Trained models are at 1e-7
+# to 1e-5; beyond this one, float32 does not hold the model, and no other leg can be measured by it.
+NOISE_LIMIT = 1e-2
+
 
 class Kind(StrEnum):
     """What a leg is there for."""
@@ -137,6 +141,9 @@ class Judge:
         fault = ""
         if not math.isfinite(total.maximum):
             fault = f"gives logits that are NaN or infinite ({worst}): the model overflows float32"
+        elif kind is Kind.NOISE and not total.rms <= NOISE_LIMIT * self.scale:
+            share = total.rms / self.scale
+            fault = f"is {share:.1e} of the logits' scale from the truth in RMS: float32 does not hold this model"
         elif kind is Kind.SEMANTICS and not total.maximum <= limit * self.scale:
             share = total.maximum / self.scale
             fault = f"is {share:.1e} of the logits' scale from the truth ({worst}); at most {limit:.0e} is rounding"

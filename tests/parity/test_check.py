@@ -288,12 +288,16 @@ def test_pickled_sources_match(save: Save, tmp_path: Path, legacy: bool) -> None
 def test_a_model_that_overflows_float32_fails_and_one_that_is_nan_is_bad_input(save: Save, tmp_path: Path) -> None:
     source = save()
     weights = load_file(source / "model.safetensors")
-    name, head = "transformer.ln_f.weight", "transformer.wte.weight"
-    large = {name: weights[name] * 1e20, head: weights[head] * 1e20}
-    save_file(weights | large, source / "model.safetensors", metadata={"format": "pt"})
-    convert(source, tmp_path / "out")
-    report = check(source, tmp_path / "out")
-    assert "overflows float32" in report.faults[0]
+    name, head, gain = "transformer.ln_f.weight", "transformer.wte.weight", "transformer.ln_f.bias"
+    for factors, reason in (
+        ({name: 1e20, gain: 1e38, head: 1e3}, "overflows float32"),
+        ({name: 1e20, head: 1e20}, "float32 does not hold this model"),  # its variances overflow, its logits do not
+    ):
+        large = {key: weights[key] * factor for key, factor in factors.items()}
+        save_file(weights | large, source / "model.safetensors", metadata={"format": "pt"})
+        convert(source, tmp_path / "out", force=True)
+        report = check(source, tmp_path / "out")
+        assert reason in report.faults[0]
     save_file(weights | {name: weights[name] * torch.nan}, source / "model.safetensors", metadata={"format": "pt"})
     convert(source, tmp_path / "nan", scan=False)
     with pytest.raises(GPT2Error, match="NaN or infinite, even in float64"):
