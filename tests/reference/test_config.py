@@ -45,7 +45,9 @@ def test_a_flag_that_is_not_a_boolean_is_refused_by_name(name: str, value: objec
         GPT2Config(**{name: value})
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -1e-9, "0.1", False, None])
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, -1e-9, "0.1", False, None, pytest.param(10**400, id="beyond a float")]
+)
 @pytest.mark.parametrize("name", NUMBERS)
 def test_a_number_that_is_not_finite_and_0_or_more_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(ConfigError, match=rf"^{name} is {value!r}; expected a finite number, 0 or more$"):
