@@ -34,13 +34,18 @@ def generate(
         ``[B, S + new]``, the prompts included.
 
     Raises:
-        GPT2Error: prompt and new tokens need more than ``n_positions``.
+        GPT2Error: the prompt is empty, an option is out of range, or more than ``n_positions`` are needed.
     """
-    total = input_ids.size(1) + max_new_tokens
-    if total > model.config.n_positions:
-        raise GPT2Error(f"prompt and new tokens are {total}; the model has {model.config.n_positions} positions")
+    if not (temperature >= 0 and top_k >= 0 and 0 < top_p <= 1 and max_new_tokens >= 0 and input_ids.size(1) > 0):
+        raise GPT2Error(
+            f"temperature {temperature}, top_k {top_k}, top_p {top_p}, max_new_tokens {max_new_tokens} for a prompt of "
+            f"{input_ids.size(1)} tokens; expected 0 or more of each, top_p in (0, 1], and a token to start from"
+        )
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
+    total = int(attention_mask.sum(dim=1).max()) + max_new_tokens
+    if total > model.config.n_positions:
+        raise GPT2Error(f"prompt and new tokens are {total}; the model has {model.config.n_positions} positions")
     done = torch.zeros(input_ids.size(0), dtype=torch.bool, device=input_ids.device)
     step, past = input_ids, None
     for _ in range(max_new_tokens):

@@ -202,7 +202,7 @@ class GPT2(nn.Module):
             input_ids: ``[B, S]`` int64, each below ``vocab_size``.
             past_key_values: what an earlier call returned; its P tokens come before these.
             attention_mask: ``[B, T]``, 1 for tokens and 0 for padding; all ones by default.
-            position_ids: ``[B, S]``; by default counted over the tokens that are not padding.
+            position_ids: ``[B, S]``, each below ``n_positions``; by default counted over the tokens, not the padding.
             labels: ``[B, S]`` int64; position s is scored on label s + 1, -100 is left out.
             logits_to_keep: of how many last positions logits are wanted; 0 for all, which labels need.
 
@@ -247,21 +247,26 @@ class GPT2(nn.Module):
             WeightsError: a weight is missing, surplus or of the wrong shape.
         """
         left = dict(weights)
+        taken = []
         for path, module in self.named_modules():
-            for key, parameter in list(module.named_parameters(recurse=False)):
+            for key, parameter in module.named_parameters(recurse=False):
                 name = f"{path}.{key}"
                 if name == "lm_head.weight" and self.config.tie_word_embeddings:
                     continue
-                if name not in left:
-                    raise WeightsError(f"weight {name} is missing; expected shape {list(parameter.shape)}")
-                weight = left.pop(name)
-                if key == "weight" and type(module) is nn.Linear:
-                    weight = weight.T
-                if weight.shape != parameter.shape:
-                    raise WeightsError(f"weight {name} gives {list(weight.shape)}; expected {list(parameter.shape)}")
-                setattr(module, key, nn.Parameter(weight, requires_grad=parameter.requires_grad))
+                transposed = key == "weight" and type(module) is nn.Linear
+                expected = parameter.shape[::-1] if transposed else parameter.shape
+                weight = left.pop(name, None)
+                if weight is None:
+                    raise WeightsError(f"weight {name} is missing; expected shape {list(expected)}")
+                if weight.shape != expected:
+                    raise WeightsError(f"weight {name} is {list(weight.shape)}; expected {list(expected)}")
+                if not weight.is_floating_point():
+                    raise WeightsError(f"weight {name} is {weight.dtype}; expected a floating-point type")
+                taken.append((module, key, weight.T if transposed else weight, parameter.requires_grad))
         if left:
-            raise WeightsError(f"weight {sorted(left)[0]} has no place in this GPT-2")
+            raise WeightsError(f"weight {min(left)} has no place in this GPT-2")
+        for module, key, weight, requires_grad in taken:
+            setattr(module, key, nn.Parameter(weight, requires_grad))
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.wte.weight
         return self

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from reference import GPT2, Conv1D, GPT2Error
+from reference import GPT2, Conv1D, GPT2Config, GPT2Error
 from reference.generate import choose
 
 Twins = Callable[..., tuple[GPT2, GPT2LMHeadModel]]
@@ -165,3 +165,22 @@ def test_going_beyond_the_last_position_is_refused_before_anything_is_computed(t
     ours.wte.register_forward_hook(lambda *_: pytest.fail("the model ran"))
     with pytest.raises(GPT2Error, match="prompt and new tokens are 25; the model has 24 positions"):
         ours.generate(tokens(1, 20), 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "tokens"),
+    [({"top_p": 0.0}, 1), ({"top_p": 1.5}, 1), ({"top_k": -1}, 1), ({"temperature": -1.0}, 1), ({}, 0)],
+)
+def test_options_out_of_range_are_refused(options: dict[str, float], tokens: int) -> None:
+    model = GPT2(GPT2Config(vocab_size=7, n_positions=5, n_embd=4, n_layer=1, n_head=2))
+    with pytest.raises(GPT2Error, match="expected 0 or more of each"):
+        model.generate(torch.zeros(1, tokens, dtype=torch.long), 2, **options)
+
+
+def test_padding_takes_up_no_position() -> None:
+    model = GPT2(GPT2Config(vocab_size=7, n_positions=5, n_embd=4, n_layer=1, n_head=2)).eval()
+    padded, mask = torch.tensor([[0, 0, 0, 1, 2]]), torch.tensor([[0, 0, 0, 1, 1]])
+    longer = model.generate(padded, 3, attention_mask=mask)
+    assert torch.equal(longer[:, 3:], model.generate(padded[:, 3:], 3))
+    with pytest.raises(GPT2Error, match="are 6; the model has 5 positions"):
+        model.generate(padded, 4, attention_mask=mask)

@@ -455,7 +455,7 @@ def test_only_the_weight_of_a_linear_is_transposed_and_nothing_is_copied(
     [
         ("wte.weight", [61, 12]),
         ("wpe.weight", [24, 12]),
-        ("h.0.attn.c_attn.weight", [36, 12]),
+        ("h.0.attn.c_attn.weight", [12, 36]),
         ("h.1.attn.c_proj.bias", [12]),
         ("h.2.ln_2.weight", [12]),
         ("h.2.mlp.c_fc.bias", [20]),
@@ -502,7 +502,7 @@ def test_a_misshapen_weight_is_named_with_both_shapes(
     weights[name] = torch.zeros(shape)
     with pytest.raises(WeightsError) as refused:
         GPT2(fresh().config, Conv1D).load(weights)
-    assert str(refused.value) == f"weight {name} gives {shape}; expected {expected}"
+    assert str(refused.value) == f"weight {name} is {shape}; expected {expected}"
 
 
 @pytest.mark.parametrize(("name", "shape", "expected"), MISSHAPEN)
@@ -510,7 +510,18 @@ def test_a_model_of_linears_refuses_the_same_shapes(
     weights: dict[str, Tensor], name: str, shape: list[int], expected: list[int]
 ) -> None:
     weights[name] = torch.zeros(shape)
-    with pytest.raises(WeightsError, match=rf"^weight {name} gives \["):
-        fresh().load(weights)
+    model = fresh()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(WeightsError) as refused:
+        model.load(weights)
+    assert str(refused.value) == f"weight {name} is {shape}; expected {expected}"  # as the file has them
+    assert model.lm_head.weight is model.wte.weight
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())  # all or nothing
     weights[name] = torch.zeros(expected)
     fresh().load(weights)
+
+
+def test_a_weight_of_integers_is_named(weights: dict[str, Tensor]) -> None:
+    weights["ln_f.bias"] = torch.zeros(12, dtype=torch.int64)
+    with pytest.raises(WeightsError, match=r"weight ln_f\.bias is torch\.int64; expected a floating-point type"):
+        fresh().load(weights)
