@@ -45,10 +45,12 @@ def fetch(source: str) -> tuple[Path, str]:
     repo, revision = match["repo"], match["revision"]
     offline = constants.HF_HUB_OFFLINE
     try:
+        # The list of files comes first: it fails at once where there is no network, a download only after retries.
+        names = set() if offline else _list_files(repo, revision)
         # Asked for by the revision's name, so that the cache remembers the name; all else by the commit it stands for.
         config = Path(_download(repo, "config.json", revision, local_files_only=offline))
         if not offline:
-            _fetch_weights(repo, config.parent.name)
+            _fetch_weights(repo, config.parent.name, names)
     except LocalEntryNotFoundError as error:
         mend = "unset HF_HUB_OFFLINE to download it" if offline else "it cannot be downloaded now, check the network"
         raise HubError(
@@ -74,12 +76,15 @@ def fetch(source: str) -> tuple[Path, str]:
     return config.parent, f"{repo}@{config.parent.name}"
 
 
-def _fetch_weights(repo: str, commit: str) -> None:
-    """Download the weights and what travels with them."""
+def _list_files(repo: str, revision: str | None) -> set[str]:
     from huggingface_hub import HfApi
 
-    info = HfApi(library_name="gpt2onnx").model_info(repo, revision=commit)
-    names = {sibling.rfilename for sibling in info.siblings or ()}
+    info = HfApi(library_name="gpt2onnx").model_info(repo, revision=revision)
+    return {sibling.rfilename for sibling in info.siblings or ()}
+
+
+def _fetch_weights(repo: str, commit: str, names: set[str]) -> None:
+    """Download the weights and what travels with them."""
     weights = choose_weight_file(names)
     if weights is None:
         raise HubError(

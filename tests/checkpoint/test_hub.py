@@ -59,8 +59,8 @@ def test_only_what_is_needed_is_fetched(
     assert files(opened.folder) == needed
     assert sorted(hub.fetched()) == sorted(needed)
     assert {request.path for request in hub.requests} == {
+        "/api/models/user/my-gpt2",
         "/user/my-gpt2/resolve/main/config.json",
-        f"/api/models/user/my-gpt2/revision/{digest}",
         *(f"/user/my-gpt2/resolve/{digest}/{name}" for name in needed if name != "config.json"),
     }
 
@@ -81,8 +81,8 @@ def test_a_branch_that_moved_is_fetched_anew_and_one_that_did_not_is_not(hub: Hu
     hub.requests.clear()
     assert hub.open("user/model").name.endswith(first)
     assert [request.path for request in hub.requests] == [
+        "/api/models/user/model",
         "/user/model/resolve/main/config.json",
-        f"/api/models/user/model/revision/{first}",
     ]
     assert hub.fetched() == []
     second = hub.repo("user/model").commit(SMALL | {"NOTICE": b"new"}, "main")
