@@ -307,10 +307,10 @@ def _demo(out: Path, force: bool) -> None:
     else:
         click.echo("skipped: it needs torch and transformers (pip install 'gpt2onnx[check]')")
 
-    click.echo(f"\n$ gpt2onnx generate {out} '{DEMO_PROMPT}' -n {DEMO_TOKENS} --temperature 0.5 --top-k 20 --seed 7")
+    click.echo(f"\n$ gpt2onnx generate {out} '{DEMO_PROMPT}' -n {DEMO_TOKENS} --temperature 0.7 --top-k 20 --seed 5")
     model, stream = load(out), terminal.Stream(DEMO_PROMPT)
     generation = model.generate(
-        [DEMO_PROMPT], max_new_tokens=DEMO_TOKENS, temperature=0.5, top_k=20, seed=7,
+        [DEMO_PROMPT], max_new_tokens=DEMO_TOKENS, temperature=0.7, top_k=20, seed=5,
         on_text=stream.show,
     )  # fmt: skip
     stream.end()
