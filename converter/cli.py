@@ -12,12 +12,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from converter.version import VERSION
 from reference.errors import GPT2Error
+
+if TYPE_CHECKING:
+    from converter.parity.verdict import Report
 
 MISMATCH, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
 
@@ -96,6 +99,9 @@ def cli() -> None:
 @click.option("--opset", default=23, show_default=True, help="ONNX opset of the graph, 17 or newer.")
 @click.option("--force", is_flag=True, help="Replace an OUT that gpt2onnx wrote.")
 @click.option("--no-scan", is_flag=True, help="Do not look for NaN and infinity in the weights.")
+@click.option(
+    "--check", "then_check", is_flag=True, help="Check the folder once it is written; a mismatch removes nothing."
+)
 @ignore_option
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @json_option
@@ -107,6 +113,7 @@ def convert(
     opset: int,
     force: bool,
     no_scan: bool,
+    then_check: bool,
     ignore: tuple[str, ...],
     quiet: bool,
     as_json: bool,
@@ -135,11 +142,25 @@ def convert(
     seconds = time.monotonic() - began
     for warning in done.warnings:
         click.echo(f"gpt2onnx: warning: {warning}", err=True)
+    if not as_json and not quiet:
+        click.echo(terminal.conversion_line(done, seconds))
+    report = run_check(source, done.out, "cpu", ignore, show=not as_json and not quiet) if then_check else None
     if as_json:
         facts = terminal.conversion_facts(done, seconds)
-        click.echo(json.dumps(facts, indent=2))
-    elif not quiet:
-        click.echo(terminal.conversion_line(done, seconds))
+        click.echo(json.dumps(facts | ({"check": report.to_dict()} if report else {}), indent=2))
+    elif report is not None and not (quiet and report.passed):
+        terminal.print_report(report)
+    if report is not None and not report.passed:
+        sys.exit(MISMATCH)
+
+
+def run_check(source: str, out: Path, provider: str, ignore: tuple[str, ...], show: bool) -> Report:
+    """The report of a check, whose steps are shown as they are taken."""
+    from converter import terminal
+    from converter.parity import check as run
+
+    with terminal.steps(show) as progress:
+        return run(source, out, ignore=ignore, provider=provider, progress=progress)
 
 
 @cli.command()
@@ -160,15 +181,38 @@ def check(source: str, out: Path, provider: str, ignore: tuple[str, ...], as_jso
     gpt2onnx check openai-community/gpt2 OUT --json
     """
     from converter import terminal
-    from converter.parity import check as run
 
-    with terminal.steps(show=not as_json) as progress:
-        report = run(source, out, ignore=ignore, provider=provider, progress=progress)
+    report = run_check(source, out, provider, ignore, show=not as_json)
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
     else:
         terminal.print_report(report)
-    sys.exit(0 if report.passed else MISMATCH)
+    if not report.passed:
+        sys.exit(MISMATCH)
+
+
+@cli.command()
+@out_argument
+@json_option
+@debug_option
+def verify(out: Path, as_json: bool) -> None:
+    """Say whether the files in OUT are still those that were checked; exit with 1 if not.
+
+    Needs neither the source, nor torch, nor a network: the check left its verdict and the files' hashes in OUT.
+
+    \b
+    gpt2onnx verify ./my-gpt2-onnx
+    """
+    from converter.certificate import verify as run
+
+    found = run(out)
+    if as_json:
+        facts = {"passed": found.passed, "verdict": found.verdict, "changed": found.changed, "missing": found.missing}
+        click.echo(json.dumps(facts | {"certificate": found.certificate}, indent=2))
+    else:
+        click.echo(found.verdict)
+    if not found.passed:
+        sys.exit(MISMATCH)
 
 
 @cli.command()
@@ -300,8 +344,7 @@ def _demo(out: Path, force: bool) -> None:
     click.echo(f"\n$ gpt2onnx check {source} {out}")
     passed = True
     if parity.available():
-        with terminal.steps() as progress:
-            report = parity.check(source, out, progress=progress)
+        report = run_check(str(source), out, "cpu", (), show=True)
         terminal.print_report(report)
         passed = report.passed
     else:

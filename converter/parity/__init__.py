@@ -10,13 +10,15 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from converter import tokenizer
-from converter.checkpoint import open_checkpoint
+from converter import certificate, tokenizer
+from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.checkpoint.config import parse_config, read_json
-from converter.errors import CheckError
+from converter.errors import CheckError, OutputError
+from converter.staging import MANIFEST
 from converter.weights import Ledger, account
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ def check(
     *,
     ignore: Iterable[str] = (),
     provider: str = "cpu",
+    certify: bool = True,
     progress: Progress = lambda step: None,
 ) -> Report:
     """Judge whether the model folder ``out`` computes what ``source`` computes.
@@ -54,11 +57,12 @@ def check(
         source: as for ``convert``.
         ignore: the globs that ``convert`` was given.
         provider: of ONNX Runtime, for the shipped graph.
+        certify: write the verdict and the files' hashes into the folder's manifest, for ``verify``.
         progress: called before each step with its name.
 
     Raises:
         CheckError: torch or transformers is missing, or ``out`` is a model of other dimensions.
-        GPT2Error: source or folder cannot be opened.
+        GPT2Error: source or folder cannot be opened, or its manifest cannot be read.
     """
     if not available():
         raise CheckError("check needs torch and transformers; install them with: pip install 'gpt2onnx[check]'")
@@ -84,7 +88,7 @@ def check(
     if compared.note:
         notes.append(compared.note)
     judge = compared.judge
-    return Report(
+    report = Report(
         source=os.fspath(source),
         out=os.fspath(out),
         text=compared.text,
@@ -97,6 +101,18 @@ def check(
         legs=tuple(compared.legs),
         notes=tuple(notes),
     )
+    return _certified(report, checkpoint, ledger) if certify and (folder / MANIFEST).is_file() else report
+
+
+def _certified(report: Report, checkpoint: Checkpoint, ledger: Ledger) -> Report:
+    """The report, once its certificate is written; with a note if the folder cannot be written to."""
+    read = {weight.file for weight in ledger.weights.values()} | {checkpoint.folder / "config.json"}
+    legs = [{"name": leg.name, "rms": leg.rms, "maximum": leg.maximum, "fault": leg.fault} for leg in report.legs]
+    try:
+        certificate.write(Path(report.out), read, report.passed, report.verdict, legs)
+    except OutputError as error:
+        return replace(report, notes=(*report.notes, f"no certificate: {error}"))
+    return report
 
 
 class Comparison(NamedTuple):
