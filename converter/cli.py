@@ -144,7 +144,7 @@ def convert(
         click.echo(f"gpt2onnx: warning: {warning}", err=True)
     if not as_json and not quiet:
         click.echo(terminal.conversion_line(done, seconds))
-    report = run_check(source, done.out, "cpu", ignore, show=not as_json and not quiet) if then_check else None
+    report = run_check(source, done.out, show=not as_json and not quiet, ignore=ignore) if then_check else None
     if as_json:
         facts = terminal.conversion_facts(done, seconds)
         click.echo(json.dumps(facts | ({"check": report.to_dict()} if report else {}), indent=2))
@@ -154,23 +154,24 @@ def convert(
         sys.exit(MISMATCH)
 
 
-def run_check(source: str, out: Path, provider: str, ignore: tuple[str, ...], show: bool) -> Report:
+def run_check(source: str, out: Path, show: bool, **options: Any) -> Report:
     """The report of a check, whose steps are shown as they are taken."""
     from converter import terminal
     from converter.parity import check as run
 
     with terminal.steps(show) as progress:
-        return run(source, out, ignore=ignore, provider=provider, progress=progress)
+        return run(source, out, progress=progress, **options)
 
 
 @cli.command()
 @click.argument("source")
 @out_argument
 @provider_option
+@click.option("--text", type=click.Path(path_type=Path), help="Feed this text (plain or JSONL), not the bundled one.")
 @ignore_option
 @json_option
 @debug_option
-def check(source: str, out: Path, provider: str, ignore: tuple[str, ...], as_json: bool) -> None:
+def check(source: str, out: Path, provider: str, text: Path | None, ignore: tuple[str, ...], as_json: bool) -> None:
     """Prove that the model folder OUT is SOURCE; exit with 1 if it is not.
 
     Weights are compared bit for bit; the mathematics in float64 against Hugging Face and a GPT-2 written from
@@ -178,11 +179,12 @@ def check(source: str, out: Path, provider: str, ignore: tuple[str, ...], as_jso
 
     \b
     gpt2onnx check ./my-gpt2 ./my-gpt2-onnx
+    gpt2onnx check ./my-gpt2 ./my-gpt2-onnx --text my-domain.txt
     gpt2onnx check openai-community/gpt2 OUT --json
     """
     from converter import terminal
 
-    report = run_check(source, out, provider, ignore, show=not as_json)
+    report = run_check(source, out, show=not as_json, ignore=ignore, provider=provider, text=text)
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
     else:
@@ -344,7 +346,7 @@ def _demo(out: Path, force: bool) -> None:
     click.echo(f"\n$ gpt2onnx check {source} {out}")
     passed = True
     if parity.available():
-        report = run_check(str(source), out, "cpu", (), show=True)
+        report = run_check(str(source), out, show=True)
         terminal.print_report(report)
         passed = report.passed
     else:

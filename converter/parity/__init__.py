@@ -45,6 +45,7 @@ def check(
     *,
     ignore: Iterable[str] = (),
     provider: str = "cpu",
+    text: str | os.PathLike[str] | None = None,
     certify: bool = True,
     progress: Progress = lambda step: None,
 ) -> Report:
@@ -57,6 +58,7 @@ def check(
         source: as for ``convert``.
         ignore: the globs that ``convert`` was given.
         provider: of ONNX Runtime, for the shipped graph.
+        text: a file whose text is fed, plain or JSONL; by default held-out text that ships with gpt2onnx.
         certify: write the verdict and the files' hashes into the folder's manifest, for ``verify``.
         progress: called before each step with its name.
 
@@ -76,10 +78,11 @@ def check(
     graph_file = model_file(folder)
     _refuse_another_model(folder, ledger, source)
     ort_provider = provider_name(provider)
+    text_file = None if text is None else Path(text)
     progress("every initializer, bit for bit")
     exactness = compare_initializers(graph_file, ledger)
     try:
-        compared = _compare_legs(checkpoint.folder, ledger, folder, provider, progress)
+        compared = _compare_legs(checkpoint.folder, ledger, folder, provider, text_file, progress)
     except OPEN_ERRORS as error:
         raise CheckError(f"{graph_file} cannot be run by ONNX Runtime ({error})") from error
     finally:
@@ -132,23 +135,26 @@ def _refuse_another_model(folder: Path, ledger: Ledger, source: str | os.PathLik
             raise CheckError(f"{folder} is another model than {source}: its {name} is {ours}, the source's {theirs}")
 
 
-def _compare_legs(source: Path, ledger: Ledger, out: Path, provider: str, progress: Progress) -> Comparison:
+def _compare_legs(
+    source: Path, ledger: Ledger, out: Path, provider: str, text_file: Path | None, progress: Progress
+) -> Comparison:
     """Run every leg over the grid, one in memory at a time."""
     import torch
 
     from converter.parity import legs, metrics
-    from converter.parity.cases import grid, held_out_tokens
+    from converter.parity.cases import grid, held_out_tokens, tokens_of
     from converter.parity.verdict import GRAPH_FLOAT64_LIMIT, HUGGINGFACE_FLOAT64_LIMIT, Judge, Kind
     from converter.parity.widen import widened_session
     from converter.runtime.session import load, model_file
 
     gc.freeze()  # what the imports left is not looked at again whenever a leg's memory is released
     config, weights = ledger.config, ledger.weights
-    tokens, text = held_out_tokens(tokenizer.load(out), config)
+    read = tokenizer.load(out)
+    tokens, text = held_out_tokens(read, config) if text_file is None else tokens_of(text_file, read, config)
     cases = grid(config, tokens)
 
     progress("the truth: reference in float64")
-    truths = _truths(legs.uncached(legs.reference(config, weights, torch.float64)), cases)
+    truths = _truths(legs.alone(legs.reference(config, weights, torch.float64)), cases)
     scale = metrics.scale(truths, {case.name: case.real for case in cases})
 
     if not math.isfinite(scale):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from converter.data import HELD_OUT
+from converter.errors import CheckError
 from reference.config import GPT2Config
 
 # Enough tokens for statistics over thousands of logits, few enough for a decode step each.
@@ -54,6 +57,8 @@ class Case:
 def grid(config: GPT2Config, tokens: np.ndarray) -> list[Case]:
     """Prefill, decode with the cache, chunked prefill, a left-padded batch, and all positions at once.
 
+    The truth of each is computed without cache, padding or company, so that the batch also proves batch invariance.
+
     Args:
         tokens: at least ``n_positions`` of them.
     """
@@ -89,9 +94,44 @@ def _padded(tokens: np.ndarray, length: int) -> Case:
     return Case("left-padded batch", ids, mask, (length - steps, *[1] * steps) if steps else (length,))
 
 
+def tokens_of(file: Path, tokenizer: Tokenizer | None, config: GPT2Config) -> tuple[np.ndarray, str]:
+    """``n_positions`` token ids or more of a user's text, and what they are.
+
+    Args:
+        file: plain text, or JSONL whose objects have their text under ``text``.
+
+    Raises:
+        CheckError: the file cannot be read or is too short, or there is no tokenizer to read it with.
+    """
+    if tokenizer is None:
+        raise CheckError(f"{file} cannot be used: the model folder has no tokenizer to turn text into tokens")
+    ids = [i for i in tokenizer.encode(read_text(file), add_special_tokens=False).ids if i < config.vocab_size]
+    needed = min(config.n_positions, SHORT_TOKENS)
+    if len(ids) < needed:
+        raise CheckError(f"{file} is too short: it gives {len(ids)} tokens, a check needs at least {needed}")
+    repeated = f", {len(ids)} tokens repeated to fill {config.n_positions}" if len(ids) < config.n_positions else ""
+    return np.resize(np.array(ids), max(config.n_positions, len(ids))), f"{file}{repeated}"
+
+
+def read_text(file: Path) -> str:
+    """The text in a plain file or a JSONL one.
+
+    Raises:
+        CheckError: it is absent, no UTF-8, or a line of JSONL has no text.
+    """
+    try:
+        content = file.read_text(encoding="utf-8")
+        if file.suffix != ".jsonl":
+            return content
+        return "\n\n".join(json.loads(line)["text"] for line in content.splitlines() if line.strip())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        kind = "JSONL with a text in every line" if file.suffix == ".jsonl" else "UTF-8 text"
+        raise CheckError(f"{file} cannot be read as {kind} ({type(error).__name__}: {error})") from error
+
+
 def held_out_tokens(tokenizer: Tokenizer | None, config: GPT2Config) -> tuple[np.ndarray, str]:
     """``n_positions`` token ids or more, and where they are from: the held-out text, or without a tokenizer chance."""
-    ids = tokenizer.encode(HELD_OUT.read_text(encoding="utf-8"), add_special_tokens=False).ids if tokenizer else []
+    ids = tokenizer.encode(read_text(HELD_OUT), add_special_tokens=False).ids if tokenizer else []
     ids = [i for i in ids if i < config.vocab_size]
     if len(ids) < SHORT_TOKENS:
         drawn = np.random.default_rng(RANDOM_SEED).integers(

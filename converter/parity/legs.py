@@ -58,9 +58,20 @@ def reference(config: architecture.GPT2Config, weights: Mapping[str, LazyTensor]
     return partial(run, step)
 
 
-def uncached(leg: Leg) -> Leg:
-    """The same leg, all tokens at once: what a cache must not change."""
-    return lambda case: leg(replace(case, chunks=(case.input_ids.shape[1],)))
+def alone(leg: Leg) -> Leg:
+    """The same leg on each row by itself, all tokens at once: what no cache, padding or company may change."""
+
+    def by_itself(case: Case) -> np.ndarray:
+        if len(case.input_ids) == 1 and case.attention_mask.all():
+            return leg(replace(case, chunks=(case.input_ids.shape[1],)))
+        rows = []
+        for ids, mask in zip(case.input_ids, case.attention_mask, strict=True):
+            tokens = ids[mask > 0][None]
+            logits = leg(Case(case.name, tokens, np.ones_like(tokens), (tokens.shape[1],)))[0]
+            rows.append(np.pad(logits, ((len(ids) - len(logits), 0), (0, 0))))
+        return np.stack(rows)
+
+    return by_itself
 
 
 class HuggingFace:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from converter.data import CHECKPOINT, HELD_OUT
-from converter.parity.cases import grid, held_out_tokens
+from converter.errors import CheckError
+from converter.parity.cases import grid, held_out_tokens, tokens_of
 from converter.tokenizer import load
 from reference.config import GPT2Config
 
@@ -58,3 +62,46 @@ def test_tokens_are_random_and_said_to_be_where_there_is_none() -> None:
 def test_a_tokenizer_larger_than_the_model_gives_only_tokens_that_the_model_has() -> None:
     tokens, _ = held_out_tokens(load(CHECKPOINT), GPT2Config(vocab_size=300))
     assert tokens.max() < 300
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("plain.txt", "The following is a sentence. " * 40),
+        ("lines.jsonl", '{"text": "The following"}\n\n{"text": "is a sentence. ", "id": 7}\n' * 40),
+    ],
+)
+def test_a_users_text_is_fed(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    tokenizer = load(CHECKPOINT)
+    assert tokenizer is not None
+    tokens, origin = tokens_of(tmp_path / name, tokenizer, GPT2Config(vocab_size=2048, n_positions=64))
+    assert origin == str(tmp_path / name)
+    assert tokenizer.decode(tokens).startswith("The following")
+    assert "{" not in tokenizer.decode(tokens)
+
+
+def test_a_short_text_is_repeated_and_said_to_be(tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("The following is a sentence. " * 12)
+    tokens, origin = tokens_of(tmp_path / "short.txt", load(CHECKPOINT), GPT2Config(vocab_size=2048))
+    assert len(tokens) == 1024
+    assert re.search(r"short\.txt, \d+ tokens repeated to fill 1024", origin)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("few.txt", b"The", "is too short: it gives 1 tokens, a check needs at least 48"),
+        ("bytes.txt", b"\xff\xfe", "cannot be read as UTF-8 text"),
+        ("bad.jsonl", b"{", "cannot be read as JSONL"),
+        ("other.jsonl", b'{"content": "x"}', "JSONL with a text in every line"),
+    ],
+)
+def test_a_text_that_cannot_be_used_is_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckError, match=message):
+        tokens_of(tmp_path / name, load(CHECKPOINT), GPT2Config(vocab_size=2048))
+    with pytest.raises(CheckError, match=r"nowhere\.txt cannot be read"):
+        tokens_of(tmp_path / "nowhere.txt", load(CHECKPOINT), GPT2Config())
+    with pytest.raises(CheckError, match="has no tokenizer"):
+        tokens_of(tmp_path / name, None, GPT2Config())

@@ -302,3 +302,34 @@ def test_a_model_that_overflows_float32_fails_and_one_that_is_nan_is_bad_input(s
     convert(source, tmp_path / "nan", scan=False)
     with pytest.raises(GPT2Error, match="NaN or infinite, even in float64"):
         check(source, tmp_path / "nan")
+
+
+def test_a_graph_whose_rows_see_each_other_fails(save: Save, tmp_path: Path) -> None:
+    source = save()
+    convert(source, tmp_path / "out")
+
+    def mix_rows(graph: onnx.GraphProto) -> None:
+        """Push each row away from the mean of the batch; a row alone is its own mean, and stays."""
+        at = next(i for i, node in enumerate(graph.node) if node.output[0] == "drop") + 1
+        for later in list(graph.node)[at:]:
+            later.input[:] = ["mixed" if name == "drop" else name for name in later.input]
+        graph.initializer.append(numpy_helper.from_array(np.array([0]), "first_axis"))
+        for number, (op_type, inputs, output) in enumerate(
+            (
+                ("ReduceMean", ["drop", "first_axis"], "mean"),
+                ("Sub", ["drop", "mean"], "apart"),
+                ("Add", ["drop", "apart"], "mixed"),
+            )
+        ):
+            graph.node.insert(at + number, onnx.helper.make_node(op_type, inputs, [output]))
+
+    edit_graph(tmp_path / "out", mix_rows)
+    faulty = leg(check(source, tmp_path / "out"), "ONNX graph in float64")
+    assert "left-padded batch" in faulty.fault
+
+
+def test_a_text_of_ones_own_is_what_is_fed(bundled: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("def f(x):\n    return x\n" * 60)
+    report = check(CHECKPOINT, bundled, text=tmp_path / "mine.txt", certify=False)
+    assert report.passed
+    assert report.text.startswith(str(tmp_path / "mine.txt"))
