@@ -214,6 +214,9 @@ class Machine:
 
     def name_global(self, module: str, name: str) -> None:
         """Put a class or function on the stack, if it is one that plain tensors name."""
+        # Only texts are hashed: a tuple that holds itself twice, forty times over, would never come to an end.
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise TypeError("a global whose name is no text")
         found = Global(module, name)
         if found not in KNOWN_GLOBALS:
             raise CheckpointError(
@@ -238,7 +241,8 @@ class Machine:
     def name_storage(self) -> None:
         """Turn a persistent id into the storage that it names."""
         kind, storage_type, key, _location, size, *_ = self.stack.pop()
-        if kind != "storage" or storage_type not in STORAGE_TYPES or not isinstance(key, str):
+        named = isinstance(storage_type, Global) and storage_type in STORAGE_TYPES
+        if kind != "storage" or not named or not isinstance(key, str):
             raise ValueError("a persistent id that is no storage")
         if type(size) is not int or size < 0:
             raise ValueError("a storage of malformed size")
@@ -247,6 +251,8 @@ class Machine:
     def reduce(self) -> None:
         """What the known functions would have returned."""
         function, arguments = self.pop(2)
+        if not isinstance(function, Global):
+            raise TypeError("a call of something else than a tensor's builder")
         if function in REBUILD_TENSOR:
             self.push(rebuild_tensor(*arguments))
         elif function == REBUILD_PARAMETER and isinstance(arguments[0], TensorRef):

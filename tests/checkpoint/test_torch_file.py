@@ -197,6 +197,21 @@ def test_a_pickle_cannot_alter_the_reader(tmp_path: Path, name: str) -> None:
         read(file)
 
 
+# A tuple that holds itself twice, sixty times over: 2^60 elements for whoever walks through it.
+LAUGHS = b"\x80\x04)\x94" + b"".join(b"h" + bytes([i]) + b"\x86\x94" for i in range(60))
+
+
+@pytest.mark.parametrize(
+    "end",
+    [b"\x8c\x01x\x93.", b"h\x3c\x93.", b"h\x3c)R.", b"(\x8c\x07storageh\x3c\x8c\x010\x8c\x03cpuK\x01tQ.", b"}h\x3cNs."],
+    ids=["a global's module", "a global", "a call", "a storage's type", "a key"],
+)
+def test_a_tuple_of_endless_copies_is_not_walked_through(tmp_path: Path, end: bytes) -> None:
+    (tmp_path / "laughs.bin").write_bytes(LAUGHS + end)
+    with pytest.raises(CheckpointError, match=r"laughs\.bin"):
+        read(tmp_path / "laughs.bin")
+
+
 @pytest.mark.parametrize(
     "pickled",
     [b"\x80\x02Nr\xff\xff\xff\x0f.", b"\x80\x02})" + b"\x85" * 10**5 + b"Ns."],
