@@ -6,10 +6,10 @@ Exit codes: 0 done or match, 1 mismatch, 2 bad input, 3 internal error.
 from __future__ import annotations
 
 import errno
-import json
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,9 +49,9 @@ class Commands(click.Group):
             self.fail(ctx, f"internal error: {type(error).__name__}: {error} (--debug shows where)", INTERNAL_ERROR)
 
     def fail(self, ctx: click.Context, sentence: str, code: int) -> None:
-        """Say the sentence, or with ``--debug`` let the error through."""
+        """Say the sentence, and with ``--debug`` where it comes from."""
         if ctx.meta.get("debug"):
-            raise  # noqa: PLE0704 - called while an exception is handled
+            traceback.print_exc()
         click.echo(f"gpt2onnx: {sentence}", err=True)
         ctx.exit(code)
 
@@ -96,7 +96,7 @@ def cli() -> None:
 @click.argument("source")
 @click.argument("out", required=False, type=click.Path(path_type=Path))
 @click.option("--in-place", is_flag=True, help="Add the graph to SOURCE itself; no weights are copied.")
-@click.option("--opset", default=23, show_default=True, help="ONNX opset of the graph, 17 or newer.")
+@click.option("--opset", default=23, show_default=True, help="ONNX opset of the graph, 17 to 25.")
 @click.option("--force", is_flag=True, help="Replace an OUT that gpt2onnx wrote.")
 @click.option("--no-scan", is_flag=True, help="Do not look for NaN and infinity in the weights.")
 @click.option(
@@ -147,7 +147,7 @@ def convert(
     report = run_check(source, done.out, show=not as_json and not quiet, ignore=ignore) if then_check else None
     if as_json:
         facts = terminal.conversion_facts(done, seconds)
-        click.echo(json.dumps(facts | ({"check": report.to_dict()} if report else {}), indent=2))
+        click.echo(terminal.to_json(facts | ({"check": report.to_dict()} if report else {})))
     elif report is not None and not (quiet and report.passed):
         terminal.print_report(report)
     if report is not None and not report.passed:
@@ -186,7 +186,7 @@ def check(source: str, out: Path, provider: str, text: Path | None, ignore: tupl
 
     report = run_check(source, out, show=not as_json, ignore=ignore, provider=provider, text=text)
     if as_json:
-        click.echo(json.dumps(report.to_dict(), indent=2))
+        click.echo(terminal.to_json(report.to_dict()))
     else:
         terminal.print_report(report)
     if not report.passed:
@@ -205,12 +205,13 @@ def verify(out: Path, as_json: bool) -> None:
     \b
     gpt2onnx verify ./my-gpt2-onnx
     """
+    from converter import terminal
     from converter.certificate import verify as run
 
     found = run(out)
     if as_json:
         facts = {"passed": found.passed, "verdict": found.verdict, "changed": found.changed, "missing": found.missing}
-        click.echo(json.dumps(facts | {"certificate": found.certificate}, indent=2))
+        click.echo(terminal.to_json(facts | {"certificate": found.certificate}))
     else:
         click.echo(found.verdict)
     if not found.passed:
@@ -273,7 +274,7 @@ def generate(
         on_text=stream.show if stream else None,
     )
     if as_json:
-        click.echo(json.dumps(terminal.generation_facts(prompts, done), indent=2, ensure_ascii=False))
+        click.echo(terminal.to_json(terminal.generation_facts(prompts, done)))
         return
     if stream is not None:
         stream.end()
@@ -302,7 +303,7 @@ def inspect(source: str, ignore: tuple[str, ...], as_json: bool) -> None:
     checkpoint = open_checkpoint(source)
     ledger = account(checkpoint, ignore)
     if as_json:
-        click.echo(json.dumps(terminal.ledger_facts(checkpoint, ledger), indent=2))
+        click.echo(terminal.to_json(terminal.ledger_facts(checkpoint, ledger)))
     else:
         terminal.print_ledger(checkpoint, ledger)
     for warning in ledger.warnings:

@@ -14,14 +14,15 @@ from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.checkpoint.config import read_json
 from converter.checkpoint.folder import companions
 from converter.clients import config_json, genai_config, model_card, token_ids, write_json
-from converter.errors import OutputError
-from converter.staging import MANIFEST, reason, staged
+from converter.errors import ConfigError, OutputError
+from converter.staging import MANIFEST, files_in, reason, stage_name, staged, sweep, written_files
 from converter.version import VERSION
 from converter.weights import Entry, Ledger, account
 from reference.config import GPT2Config
 
 MODEL, DATA = "onnx/model.onnx", "onnx/model.onnx_data"
 MODEL_IN_PLACE = "model.onnx"  # beside the weights it points into
+STAGE_PREFIX = ".gpt2onnx-"  # of the folder in which an in-place conversion is put together
 MANIFEST_FORMAT = 1
 DEFAULT_OPSET = 23  # the first with Attention; runs in ONNX Runtime 1.23 and newer
 
@@ -73,17 +74,17 @@ def convert(
         progress: called with the bytes written so far and in all.
 
     Raises:
-        ConfigError, CheckpointError: the source is not a GPT-2, or is incomplete or damaged.
+        ConfigError, CheckpointError: the source is not a GPT-2, is incomplete or damaged; or the opset is out of range.
         OutputError: the folder cannot be written, or exists.
     """
     from converter.graph.model import MAX_OPSET, MIN_OPSET
 
     if not MIN_OPSET <= opset <= MAX_OPSET:
-        raise OutputError(f"opset is {opset}; expected {MIN_OPSET} to {MAX_OPSET}")
+        raise ConfigError(f"opset is {opset}; expected {MIN_OPSET} to {MAX_OPSET}")
     if in_place == (out is not None):
         raise OutputError("a conversion writes to OUT or works in place: give one of the two")
-    checkpoint = open_checkpoint(source)
-    ledger = account(checkpoint, ignore)
+    checkpoint = open_checkpoint(source, bars=progress is not None)
+    ledger = account(checkpoint, (ignore,) if isinstance(ignore, str) else ignore)
     if out is None:
         return _convert_in_place(checkpoint, ledger, opset, force, scan)
     layout = data_file.plan(ledger.weights)
@@ -111,13 +112,14 @@ def _convert_in_place(checkpoint: Checkpoint, ledger: Ledger, opset: int, force:
     folder = checkpoint.folder
     _refuse_in_place(checkpoint, ledger)
     before = {entry.name for entry in folder.iterdir()}
-    replaceable = {MODEL_IN_PLACE, MANIFEST, "genai_config.json"} if MANIFEST in before and force else set()
+    replaceable = written_files(folder) if MANIFEST in before and force else set()
     if MODEL_IN_PLACE in before - replaceable:
         raise OutputError(f"{folder / MODEL_IN_PLACE} exists; --force replaces one that gpt2onnx wrote")
     if scan:
         data_file.scan_all(ledger.weights)
-    stage = folder / f".gpt2onnx-{os.getpid()}"
+    stage = folder / stage_name(STAGE_PREFIX)
     try:
+        sweep(folder, STAGE_PREFIX)
         stage.mkdir()
         try:
             places = {name: (w.file.name, w.offset, w.nbytes) for name, w in ledger.weights.items()}
@@ -176,7 +178,6 @@ def _write_companions(
     write_json(stage / "config.json", config_json(checkpoint.config_values, config))
     ids = token_ids(config, checkpoint.config_values, generation)
     write_json(stage / "genai_config.json", genai_config(config, ids, model))
-    write_json(stage / MANIFEST, _manifest(checkpoint, ledger, opset, model))
     widened = sorted({weight.dtype for weight in ledger.weights.values()} - {"float32"})
     card = model_card(
         name=checkpoint.name,
@@ -189,6 +190,8 @@ def _write_companions(
         **{key: getattr(config, key) for key in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")},
     )
     (stage / "README.md").write_text(card, encoding="utf-8")
+    files = sorted(files_in(stage) - set(keep))
+    write_json(stage / MANIFEST, {**_manifest(checkpoint, ledger, opset, model), "files": files})
 
 
 def _manifest(checkpoint: Checkpoint, ledger: Ledger, opset: int, model: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 import shutil
@@ -10,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
+from converter.checkpoint.config import read_json
 from converter.errors import OutputError
 
 fcntl: ModuleType | None
@@ -32,12 +34,14 @@ def staged(out: Path, force: bool = False) -> Iterator[Path]:
         OutputError: ``out`` exists and may not be replaced, or cannot be written.
     """
     out = Path(os.path.realpath(out))
+    if not out.name:
+        raise OutputError(f"{out} is no place for a model folder; choose another OUT")
     aside = out.with_name(f".{out.name}.gpt2onnx-old")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _recover(out, aside)
         _refuse_existing(out, force)
-        stage = out.with_name(f".{out.name}.gpt2onnx-{os.getpid()}-{secrets.token_hex(4)}")
+        stage = out.with_name(stage_name(f".{out.name}.gpt2onnx-"))
         stage.mkdir()
         with _locked(stage):
             try:
@@ -47,7 +51,7 @@ def staged(out: Path, force: bool = False) -> Iterator[Path]:
             finally:
                 shutil.rmtree(stage, ignore_errors=True)
     except OSError as error:
-        raise OutputError(f"{out} cannot be written: {reason(error)}") from error
+        raise OutputError(f"{out} was not written: {reason(error)}") from error
 
 
 def reason(error: OSError) -> str:
@@ -63,6 +67,22 @@ def _refuse_existing(out: Path, force: bool) -> None:
         raise OutputError(f"{out} exists; choose another OUT, or --force to replace a folder that gpt2onnx wrote")
     if not (out / MANIFEST).is_file():
         raise OutputError(f"{out} exists and has no {MANIFEST}: gpt2onnx did not write it, and does not replace it")
+    foreign = sorted(files_in(out) - written_files(out))
+    if foreign:
+        raise OutputError(
+            f"{out} holds {foreign[0]}, which gpt2onnx did not write; it is not replaced, choose another OUT"
+        )
+
+
+def files_in(folder: Path) -> set[str]:
+    """The names of all files below a folder, links included."""
+    return {str(file.relative_to(folder)) for file in folder.rglob("*") if not file.is_dir() or file.is_symlink()}
+
+
+def written_files(folder: Path) -> set[str]:
+    """The names of the files that the folder's manifest says we wrote, the manifest among them."""
+    names = read_json(folder / MANIFEST).get("files")
+    return {MANIFEST, *map(str, names)} if isinstance(names, list) else {MANIFEST}
 
 
 def _swap(stage: Path, out: Path, aside: Path) -> None:
@@ -86,8 +106,18 @@ def _recover(out: Path, aside: Path) -> None:
             shutil.rmtree(aside)
         else:
             aside.rename(out)
-    for leftover in out.parent.glob(f".{out.name}.gpt2onnx-*"):
-        pid = leftover.name.split("-")[-2]
+    sweep(out.parent, f".{out.name}.gpt2onnx-")
+
+
+def stage_name(prefix: str) -> str:
+    """The name of a half-written folder: whose it is can be read off it."""
+    return f"{prefix}{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def sweep(parent: Path, prefix: str) -> None:
+    """Remove the half-written folders that killed processes left in ``parent``."""
+    for leftover in parent.glob(f"{glob.escape(prefix)}*-*"):
+        pid = leftover.name.removeprefix(prefix).partition("-")[0]
         if pid.isdecimal() and not _alive(int(pid)):
             with _locked(leftover) as ours:
                 if ours:

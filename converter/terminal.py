@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +35,19 @@ def console(stderr: bool = False) -> Console:
 
     stream = sys.stderr if stderr else sys.stdout
     return Console(stderr=stderr, width=None if stream.isatty() else PIPED_WIDTH, highlight=False, soft_wrap=True)
+
+
+def to_json(values: Any) -> str:
+    """JSON that every parser takes: numbers that are not finite, which JSON does not have, become null."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(values), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def short(path: Path) -> Path:
@@ -127,6 +143,8 @@ def print_report(report: Report) -> None:
     legs = table("leg", "proves", *numbers, "verdict", right=numbers)
     exact = "[green]pass[/]" if not report.exactness_faults else "[red]FAIL[/]"
     legs.add_row(f"{report.initializers} initializers", "bit for bit", *[""] * len(numbers), exact)
+    beside = "[green]pass[/]" if not report.beside_faults else "[red]FAIL[/]"
+    legs.add_row("config and tokenizer", "as the source's", *[""] * len(numbers), beside)
     for leg in report.legs:
         passed = "–" if leg.kind == "noise floor" else "[green]pass[/]"
         verdict = "[red]FAIL[/]" if leg.fault else passed
@@ -212,7 +230,7 @@ def parse_ids(text: str) -> list[int]:
         PromptError: something else is among them.
     """
     parts = text.replace(",", " ").split()
-    if not all(part.lstrip("-").isdecimal() for part in parts):
+    if not all(re.fullmatch(r"-?[0-9]{1,18}", part) for part in parts):
         raise PromptError(f"{text!r} is not a list of token ids; expected numbers, such as '464 3290'")
     return [int(part) for part in parts]
 

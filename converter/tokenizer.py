@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from converter.checkpoint.config import read_json
+from converter.clients import write_json
 from converter.errors import TokenizerError
 
 if TYPE_CHECKING:
@@ -31,9 +32,13 @@ def load(folder: str | os.PathLike[str]) -> Tokenizer | None:
     folder = Path(folder)
     if (folder / TOKENIZER).is_file():
         try:
-            return Tokenizer.from_file(os.fspath(folder / TOKENIZER))
+            loaded = Tokenizer.from_file(os.fspath(folder / TOKENIZER))
         except Exception as error:  # the library raises nothing narrower
             raise TokenizerError(f"{folder / TOKENIZER} cannot be read ({error})") from error
+        # Left in the file by whoever trained with them; a prompt is neither cut nor filled up.
+        loaded.no_truncation()
+        loaded.no_padding()
+        return loaded
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return from_vocab_and_merges(folder)
     return None
@@ -93,7 +98,7 @@ def complete(folder: Path, n_positions: int, keep: Iterable[str] = ()) -> None:
         return
     settings = _json(folder / TOKENIZER_CONFIG) or _default_settings(folder, n_positions)
     settings["padding_side"] = "left"
-    (folder / TOKENIZER_CONFIG).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / TOKENIZER_CONFIG, settings)
 
 
 def _default_settings(folder: Path, n_positions: int) -> dict[str, Any]:
@@ -106,17 +111,5 @@ def _default_settings(folder: Path, n_positions: int) -> dict[str, Any]:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is no file.
-
-    Raises:
-        TokenizerError: the file holds something else.
-    """
-    if not file.is_file():
-        return {}
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise TokenizerError(f"{file} cannot be read as JSON ({error})") from error
-    if not isinstance(values, Mapping):
-        raise TokenizerError(f"{file} holds a {type(values).__name__}; expected a JSON object")
-    return dict(values)
+    """The JSON object in a file; empty where there is no file."""
+    return read_json(file) if file.is_file() else {}

@@ -65,6 +65,9 @@ BUFFERS = ("h.{i}.attn.bias", "h.{i}.attn.masked_bias")
 # Narrower types are widened, which is exact; nothing wider is narrowed behind the user's back.
 WEIGHT_DTYPES = ("float32", "float16", "bfloat16")
 
+# Of tensors that nobody knows, this many are named.
+NAMES_SHOWN = 10
+
 _LAYER = re.compile(r"^h\.(0|[1-9][0-9]*)\.")
 
 
@@ -180,7 +183,9 @@ def _sort(checkpoint: Checkpoint, globs: tuple[str, ...]) -> tuple[list[Entry], 
             entries.append(Entry(tensor, name, Role.USED, known[pattern]))
             found[name] = tensor
     if unknown:
-        others = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        more = ", ".join(unknown[1:NAMES_SHOWN])
+        beyond = f" and {len(unknown) - NAMES_SHOWN} more" if len(unknown) > NAMES_SHOWN else ""
+        others = f" (also {more}{beyond})" if more else ""
         raise CheckpointError(
             f"{checkpoint.tensors[unknown[0]].file}: tensor {unknown[0]}{others} is not part of a GPT-2; "
             f"leave it aside with --ignore '{unknown[0]}' if the model does not need it"

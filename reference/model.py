@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -282,7 +281,6 @@ class GPT2(nn.Module):
         from reference.pretrained import read_folder
 
         config, weights = read_folder(path)
-        config = replace(config, tie_word_embeddings="lm_head.weight" not in weights)
         return cls.from_weights(config, weights, dtype, projection)
 
     @classmethod

@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from zipfile import is_zipfile
 
@@ -33,7 +34,7 @@ ALIASES = {
 def read_folder(path: str | os.PathLike[str]) -> tuple[GPT2Config, dict[str, Tensor]]:
     """The architecture and the memory-mapped weights of a folder, under their canonical names.
 
-    ``lm_head.weight`` is among them only where it differs from ``wte.weight``.
+    A head of its own unties the config, whatever that says; one equal to ``wte.weight`` ties it and is left out.
 
     Raises:
         ConfigError: there is no ``config.json`` of a GPT-2.
@@ -55,9 +56,12 @@ def read_folder(path: str | os.PathLike[str]) -> tuple[GPT2Config, dict[str, Ten
             raise WeightsError(f"{folder} holds {name} twice, once as {source_name}")
         weights[name] = tensor
     head = weights.get("lm_head.weight")
-    if head is not None and "wte.weight" in weights and torch.equal(head, weights["wte.weight"]):
+    if head is None:
+        return config, weights
+    tied = "wte.weight" in weights and torch.equal(head, weights["wte.weight"])
+    if tied:
         del weights["lm_head.weight"]
-    return config, weights
+    return replace(config, tie_word_embeddings=tied), weights
 
 
 def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:

@@ -38,10 +38,13 @@ class Checkpoint:
     tensors: dict[str, LazyTensor]
 
 
-def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
+def open_checkpoint(source: str | os.PathLike[str], bars: bool = False) -> Checkpoint:
     """Open a Hugging Face folder, or a Hub id such as ``openai-community/gpt2`` or ``user/model@revision``.
 
     What exists on this machine is never looked up on the network.
+
+    Args:
+        bars: let a download show its progress on standard error.
 
     Raises:
         ConfigError: it is not a GPT-2, or one with parts that GPT-2 does not have.
@@ -58,12 +61,15 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
                 f"there is no folder {source}; expected a Hugging Face model folder, "
                 f"or a Hub id such as openai-community/gpt2"
             )
-        folder, name = fetch(os.fspath(source))
+        folder, name = fetch(os.fspath(source), bars)
     if not folder.is_dir():
         raise CheckpointError(f"{source} is a file; expected the folder that holds it with its config.json")
-    if not any(folder.iterdir()):
-        raise CheckpointError(f"{source} is empty; expected a Hugging Face model folder with config.json and weights")
-    values = read_json(folder / "config.json")
-    config = parse_config(values, folder / "config.json")
-    weight_file, tensors = read_folder(folder)
+    try:
+        if not any(folder.iterdir()):
+            raise CheckpointError(f"{source} is empty; expected a Hugging Face model folder, config.json and weights")
+        values = read_json(folder / "config.json")
+        config = parse_config(values, folder / "config.json")
+        weight_file, tensors = read_folder(folder)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from error
     return Checkpoint(name, folder, weight_file, config, values, tensors)

@@ -70,7 +70,12 @@ def read_folder(folder: Path) -> tuple[str, dict[str, LazyTensor]]:
 
 
 def shards(index: Path) -> list[str]:
-    """The file names that an index names, each a plain name in the index's folder.
+    """The file names that an index names, each once."""
+    return sorted(set(read_weight_map(index).values()))
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """An index's tensor name → file name, each a plain name in the index's folder.
 
     Raises:
         CheckpointError: the index is malformed or leads out of its folder.
@@ -78,17 +83,16 @@ def shards(index: Path) -> list[str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{index} has no weight_map of tensor name → file name")
-    names = sorted(set(weight_map.values()))
-    for name in names:
+    for name in set(weight_map.values()):
         if name in ("", ".", "..") or Path(name).name != name or "\\" in name:
             raise CheckpointError(f"{index} points outside its folder: {name!r}; expected plain file names")
-    return names
+    return weight_map
 
 
 def _read_shards(index: Path, reader: Reader) -> dict[str, LazyTensor]:
-    weight_map = read_json(index)["weight_map"] if shards(index) else {}
+    weight_map = read_weight_map(index)
     tensors: dict[str, LazyTensor] = {}
-    for name in shards(index):
+    for name in sorted(set(weight_map.values())):
         shard = index.parent / name
         if not shard.is_file():
             raise CheckpointError(f"{shard} is missing; {index.name} names it, download it too")

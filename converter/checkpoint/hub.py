@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from converter.checkpoint.folder import COMPANIONS, WEIGHT_FILES, choose_weight_file, shards
 from converter.errors import CheckpointError, HubError
@@ -23,7 +24,7 @@ def is_hub_id(source: str) -> bool:
     return HUB_ID.fullmatch(source) is not None
 
 
-def fetch(source: str) -> tuple[Path, str]:
+def fetch(source: str, bars: bool = False) -> tuple[Path, str]:
     """The cached folder of a Hub model and its name with the commit it stands for, ``user/model@commit``.
 
     Raises:
@@ -45,14 +46,21 @@ def fetch(source: str) -> tuple[Path, str]:
     repo, revision = match["repo"], match["revision"]
     offline = constants.HF_HUB_OFFLINE
     try:
-        # The list of files comes first: it fails at once where there is no network, a download only after retries.
-        names = set() if offline else _list_files(repo, revision)
-        # Asked for by the revision's name, so that the cache remembers the name; all else by the commit it stands for.
-        config = Path(_download(repo, "config.json", revision, local_files_only=offline))
+        names: set[str] = set()
         if not offline:
-            _fetch_weights(repo, config.parent.name, names)
+            try:
+                names = _list_files(repo, revision)  # first, as it fails at once, and a download only after retries
+            except HfHubHTTPError:
+                raise
+            except HTTPError:  # no network; what is in the cache will do
+                offline = True
+        # Asked for by the revision's name, so that the cache remembers the name; all else by the commit it stands for.
+        config = Path(_download(repo, "config.json", revision, bars, local_files_only=offline))
+        if not offline:
+            _fetch_weights(repo, config.parent.name, names, bars)
     except LocalEntryNotFoundError as error:
-        mend = "unset HF_HUB_OFFLINE to download it" if offline else "it cannot be downloaded now, check the network"
+        forbidden = constants.HF_HUB_OFFLINE
+        mend = "unset HF_HUB_OFFLINE to download it" if forbidden else "it cannot be downloaded now, check the network"
         raise HubError(
             f"there is no folder {source}, and the Hub model of that name is not in the cache; {mend}"
         ) from error
@@ -83,27 +91,39 @@ def _list_files(repo: str, revision: str | None) -> set[str]:
     return {sibling.rfilename for sibling in info.siblings or ()}
 
 
-def _fetch_weights(repo: str, commit: str, names: set[str]) -> None:
+def _fetch_weights(repo: str, commit: str, names: set[str], bars: bool) -> None:
     """Download the weights and what travels with them."""
     weights = choose_weight_file(names)
     if weights is None:
         raise HubError(
             f"{repo} on the Hub has no weights; expected one of {', '.join(file for file, _ in WEIGHT_FILES)}"
         )
-    file = Path(_download(repo, weights, commit))
+    file = Path(_download(repo, weights, commit, bars))
     wanted = shards(file) if weights.endswith(".index.json") else []
     wanted += sorted(name for name in names if any(fnmatchcase(name, pattern) for pattern in COMPANIONS))
     for name in wanted:
-        _download(repo, name, commit)
+        _download(repo, name, commit, bars)
 
 
-def _download(repo: str, name: str, revision: str | None, local_files_only: bool = False) -> str:
+def _download(repo: str, name: str, revision: str | None, bars: bool, local_files_only: bool = False) -> str:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+
+    class Silent(tqdm):
+        """A progress bar that nobody sees."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": True})
 
     try:
         return hf_hub_download(
-            repo, name, revision=revision, library_name="gpt2onnx", local_files_only=local_files_only
+            repo,
+            name,
+            revision=revision,
+            library_name="gpt2onnx",
+            local_files_only=local_files_only,
+            tqdm_class=None if bars else Silent,
         )
     except RemoteEntryNotFoundError as error:
         raise HubError(f"{repo} on the Hub has no {name}; the model is incomplete there") from error

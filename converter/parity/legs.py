@@ -5,7 +5,8 @@ A leg is a function of a ``Case`` that returns its logits, ``[batch, tokens, voc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -87,15 +88,14 @@ class HuggingFace:
 
     def open(self, dtype: torch.dtype, attention: str) -> Leg:
         """The leg in one dtype, with ``eager`` or ``sdpa`` attention."""
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
         # transformers raises in float64 when the flag is set, which is about rounding and not about mathematics.
         override = {"reorder_and_upcast_attn": False} if dtype == torch.float64 else {}
         options = {"dtype": dtype, "attn_implementation": attention, **override}
         if self.note is None:
-            model, found = GPT2LMHeadModel.from_pretrained(
-                self.folder, local_files_only=True, output_loading_info=True, **options
-            )
+            with quiet_transformers():
+                model, found = GPT2LMHeadModel.from_pretrained(
+                    self.folder, local_files_only=True, output_loading_info=True, **options
+                )
             if not found["missing_keys"]:
                 return partial(run, huggingface_step(model.eval()))
             missing = sorted(found["missing_keys"])
@@ -114,6 +114,20 @@ class HuggingFace:
         state = {f"transformer.{name}": weight for name, weight in weights.items()} | {"lm_head.weight": head}
         model.load_state_dict(state, assign=True)
         return model.to(dtype).eval()
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """transformers without its bars and warnings; afterwards as talkative as before."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def huggingface_step(model: GPT2LMHeadModel) -> Step:

@@ -77,6 +77,7 @@ class Report:
         floor_rms, floor_maximum: the noise floor, relative to the scale.
         initializers: how many were compared bit for bit.
         exactness_faults: a sentence for each that differs.
+        beside_faults: a sentence for each thing that the folder's config or tokenizer says otherwise than the source.
         legs: every leg.
         notes: sentences that qualify the verdict.
     """
@@ -90,13 +91,18 @@ class Report:
     floor_maximum: float
     initializers: int
     exactness_faults: tuple[str, ...]
+    beside_faults: tuple[str, ...]
     legs: tuple[LegReport, ...]
     notes: tuple[str, ...]
 
     @property
     def faults(self) -> tuple[str, ...]:
         """Every reason against a match, the most telling first."""
-        return self.exactness_faults + tuple(f"{leg.name} {leg.fault}" for leg in self.legs if leg.fault)
+        return (
+            self.exactness_faults
+            + self.beside_faults
+            + tuple(f"{leg.name} {leg.fault}" for leg in self.legs if leg.fault)
+        )
 
     @property
     def passed(self) -> bool:
@@ -160,16 +166,16 @@ class Judge:
         elif flips:
             fault = f"prefers another token at {flips} of {total.positions} positions, and not by a near tie"
         return LegReport(
-            name,
-            kind,
-            total.rms / self.scale,
-            total.maximum / self.scale,
-            total.rms / self.floor_rms,
-            total.maximum / self.floor_maximum,
-            worst,
-            flips,
-            len(total.flips) - flips,
-            total.positions,
-            fault,
-            seconds,
+            name=name,
+            kind=kind,
+            rms=total.rms / self.scale,
+            maximum=total.maximum / self.scale,
+            rms_floors=total.rms / self.floor_rms,
+            maximum_floors=total.maximum / self.floor_maximum,
+            worst_case=worst,
+            flips=flips,
+            near_ties=len(total.flips) - flips,
+            positions=total.positions,
+            fault=fault,
+            seconds=seconds,
         )

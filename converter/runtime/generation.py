@@ -49,7 +49,7 @@ class Generation:
 
 def generate(
     model: Model,
-    prompts: Sequence[str] | Sequence[Sequence[int]],
+    prompts: str | Sequence[str] | Sequence[Sequence[int]],
     *,
     max_new_tokens: int | None = None,
     temperature: float = 0.0,
@@ -61,7 +61,7 @@ def generate(
     """Continue each of ``prompts`` until the end of text, ``max_new_tokens``, or the model's last position.
 
     Args:
-        prompts: texts, or lists of token ids.
+        prompts: a text, several texts, or lists of token ids.
         max_new_tokens: as many as there are positions by default.
         temperature, top_k, top_p: see ``Sampling``; greedy by default.
         seed: the same seed draws the same tokens.
@@ -69,12 +69,14 @@ def generate(
 
     Raises:
         PromptError: a prompt is empty, leaves no room for a new token, or holds ids that the model does not have; or
-            an option is out of range.
-        TokenizerError: the prompts are texts and the folder has no tokenizer.
+            it is a text and the folder has no tokenizer; or an option is out of range.
+        TokenizerError: the folder's tokenizer is damaged.
     """
     sampling = Sampling(temperature, top_k, top_p)
     if max_new_tokens is not None and max_new_tokens < 1:
         raise PromptError(f"max_new_tokens is {max_new_tokens}; expected 1 or more")
+    if seed is not None and seed < 0:
+        raise PromptError(f"seed is {seed}; expected 0 or more")
     rows = [Row(model, ids, max_new_tokens) for ids in encode(model, prompts)]
     end_ids = _end_ids(model)
     rng = np.random.default_rng(seed)
@@ -101,7 +103,7 @@ def generate(
     return Generation(
         prompt_ids=[row.prompt_ids for row in rows],
         new_ids=[row.new_ids for row in rows],
-        texts=["".join(row.pieces) for row in rows],
+        texts=[row.text for row in rows],
         ended=[row.ended for row in rows],
         prefill_seconds=prefill_seconds,
         decode_seconds=time.perf_counter() - began - prefill_seconds,
@@ -118,7 +120,7 @@ class Row:
                 f"a prompt has {len(prompt_ids)} tokens; the model's {model.config.n_positions} positions leave no "
                 f"room for a new one: shorten it"
             )
-        self.prompt_ids, self.new_ids, self.pieces, self.ended = prompt_ids, list[int](), list[str](), ""
+        self.prompt_ids, self.new_ids, self.text, self.ended = prompt_ids, list[int](), "", ""
         self.limit = room if max_new_tokens is None else min(room, max_new_tokens)
         self.limited_by = MAX_NEW_TOKENS if self.limit == max_new_tokens else POSITIONS_FULL
         self.tokenizer: Tokenizer | None = model.tokenizer
@@ -129,28 +131,43 @@ class Row:
         """Add a token, and return the text that it completes: none while a character's bytes are still to come."""
         if self.ended:
             return ""
+        text = ""
         if token in end_ids:
             self.ended = END_OF_TEXT
+        else:
+            self.new_ids.append(token)
+            if len(self.new_ids) == self.limit:
+                self.ended = self.limited_by
+            text = (self.stream.step(self.tokenizer, token) or "") if self.tokenizer is not None else ""
+        self.text += text
+        if self.ended:
+            text += self.unfinished()
+        return text
+
+    def unfinished(self) -> str:
+        """What the stream still held back when the row ended: a character cut off in the middle."""
+        if self.tokenizer is None:
             return ""
-        self.new_ids.append(token)
-        if len(self.new_ids) == self.limit:
-            self.ended = self.limited_by
-        text = self.stream.step(self.tokenizer, token) if self.tokenizer is not None else None
-        if text:
-            self.pieces.append(text)
-        return text or ""
+        before = self.tokenizer.decode(self.prompt_ids)
+        whole = self.tokenizer.decode(self.prompt_ids + self.new_ids).removeprefix(before)
+        rest = whole.removeprefix(self.text) if whole.startswith(self.text) else ""
+        self.text += rest
+        return rest
 
 
-def encode(model: Model, prompts: Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
+def encode(model: Model, prompts: str | Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
     """Prompts as lists of token ids; an empty text is the beginning-of-text token.
 
     Raises:
         PromptError, TokenizerError: see ``generate``.
     """
+    prompts = [prompts] if isinstance(prompts, str) else prompts
     if not prompts:
         raise PromptError("there is no prompt; give one or more texts")
     encoded = []
     for prompt in prompts:
+        if not isinstance(prompt, Sequence | np.ndarray):
+            raise PromptError(f"a prompt is {prompt!r}; expected a text, or a list of token ids")
         ids = encode_text(model, prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
         if not ids:
             raise PromptError("a prompt is empty, and the model has no beginning-of-text token to start from")
@@ -163,8 +180,12 @@ def encode_text(model: Model, text: str) -> list[int]:
     """A text's token ids.
 
     Raises:
-        PromptError: the folder has no tokenizer.
+        PromptError: the folder has no tokenizer, or the text is not Unicode.
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # what was no UTF-8 on the command line or in a pipe
+        raise PromptError(f"a prompt is not UTF-8 text ({error.reason} at character {error.start})") from error
     if model.tokenizer is None:
         raise PromptError(f"{model.folder} has no tokenizer; give the prompt as token ids")
     ids = model.tokenizer.encode(text).ids

@@ -45,7 +45,9 @@ class Sampling:
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """What ``choose`` draws from: ``[batch, vocab_size]`` float64, zero for what is left out."""
-        scaled = logits.astype(np.float64) / self.temperature
+        scaled = logits.astype(np.float64)
+        with np.errstate(over="ignore"):  # the likeliest token is at 0 however small the temperature
+            scaled = (scaled - scaled.max(axis=-1, keepdims=True)) / self.temperature
         if 0 < self.top_k < scaled.shape[-1]:
             kth = np.partition(scaled, -self.top_k, axis=-1)[:, -self.top_k, None]
             scaled = np.where(scaled < kth, -np.inf, scaled)

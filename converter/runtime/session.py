@@ -169,7 +169,10 @@ class Model:
         Raises:
             PromptError: an id is not a token of the model, or there are more than ``n_positions``.
         """
-        array = np.atleast_2d(np.asarray(ids))
+        try:
+            array = np.atleast_2d(np.asarray(ids))
+        except ValueError as error:
+            raise PromptError("token ids are rows of unequal length; pad them, or ask row by row") from error
         if array.ndim != 2 or array.dtype.kind not in "iu" or not array.size:
             raise PromptError(
                 f"token ids are an array of {array.dtype} {list(array.shape)}; "
@@ -182,7 +185,7 @@ class Model:
         logits, _ = self.step(array, np.ones_like(array), positions, self.empty_cache(len(array)))
         return logits if np.ndim(ids) == 2 else logits[0]
 
-    def generate(self, prompts: Sequence[str] | Sequence[Sequence[int]], **options: Any) -> Generation:
+    def generate(self, prompts: str | Sequence[str] | Sequence[Sequence[int]], **options: Any) -> Generation:
         """Continue prompts; see ``converter.runtime.generation.generate`` for the options."""
         from converter.runtime.generation import generate
 
@@ -229,4 +232,25 @@ def load(folder: str | os.PathLike[str], provider: str = "cpu", threads: int | N
         raise ProviderError(
             f"ONNX Runtime has the provider {provider} but cannot use it on this machine; try --provider cpu"
         )
+    _refuse_another_interface(file, config, session)
     return Model(folder, config, session, "cuda" if provider.lower() == "cuda" else "cpu")
+
+
+def _refuse_another_interface(file: Path, config: GPT2Config, session: onnxruntime.InferenceSession) -> None:
+    """The graph must take the tokens and the cache that ``config.json`` speaks of.
+
+    Raises:
+        ModelFolderError: it takes something else.
+    """
+    shapes = {value.name: value.shape for value in (*session.get_inputs(), *session.get_overridable_initializers())}
+    cache = [f"past_key_values.{i}.{part}" for i in range(config.n_layer) for part in ("key", "value")]
+    expected = {"input_ids", "attention_mask", "position_ids", "num_logits_to_keep", *cache}
+    for name in sorted(expected ^ shapes.keys()):
+        found = "it lacks" if name in expected else "it also takes"
+        raise ModelFolderError(f"{file} is not the graph that config.json describes: {found} the input {name}")
+    shape = shapes[cache[0]]
+    if [shape[1], shape[3]] != [config.n_head, config.head_dim]:
+        raise ModelFolderError(
+            f"{file} is not the graph that config.json describes: its cache has {shape[1]} heads of {shape[3]}, "
+            f"config.json has {config.n_head} of {config.head_dim}"
+        )

@@ -1,0 +1,58 @@
+"""What lies beside the graph and decides how a client uses it: the config and the tokenizer, against the source's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from converter import tokenizer
+from converter.checkpoint import Checkpoint
+from converter.checkpoint.config import parse_config, read_json
+from converter.data import HELD_OUT
+from converter.errors import CheckError
+from converter.weights import Ledger
+
+# A folder that differs in one of these is another model, and nothing can be compared.
+DIMENSIONS = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "inner_dim")
+
+# One that differs in one of these claims to compute something else than its graph.
+FLAGS = (
+    "activation_function",
+    "layer_norm_epsilon",
+    "scale_attn_weights",
+    "scale_attn_by_inverse_layer_idx",
+    "reorder_and_upcast_attn",
+    "tie_word_embeddings",
+)
+
+
+def compare_config(folder: Path, checkpoint: Checkpoint, ledger: Ledger) -> list[str]:
+    """What ``config.json`` of a model folder says otherwise than the source.
+
+    Raises:
+        CheckError: it describes a model of other dimensions.
+    """
+    config = parse_config(read_json(folder / "config.json"), folder / "config.json")
+    for name in DIMENSIONS:
+        ours, theirs = getattr(config, name), getattr(ledger.config, name)
+        if ours != theirs:
+            raise CheckError(
+                f"{folder} is another model than {checkpoint.folder}: its {name} is {ours}, the source's {theirs}"
+            )
+    faults = []
+    for name in FLAGS:
+        # In place the config is the source's own, which may tie a head that the tensors untie.
+        ours, known = getattr(config, name), [getattr(ledger.config, name), getattr(checkpoint.config, name)]
+        if ours not in known:
+            faults.append(f"config.json says {name} {ours!r}; the source has {known[0]!r}")
+    return faults
+
+
+def compare_tokenizer(folder: Path, source: Path) -> list[str]:
+    """Whether text becomes the same tokens."""
+    ours, theirs = tokenizer.load(folder), tokenizer.load(source)
+    if ours is None or theirs is None:
+        return [] if ours is theirs else ["the tokenizer is the source's only in part: one of the two has none"]
+    if ours.get_vocab() != theirs.get_vocab():
+        return ["the tokenizer's vocabulary is not the source's"]
+    text = HELD_OUT.read_text(encoding="utf-8")
+    return [] if ours.encode(text).ids == theirs.encode(text).ids else ["the tokenizer splits text otherwise"]
