@@ -6,6 +6,8 @@ Exit codes: 0 done or match, 1 mismatch, 2 bad input, 3 internal error.
 from __future__ import annotations
 
 import errno
+import io
+import os
 import signal
 import sys
 import time
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
 
 MISMATCH, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
 
+BROKEN_PIPE = 141  # as a shell says of a process that SIGPIPE ended
+
 DEFAULT_NEW_TOKENS = 128
+MAX_THREADS = 1024
 DEMO_PROMPT = "The following"
 DEMO_TOKENS = 120
 
@@ -34,6 +39,9 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; whatever it raises becomes a sentence and an exit code."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # a terminal without Unicode still gets its verdict
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that half-written folders are removed
         try:
             return super().invoke(ctx)
@@ -45,7 +53,8 @@ class Commands(click.Group):
             raise
         except Exception as error:  # the last resort: whatever it is, it is our fault
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
-                raise  # the reader of our output went away; click ends quietly
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is left unwritten has no reader any more
+                ctx.exit(BROKEN_PIPE)
             self.fail(ctx, f"internal error: {type(error).__name__}: {error} (--debug shows where)", INTERNAL_ERROR)
 
     def fail(self, ctx: click.Context, sentence: str, code: int) -> None:
@@ -227,7 +236,7 @@ def verify(out: Path, as_json: bool) -> None:
 @click.option("--top-p", default=1.0, show_default=True, help="Draw among the likeliest tokens that make up p.")
 @click.option("--seed", type=int, help="Draw the same tokens every time.")
 @click.option("--ids", is_flag=True, help="Prompts are token ids, such as '464 3290'; so is the output.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of ONNX Runtime; by default one a core.")
+@click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="Threads of ONNX Runtime; by default one a core.")
 @provider_option
 @click.option("-q", "--quiet", is_flag=True, help="Print the text and no figures.")
 @json_option
@@ -259,7 +268,7 @@ def generate(
     from converter.runtime.session import load
 
     if not prompts:
-        if sys.stdin.isatty():
+        if sys.stdin is None or sys.stdin.isatty():
             raise click.UsageError("give a prompt, or text on standard input")
         prompts = (sys.stdin.read().rstrip("\n"),)
     model = load(out, provider, threads)

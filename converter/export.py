@@ -14,7 +14,7 @@ from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.checkpoint.config import read_json
 from converter.checkpoint.folder import companions
 from converter.clients import config_json, genai_config, model_card, token_ids, write_json
-from converter.errors import ConfigError, OutputError
+from converter.errors import ConfigError, GPT2Error, OutputError, TokenizerError
 from converter.staging import MANIFEST, files_in, reason, stage_name, staged, sweep, written_files
 from converter.version import VERSION
 from converter.weights import Entry, Ledger, account
@@ -46,7 +46,11 @@ class Conversion:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Sentences for the user."""
-        return self.ledger.warnings
+        has_tokenizer = (self.out / tokenizer.TOKENIZER).is_file()
+        missing = (
+            f"{self.out} has no tokenizer, as the source has none that can be read: generate takes token ids (--ids)"
+        )
+        return self.ledger.warnings if has_tokenizer else (*self.ledger.warnings, missing)
 
 
 def convert(
@@ -173,7 +177,10 @@ def _write_companions(
     config = ledger.config
     for name in companions(checkpoint.folder):
         shutil.copyfile(checkpoint.folder / name, stage / name)
-    tokenizer.complete(stage, config.n_positions, keep)
+    try:
+        tokenizer.complete(stage, config.n_positions, keep)
+    except GPT2Error as error:  # name the user's file, not its copy
+        raise TokenizerError(str(error).replace(str(stage), str(checkpoint.folder))) from error
     generation = read_json(stage / "generation_config.json") if (stage / "generation_config.json").is_file() else {}
     write_json(stage / "config.json", config_json(checkpoint.config_values, config))
     ids = token_ids(config, checkpoint.config_values, generation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import secrets
@@ -57,7 +58,8 @@ def staged(out: Path, force: bool = False) -> Iterator[Path]:
 def reason(error: OSError) -> str:
     """What the operating system said, and of which file."""
     text = error.strerror or str(error)
-    return f"{text} ({error.filename})" if error.filename else text
+    # A full disk is reported of the file that was read.
+    return f"{text} ({error.filename})" if error.filename and error.errno != errno.ENOSPC else text
 
 
 def _refuse_existing(out: Path, force: bool) -> None:

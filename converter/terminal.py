@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from converter.checkpoint import Checkpoint
     from converter.export import Conversion
-    from converter.parity.verdict import Report
+    from converter.parity.verdict import LegReport, Report
     from converter.runtime.generation import Generation
     from converter.weights import Ledger
 
@@ -33,8 +34,19 @@ def console(stderr: bool = False) -> Console:
     """rich's console; without a terminal it neither colours nor cuts."""
     from rich.console import Console
 
+    class Printer(Console):
+        """A console that leaves it to the command line what a closed pipe means; rich would exit with 1."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError(errno.EPIPE, "the reader of the output is gone")
+
+    return Printer(stderr=stderr, width=None if is_terminal(stderr) else PIPED_WIDTH, highlight=False, soft_wrap=True)
+
+
+def is_terminal(stderr: bool = False) -> bool:
+    """Whether somebody looks at standard output, or standard error; either may be closed."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else PIPED_WIDTH, highlight=False, soft_wrap=True)
+    return stream is not None and stream.isatty()
 
 
 def to_json(values: Any) -> str:
@@ -77,7 +89,7 @@ def peak_memory() -> int | None:
 @contextmanager
 def byte_progress(title: str, show: bool = True) -> Iterator[Callable[[int, int], None] | None]:
     """A bar on standard error that counts bytes; nothing without a terminal, nothing left behind."""
-    if not (show and sys.stderr.isatty()):
+    if not (show and is_terminal(stderr=True)):
         yield None
         return
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -97,7 +109,7 @@ def byte_progress(title: str, show: bool = True) -> Iterator[Callable[[int, int]
 @contextmanager
 def steps(show: bool = True) -> Iterator[Callable[[str], None]]:
     """A line on standard error that says what is being computed; nothing without a terminal."""
-    if not (show and sys.stderr.isatty()):
+    if not (show and is_terminal(stderr=True)):
         yield lambda step: None
         return
     with console(stderr=True).status("starting") as status:
@@ -137,29 +149,36 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
     return made
 
 
+# Columns of the table of legs: its heading, and what stands there for a leg.
+LEG_COLUMNS: dict[str, Callable[[LegReport], str]] = {
+    "RMS error": lambda leg: f"{leg.rms:.1e}",
+    "max error": lambda leg: f"{leg.maximum:.1e}",
+    "RMS ÷ floor": lambda leg: f"{leg.rms_floors:.2f}" if leg.kind != "semantics" else "",
+    "max ÷ floor": lambda leg: f"{leg.maximum_floors:.2f}" if leg.kind != "semantics" else "",
+    "other top-1": lambda leg: str(leg.flips),
+    "near ties": lambda leg: str(leg.near_ties),
+}
+NARROW = 115  # columns of a terminal that cannot hold them all
+NARROW_COLUMNS = ("RMS error", "max error")
+
+
 def print_report(report: Report) -> None:
     """The verdict on a model folder, with the table of legs it rests on."""
-    numbers = ("RMS error", "max error", "RMS ÷ floor", "max ÷ floor", "other top-1", "near ties")
-    legs = table("leg", "proves", *numbers, "verdict", right=numbers)
-    exact = "[green]pass[/]" if not report.exactness_faults else "[red]FAIL[/]"
-    legs.add_row(f"{report.initializers} initializers", "bit for bit", *[""] * len(numbers), exact)
-    beside = "[green]pass[/]" if not report.beside_faults else "[red]FAIL[/]"
-    legs.add_row("config and tokenizer", "as the source's", *[""] * len(numbers), beside)
-    for leg in report.legs:
-        passed = "–" if leg.kind == "noise floor" else "[green]pass[/]"
-        verdict = "[red]FAIL[/]" if leg.fault else passed
-        legs.add_row(
-            leg.name,
-            leg.kind,
-            f"{leg.rms:.1e}",
-            f"{leg.maximum:.1e}",
-            f"{leg.rms_floors:.2f}" if leg.kind != "semantics" else "",
-            f"{leg.maximum_floors:.2f}" if leg.kind != "semantics" else "",
-            str(leg.flips),
-            str(leg.near_ties),
-            verdict,
-        )
     out = console()
+    wide = out.width >= NARROW
+    numbers = tuple(LEG_COLUMNS) if wide else NARROW_COLUMNS
+    legs = table("leg", *(["proves"] if wide else []), *numbers, "verdict", right=numbers)
+
+    def row(name: str, proves: str, values: list[str], fault: bool, judged: bool = True) -> None:
+        verdict = "[red]FAIL[/]" if fault else "[green]pass[/]" if judged else "–"
+        legs.add_row(name, *([proves] if wide else []), *values, verdict)
+
+    blank = [""] * len(numbers)
+    row(f"{report.initializers} initializers", "bit for bit", blank, bool(report.exactness_faults))
+    row("config and tokenizer", "as the source's", blank, bool(report.beside_faults))
+    for leg in report.legs:
+        values = [LEG_COLUMNS[number](leg) for number in numbers]
+        row(leg.name, leg.kind, values, bool(leg.fault), judged=leg.kind != "noise floor")
     out.print(legs)
     out.print(
         f"Errors are shares of the logits' scale, {report.scale:.3g}; noise floor {report.floor_rms:.1e} RMS, "

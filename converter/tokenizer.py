@@ -93,7 +93,7 @@ def complete(folder: Path, n_positions: int, keep: Iterable[str] = ()) -> None:
         tokenizer = load(folder)
         if tokenizer is None:
             return
-        tokenizer.save(os.fspath(folder / TOKENIZER), pretty=False)
+        (folder / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
     if TOKENIZER_CONFIG in keep:
         return
     settings = _json(folder / TOKENIZER_CONFIG) or _default_settings(folder, n_positions)

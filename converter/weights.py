@@ -5,6 +5,7 @@ The table alone decides what a tensor is and how it lies; no decision here or el
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -188,9 +189,15 @@ def _sort(checkpoint: Checkpoint, globs: tuple[str, ...]) -> tuple[list[Entry], 
         others = f" (also {more}{beyond})" if more else ""
         raise CheckpointError(
             f"{checkpoint.tensors[unknown[0]].file}: tensor {unknown[0]}{others} is not part of a GPT-2; "
-            f"leave it aside with --ignore '{unknown[0]}' if the model does not need it"
+            f"leave it aside with --ignore '{_glob(unknown)}' if the model does not need it"
         )
     return entries, found
+
+
+def _glob(names: list[str]) -> str:
+    """What matches all of ``names`` if they share a module, else the first of them."""
+    shared = os.path.commonprefix(names).rpartition(".")[0]  # noqa: RUF071 - names, not paths
+    return f"{shared}.*" if len(names) > 1 and shared else names[0]
 
 
 def _match(checkpoint: Checkpoint, config: GPT2Config, found: dict[str, LazyTensor]) -> dict[str, LazyTensor]:

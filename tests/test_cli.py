@@ -179,7 +179,7 @@ def test_an_out_that_exists_is_one_sentence(tmp_path: Path) -> None:
 
 def test_an_out_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert_one_sentence(run("convert", CHECKPOINT, tmp_path / "file" / "out"), "out cannot be written")
+    assert_one_sentence(run("convert", CHECKPOINT, tmp_path / "file" / "out"), "out was not written")
 
 
 @pytest.mark.parametrize("arguments", [(), ("OUT", "--in-place")])
@@ -432,3 +432,38 @@ def test_a_reader_that_goes_away_is_no_error(bundled: Path) -> None:
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     assert "Traceback" not in done.stderr
     assert "internal error" not in done.stderr
+
+
+def test_a_reader_that_goes_away_is_not_taken_for_a_mismatch(bundled: Path) -> None:
+    script = f"{sys.executable} -m converter.cli inspect {CHECKPOINT} | true; exit ${{PIPESTATUS[0]}}"
+    assert subprocess.run(["bash", "-c", script], check=False, capture_output=True).returncode in (0, 141)
+
+
+def test_debug_keeps_the_exit_code(tmp_path: Path) -> None:
+    assert process("check", tmp_path / "nowhere", tmp_path / "out", "--debug").returncode == 2
+
+
+def test_text_that_is_not_unicode_is_one_sentence(bundled: Path) -> None:
+    command = [sys.executable, "-m", "converter.cli", "generate", str(bundled)]
+    done = subprocess.run(command, input=b"\xff\xfeabc", capture_output=True, check=False)
+    assert done.returncode == 2
+    assert b"a prompt is not UTF-8 text" in done.stderr
+
+
+def test_a_narrow_terminal_still_shows_every_verdict(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("converter.terminal.PIPED_WIDTH", 70)
+    lines = run("check", CHECKPOINT, bundled).stdout.splitlines()
+    row = next(line for line in lines if "ONNX Runtime float32" in line)
+    assert row.rstrip().endswith("pass")
+
+
+def test_json_of_an_overflowing_model_is_still_json(save: Save, tmp_path: Path) -> None:
+    source = save()
+    weights = load_file(source / "model.safetensors")
+    large = {f"transformer.{name}": weights[f"transformer.{name}"] * 1e38 for name in ("ln_f.weight", "wte.weight")}
+    save_file(weights | large, source / "model.safetensors", metadata={"format": "pt"})
+    run("convert", source, tmp_path / "out", "-q")
+    result = run("check", source, tmp_path / "out", "--json")
+    assert result.exit_code in (1, 2)
+    if result.exit_code == 1:
+        json.loads(result.stdout, parse_constant=pytest.fail)

@@ -186,6 +186,25 @@ def test_force_replaces_what_gpt2onnx_wrote(save: Save, tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["fresh", "one", "out", "two"]
 
 
+def test_force_never_replaces_a_file_that_gpt2onnx_did_not_write(save: Save, tmp_path: Path) -> None:
+    original = save("original")
+    convert(original, in_place=True)
+    before = digest(original)
+    with pytest.raises(GPT2Error, match=r"holds config\.json, which gpt2onnx did not write"):
+        convert(save("other"), original, force=True)
+    assert digest(original) == before
+    convert(original, tmp_path / "out")
+    (tmp_path / "out" / "onnx" / "notes.txt").write_text("mine")
+    with pytest.raises(GPT2Error, match=r"holds onnx/notes\.txt"):
+        convert(original, tmp_path / "out", force=True)
+
+
+@pytest.mark.parametrize("name", ["a**b", "x[1]", "-", " "])
+def test_any_name_is_a_folders_name(save: Save, tmp_path: Path, name: str) -> None:
+    convert(save(), tmp_path / name)
+    assert (tmp_path / name / "gpt2onnx.json").is_file()
+
+
 def test_a_failed_replacement_leaves_the_old_folder(save: Save, tmp_path: Path) -> None:
     convert(save("one"), tmp_path / "out")
     before = digest(tmp_path / "out")
@@ -199,13 +218,21 @@ def test_a_failed_replacement_leaves_the_old_folder(save: Save, tmp_path: Path) 
     assert sorted(os.listdir(tmp_path)) == ["one", "out", "two"]
 
 
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root reads everything")
+def test_a_source_that_cannot_be_read_is_named(save: Save, tmp_path: Path) -> None:
+    source = save()
+    (source / "model.safetensors").chmod(0)
+    with pytest.raises(GPT2Error, match=r"model\.safetensors cannot be read: Permission denied"):
+        convert(source, tmp_path / "out")
+
+
 def test_a_full_disk_leaves_nothing_behind(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     source = save()
     monkeypatch.setattr(data_file, "copy", full)
-    with pytest.raises(GPT2Error, match=r"out cannot be written: No space left on device"):
+    with pytest.raises(GPT2Error, match=r"out was not written: No space left on device$"):
         convert(source, tmp_path / "out")
     assert os.listdir(tmp_path) == ["source"]
 
@@ -291,6 +318,15 @@ def test_in_place_again_needs_force_and_spares_the_users_files(save: Save) -> No
         convert(source, in_place=True)
     convert(source, in_place=True, force=True, opset=17)
     assert (source / "README.md").read_text() == "my model"
+
+
+def test_in_place_again_brings_every_file_of_ours_up_to_date(save: Save) -> None:
+    source = save()
+    convert(source, in_place=True)
+    (source / ".gpt2onnx-999999999-dead").mkdir()  # left by a process that was killed
+    convert(source, in_place=True, force=True, opset=17)
+    assert "opset 17" in (source / "README.md").read_text()
+    assert not list(source.glob(".gpt2onnx-*"))
 
 
 def test_in_place_does_not_replace_a_graph_of_somebody_else(save: Save) -> None:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from converter import tokenizer
 from converter.data import CHECKPOINT
-from converter.errors import TokenizerError
+from converter.errors import GPT2Error, TokenizerError
 from converter.export import convert
 
 Save = Callable[..., Path]
@@ -128,5 +128,5 @@ def test_a_damaged_tokenizer_is_named(save: Save, tmp_path: Path) -> None:
         tokenizer.load(source)
     shutil.copyfile(CHECKPOINT / "tokenizer.json", source / "tokenizer.json")
     (source / "tokenizer_config.json").write_text("[1]")
-    with pytest.raises(TokenizerError, match=r"tokenizer_config\.json holds a list; expected a JSON object"):
+    with pytest.raises(GPT2Error, match=r"source/tokenizer_config\.json holds a list; expected a JSON object"):
         convert(source, tmp_path / "out")

@@ -66,7 +66,9 @@ def open_checkpoint(source: str | os.PathLike[str], bars: bool = False) -> Check
         raise CheckpointError(f"{source} is a file; expected the folder that holds it with its config.json")
     try:
         if not any(folder.iterdir()):
-            raise CheckpointError(f"{source} is empty; expected a Hugging Face model folder, config.json and weights")
+            raise CheckpointError(
+                f"{source} is empty; expected a Hugging Face model folder with config.json and weights"
+            )
         values = read_json(folder / "config.json")
         config = parse_config(values, folder / "config.json")
         weight_file, tensors = read_folder(folder)

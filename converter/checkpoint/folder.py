@@ -21,6 +21,8 @@ WEIGHT_FILES: tuple[tuple[str, Reader], ...] = (
     ("pytorch_model.bin.index.json", torch_file.read),
 )
 
+LFS_POINTER = b"version https://git-lfs"  # what a clone without Git LFS has in the place of a large file
+
 # What travels with the weights where it is there: everything a client reads beside them.
 COMPANIONS = (
     "generation_config.json",
@@ -61,12 +63,19 @@ def read_folder(folder: Path) -> tuple[str, dict[str, LazyTensor]]:
         file = folder / name
         if not file.is_file():
             continue
-        return name, _read_shards(file, reader) if name.endswith(".index.json") else reader(file)
+        return name, _read_shards(file, reader) if name.endswith(".index.json") else _read_file(file, reader)
     present = sorted(entry.name for entry in folder.iterdir())
     raise CheckpointError(
         f"{folder} has no weights; expected one of {', '.join(name for name, _ in WEIGHT_FILES)}, "
         f"found {', '.join(present[:8]) or 'nothing'}"
     )
+
+
+def _read_file(file: Path, reader: Reader) -> dict[str, LazyTensor]:
+    with file.open("rb") as opened:
+        if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise CheckpointError(f"{file} is a Git LFS pointer and not the weights; fetch them with: git lfs pull")
+    return reader(file)
 
 
 def shards(index: Path) -> list[str]:
@@ -96,7 +105,7 @@ def _read_shards(index: Path, reader: Reader) -> dict[str, LazyTensor]:
         shard = index.parent / name
         if not shard.is_file():
             raise CheckpointError(f"{shard} is missing; {index.name} names it, download it too")
-        for tensor in reader(shard).values():
+        for tensor in _read_file(shard, reader).values():
             if tensor.name in tensors:
                 raise CheckpointError(f"tensor {tensor.name} is in two shards, {tensors[tensor.name].file} and {shard}")
             tensors[tensor.name] = tensor

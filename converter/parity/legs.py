@@ -168,8 +168,9 @@ def widened(graph: Widened, config: architecture.GPT2Config) -> Leg:
             "input_ids": ids,
             "attention_mask": mask,
             "position_ids": positions,
-            "num_logits_to_keep": np.array(keep),
         }
+        if keep:  # else the graph's own default, which other clients get
+            feeds["num_logits_to_keep"] = np.array(keep)
         logits, *longer = graph.session.run(None, {name: np.ascontiguousarray(a) for name, a in feeds.items()} | past)
         return logits, longer
 

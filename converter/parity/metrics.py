@@ -23,6 +23,7 @@ class Error:
         maximum: of their absolute values; infinite if a logit is NaN or infinite.
         flips: positions whose likeliest token differs, each as the truth's margin between the two candidates.
         positions: how many were compared.
+        misshapen: whether the logits are not even of the truth's shape.
     """
 
     square_sum: float = 0.0
@@ -30,6 +31,7 @@ class Error:
     maximum: float = 0.0
     flips: list[float] = field(default_factory=list)
     positions: int = 0
+    misshapen: bool = False
 
     @property
     def rms(self) -> float:
@@ -43,13 +45,14 @@ class Error:
             max(self.maximum, other.maximum),
             self.flips + other.flips,
             self.positions + other.positions,
+            self.misshapen or other.misshapen,
         )
 
 
 def compare(truth: np.ndarray, logits: np.ndarray, real: np.ndarray) -> Error:
     """The error of ``logits`` at the ``real`` positions; all ``[batch, tokens, …]``."""
     if logits.shape != truth.shape:
-        raise ValueError(f"logits are {logits.shape}; the truth is {truth.shape}")
+        return Error(math.inf, 1, math.inf, [math.inf], 1, misshapen=True)
     total = Error()
     true_rows, rows = truth[real], logits[real]
     for begin in range(0, len(rows), BLOCK_POSITIONS):

@@ -145,7 +145,9 @@ class Judge:
         flips = sum(margin > tie for margin in total.flips)
         worst = max(errors, key=lambda case: errors[case].maximum)
         fault = ""
-        if not math.isfinite(total.maximum):
+        if total.misshapen:
+            fault = f"gives logits of another shape than the truth ({worst})"
+        elif not math.isfinite(total.maximum):
             fault = f"gives logits that are NaN or infinite ({worst}): the model overflows float32"
         elif kind is Kind.NOISE and not total.rms <= NOISE_LIMIT * self.scale:
             share = total.rms / self.scale

@@ -73,7 +73,7 @@ def generate(
         TokenizerError: the folder's tokenizer is damaged.
     """
     sampling = Sampling(temperature, top_k, top_p)
-    if max_new_tokens is not None and max_new_tokens < 1:
+    if max_new_tokens is not None and (not isinstance(max_new_tokens, int) or max_new_tokens < 1):
         raise PromptError(f"max_new_tokens is {max_new_tokens}; expected 1 or more")
     if seed is not None and seed < 0:
         raise PromptError(f"seed is {seed}; expected 0 or more")
@@ -136,7 +136,7 @@ class Row:
             self.ended = END_OF_TEXT
         else:
             self.new_ids.append(token)
-            if len(self.new_ids) == self.limit:
+            if len(self.new_ids) >= self.limit:
                 self.ended = self.limited_by
             text = (self.stream.step(self.tokenizer, token) or "") if self.tokenizer is not None else ""
         self.text += text
@@ -170,7 +170,7 @@ def encode(model: Model, prompts: str | Sequence[str] | Sequence[Sequence[int]])
             raise PromptError(f"a prompt is {prompt!r}; expected a text, or a list of token ids")
         ids = encode_text(model, prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
         if not ids:
-            raise PromptError("a prompt is empty, and the model has no beginning-of-text token to start from")
+            raise PromptError("a prompt is empty; give at least one token to start from")
         refuse_ids(np.asarray(ids), model.config)
         encoded.append(ids)
     return encoded
@@ -187,7 +187,7 @@ def encode_text(model: Model, text: str) -> list[int]:
     except UnicodeEncodeError as error:  # what was no UTF-8 on the command line or in a pipe
         raise PromptError(f"a prompt is not UTF-8 text ({error.reason} at character {error.start})") from error
     if model.tokenizer is None:
-        raise PromptError(f"{model.folder} has no tokenizer; give the prompt as token ids")
+        raise PromptError(f"{model.folder} has no tokenizer; give the prompt as token ids (--ids)")
     ids = model.tokenizer.encode(text).ids
     start = model.token_ids.get("bos_token_id")
     return ids or ([start] if isinstance(start, int) else [])

@@ -82,7 +82,7 @@ def model_file(folder: Path) -> Path:
         ModelFolderError: there is none.
     """
     if not folder.is_dir():
-        raise ModelFolderError(f"there is no model folder {folder}; make one with gpt2onnx convert SOURCE {folder}")
+        raise ModelFolderError(f"there is no model folder {folder}; make one with gpt2onnx convert SOURCE OUT")
     names = [str(read_json(folder / MANIFEST).get("model"))] if (folder / MANIFEST).is_file() else list(MODEL_FILES)
     for name in names:
         if not os.path.isabs(name) and ".." not in Path(name).parts and (folder / name).is_file():
@@ -219,6 +219,7 @@ def load(folder: str | os.PathLike[str], provider: str = "cpu", threads: int | N
         ProviderError: the provider is not there, or does not work on this machine.
     """
     folder = Path(folder)
+    onnxruntime.disable_telemetry_events()  # what runs here is nobody else's business
     name = provider_name(provider)
     file = model_file(folder)
     config = parse_config(read_json(folder / "config.json"), folder / "config.json")

@@ -94,7 +94,7 @@ def test_the_first_of_the_known_files_counts(folder: Path) -> None:
 def test_a_damaged_file_is_not_passed_over_for_a_sound_one(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     torch.save({"a": A}, folder / "pytorch_model.bin")
-    refused(folder, r"some-model/model\.safetensors is not a safetensors file")
+    refused(folder, r"some-model/model\.safetensors is a Git LFS pointer .* git lfs pull")
 
 
 def test_the_name_is_the_folders_own_wherever_it_is_opened_from(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

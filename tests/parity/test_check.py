@@ -207,7 +207,7 @@ def test_a_head_of_its_own_is_used_whatever_the_config_says(save: Save, tmp_path
     assert "lm_head.weight" in done.warnings[0]
     report = check(source, tmp_path / "out")
     assert report.passed, report.faults
-    assert report.notes == done.warnings
+    assert report.notes == done.ledger.warnings
 
 
 def test_square_weights_are_never_transposed_by_accident(save: Save, tmp_path: Path) -> None:
@@ -333,3 +333,53 @@ def test_a_text_of_ones_own_is_what_is_fed(bundled: Path, tmp_path: Path) -> Non
     report = check(CHECKPOINT, bundled, text=tmp_path / "mine.txt", certify=False)
     assert report.passed
     assert report.text.startswith(str(tmp_path / "mine.txt"))
+
+
+def test_a_config_that_says_something_else_than_the_source_fails(save: Save, tmp_path: Path) -> None:
+    source = save()
+    convert(source, tmp_path / "out")
+    file = tmp_path / "out" / "config.json"
+    whole = json.loads(file.read_text())
+    for key, value in {"activation_function": "relu", "layer_norm_epsilon": 0.1, "tie_word_embeddings": False}.items():
+        file.write_text(json.dumps(whole | {key: value}))
+        report = check(source, tmp_path / "out")
+        assert report.beside_faults == (f"config.json says {key} {value!r}; the source has {whole.get(key, True)!r}",)
+        assert not report.passed
+
+
+def test_a_tokenizer_that_is_not_the_sources_fails(tmp_path: Path) -> None:
+    convert(CHECKPOINT, tmp_path / "out")
+    file = tmp_path / "out" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocab = tokenizer["model"]["vocab"]
+    vocab["e"], vocab["t"] = vocab["t"], vocab["e"]
+    file.write_text(json.dumps(tokenizer))
+    assert check(CHECKPOINT, tmp_path / "out").beside_faults == ("the tokenizer's vocabulary is not the source's",)
+    vocab["e"], vocab["t"] = vocab["t"], vocab["e"]
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:100]
+    file.write_text(json.dumps(tokenizer))
+    assert check(CHECKPOINT, tmp_path / "out").beside_faults == ("the tokenizer splits text otherwise",)
+
+
+def test_a_data_file_whose_header_contradicts_the_graph_fails(save: Save, tmp_path: Path) -> None:
+    source = save()
+    convert(source, tmp_path / "out")
+    data = tmp_path / "out" / "onnx" / "model.onnx_data"
+    swapped = data.read_bytes().replace(b"h.0.ln_1.bias", b"h.X.ln_1.bias").replace(b"h.1.ln_1.bias", b"h.0.ln_1.bias")
+    data.write_bytes(swapped.replace(b"h.X.ln_1.bias", b"h.1.ln_1.bias"))
+    faults = check(source, tmp_path / "out").exactness_faults
+    assert sorted(fault.split()[0] for fault in faults) == ["h.0.ln_1.bias", "h.1.ln_1.bias"]
+    assert "elsewhere by the header of model.onnx_data" in faults[0]
+
+
+def test_the_default_that_other_clients_get_is_what_is_measured(save: Save, tmp_path: Path) -> None:
+    source = save()
+    convert(source, tmp_path / "out")
+
+    def keep_one(graph: onnx.GraphProto) -> None:
+        tensor = next(t for t in graph.initializer if t.name == "num_logits_to_keep")
+        tensor.CopyFrom(numpy_helper.from_array(np.array(1), "num_logits_to_keep"))
+
+    edit_graph(tmp_path / "out", keep_one)
+    report = check(source, tmp_path / "out")
+    assert "gives logits of another shape" in leg(report, "ONNX graph in float64").fault

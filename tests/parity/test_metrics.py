@@ -50,9 +50,11 @@ def test_a_logit_that_is_not_finite_is_an_infinite_error(bad: float) -> None:
     assert compare(truth, logits, np.array([[True, True, False, True]])).maximum == 0  # at padding nobody cares
 
 
-def test_logits_of_another_shape_are_not_compared() -> None:
-    with pytest.raises(ValueError, match=r"\(1, 4, 5\); the truth is \(1, 4, 6\)"):
-        compare(np.zeros((1, 4, 6)), np.zeros((1, 4, 5)), np.ones((1, 4), bool))
+def test_logits_of_another_shape_are_an_infinite_error() -> None:
+    error = compare(np.zeros((1, 4, 6)), np.zeros((1, 4, 5)), np.ones((1, 4), bool))
+    assert error.misshapen
+    assert error.maximum == math.inf
+    assert (error + Error()).misshapen
 
 
 def test_the_scale_does_not_see_an_offset_that_all_logits_share() -> None:

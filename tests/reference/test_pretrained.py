@@ -253,19 +253,27 @@ def test_a_head_of_its_own_is_used_whatever_the_flag_says(save: Save, random_gpt
     assert ours.config.tie_word_embeddings is False
 
 
-@pytest.mark.parametrize("stored", [True, False])
 def test_a_head_that_is_the_embedding_is_tied_whatever_the_flag_says(
-    folder: Path, random_gpt2: Hub, tokens: Tokens, stored: bool
+    folder: Path, random_gpt2: Hub, tokens: Tokens
 ) -> None:
     theirs = random_gpt2()
     weights = dict(theirs.state_dict())
     head = weights.pop("lm_head.weight").clone()
-    write_safetensors(weights | ({"lm_head.weight": head} if stored else {}), folder)
+    write_safetensors(weights | {"lm_head.weight": head}, folder)
     change_config(folder, tie_word_embeddings=False)
     ours = GPT2.from_pretrained(folder)
     assert_same_model(ours, theirs, tokens(2, 9))
     assert ours.lm_head.weight is ours.wte.weight
     assert ours.config.tie_word_embeddings is True
+
+
+def test_a_head_that_the_config_unties_must_be_there(folder: Path, random_gpt2: Hub) -> None:
+    weights = dict(random_gpt2().state_dict())
+    del weights["lm_head.weight"]
+    write_safetensors(weights, folder)
+    change_config(folder, tie_word_embeddings=False)
+    with pytest.raises(WeightsError, match=r"lm_head\.weight is missing"):
+        GPT2.from_pretrained(folder)
 
 
 # The config ----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer
 
 from converter.data import CHECKPOINT, HELD_OUT
 from converter.errors import PromptError
@@ -139,3 +141,47 @@ def test_the_bundled_model_was_really_trained(model: Model) -> None:
     log_probabilities = logits - top - np.log(np.exp(logits - top).sum(axis=-1, keepdims=True))
     chosen = np.take_along_axis(log_probabilities, ids[:, 1:, None], axis=-1)
     assert np.exp(-chosen.mean()) < 90  # of text it has not seen; an untrained one has 2048
+
+
+def test_a_text_is_one_prompt_and_not_a_prompt_a_letter(model: Model) -> None:
+    assert model.generate("The following", max_new_tokens=3).new_ids == (
+        model.generate(["The following"], max_new_tokens=3).new_ids
+    )
+    with pytest.raises(PromptError, match="a prompt is 5; expected a text, or a list of token ids"):
+        model.generate([5], max_new_tokens=3)
+
+
+def test_a_character_cut_off_at_the_end_is_not_dropped(model: Model) -> None:
+    from converter.runtime.generation import Row
+
+    assert model.tokenizer is not None
+    first_bytes = model.tokenizer.encode("😀").ids[:2]
+    row = Row(model, model.tokenizer.encode("x").ids, 2)
+    shown = "".join(row.take(token, frozenset()) for token in first_bytes)
+    assert shown == row.text == "\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"max_new_tokens": 3.5}, "max_new_tokens is 3.5"), ({"seed": -1}, "seed is -1; expected 0 or more")],
+)
+def test_options_of_the_wrong_kind_are_refused(model: Model, options: dict[str, float], message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        model.generate(["The"], **options)
+
+
+def test_the_smallest_temperature_is_still_the_likeliest_token(model: Model) -> None:
+    greedy = model.generate(["The"], max_new_tokens=5).new_ids
+    assert model.generate(["The"], max_new_tokens=5, temperature=1e-310, seed=0).new_ids == greedy
+
+
+def test_truncation_and_padding_that_training_left_in_the_tokenizer_are_off(tmp_path: Path, bundled: Path) -> None:
+    folder = shutil.copytree(bundled, tmp_path / "out", symlinks=True)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=32)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    prompt = "If an exception occurs during execution of the try clause"
+    assert load(folder).generate(prompt, max_new_tokens=3).prompt_ids == (
+        load(bundled).generate(prompt, max_new_tokens=3).prompt_ids
+    )

@@ -50,6 +50,7 @@ def test_steps_with_the_cache_add_up_to_one_pass(save: Save, tmp_path: Path) -> 
         ([0.5], "expected integers"),
         ([], "expected integers"),
         ([[[1]]], r"\[1, 1, 1\]; expected"),
+        ([[1, 2], [3]], "rows of unequal length"),
     ],
 )
 def test_ids_that_are_no_tokens_are_refused(save: Save, tmp_path: Path, ids: list[int], message: str) -> None:
@@ -110,3 +111,21 @@ def test_a_folder_without_our_manifest_opens(save: Save, tmp_path: Path) -> None
     convert(save(), tmp_path / "out")
     (tmp_path / "out" / "gpt2onnx.json").unlink()
     assert load(tmp_path / "out").logits([1, 2]).shape == (2, 61)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"n_layer": 2}, r"it also takes the input past_key_values\.2\.key"),
+        ({"n_layer": 4}, r"it lacks the input past_key_values\.3\.key"),
+        ({"n_head": 6}, "its cache has 3 heads of 4, config.json has 6 of 2"),
+    ],
+)
+def test_a_config_that_is_not_the_graphs_own_is_refused(
+    save: Save, tmp_path: Path, values: dict[str, int], message: str
+) -> None:
+    convert(save(), tmp_path / "out")
+    file = tmp_path / "out" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    with pytest.raises(ModelFolderError, match=message):
+        load(tmp_path / "out")
