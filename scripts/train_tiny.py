@@ -4,7 +4,7 @@
 
 Corpus: ``pydoc_data.topics``, the language reference behind ``help()`` (PSF licence), about 465 kB in Python 3.11,
 less the paragraphs that stand in it more than once. Every tenth stretch of text is held out of training and of the
-tokenizer; it is written beside the checkpoint as ``heldout.txt``. Two CPU cores need about ten minutes.
+tokenizer; it is written beside the checkpoint as ``heldout.txt``. Two CPU cores need about twelve minutes.
 """
 
 from __future__ import annotations
