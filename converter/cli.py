@@ -149,7 +149,7 @@ def convert(
             source, out, opset=opset, force=force, in_place=in_place, ignore=ignore, scan=not no_scan, progress=progress
         )
     seconds = time.monotonic() - began
-    for warning in done.warnings:
+    for warning in () if quiet else done.warnings:
         click.echo(f"gpt2onnx: warning: {warning}", err=True)
     if not as_json and not quiet:
         click.echo(terminal.conversion_line(done, seconds))

@@ -93,9 +93,8 @@ def write(file: Path, layout: Plan, weights: Mapping[str, LazyTensor], scan: boo
                     _write_tensor(target, weights[name], progress)
             for done in scans:
                 done.result()
-        except BaseException:
+        finally:
             pool.shutdown(cancel_futures=True)
-            raise
 
 
 def refuse_nonfinite(tensor: LazyTensor) -> None:

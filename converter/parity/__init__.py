@@ -18,7 +18,7 @@ from converter import certificate, tokenizer
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.errors import CheckError, OutputError
 from converter.staging import MANIFEST
-from converter.weights import Ledger, account
+from converter.weights import Ledger, Role, account
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,9 +87,6 @@ def check(
         raise CheckError(f"{graph_file} cannot be run by ONNX Runtime ({error})") from error
     finally:
         gc.unfreeze()
-    notes = [*ledger.warnings, *(f"{e.tensor.name} was left aside" for e in ledger.entries if e.role == "ignored")]
-    if compared.note:
-        notes.append(compared.note)
     judge = compared.judge
     report = Report(
         source=os.fspath(source),
@@ -103,7 +100,7 @@ def check(
         exactness_faults=exactness.faults,
         beside_faults=tuple(beside_faults),
         legs=tuple(compared.legs),
-        notes=tuple(notes),
+        notes=_notes(ledger, compared),
     )
     return _certified(report, checkpoint, ledger) if certify and (folder / MANIFEST).is_file() else report
 
@@ -117,6 +114,12 @@ def _certified(report: Report, checkpoint: Checkpoint, ledger: Ledger) -> Report
     except OutputError as error:
         return replace(report, notes=(*report.notes, f"no certificate: {error}"))
     return report
+
+
+def _notes(ledger: Ledger, compared: Comparison) -> tuple[str, ...]:
+    """What qualifies the verdict."""
+    aside = (f"{entry.tensor.name} was left aside" for entry in ledger.entries if entry.role is Role.IGNORED)
+    return (*ledger.warnings, *aside, *([compared.note] if compared.note else []))
 
 
 class Comparison(NamedTuple):

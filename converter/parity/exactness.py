@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper, numpy_helper
 
 from converter.checkpoint import LazyTensor, safetensors_file
@@ -36,7 +37,7 @@ def compare_initializers(graph_file: Path, ledger: Ledger) -> Exactness:
     """
     try:
         graph = onnx.load(graph_file, load_external_data=False).graph
-    except Exception as error:  # protobuf's DecodeError, whose module moves between versions
+    except (DecodeError, OSError, ValueError) as error:
         raise ModelFolderError(f"{graph_file} is not an ONNX file, or a corrupt one ({error})") from error
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     faults = []
