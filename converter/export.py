@@ -88,7 +88,7 @@ def convert(
     if in_place == (out is not None):
         raise OutputError("a conversion writes to OUT or works in place: give one of the two")
     checkpoint = open_checkpoint(source, bars=progress is not None)
-    ledger = account(checkpoint, (ignore,) if isinstance(ignore, str) else ignore)
+    ledger = account(checkpoint, ignore)
     if out is None:
         return _convert_in_place(checkpoint, ledger, opset, force, scan)
     layout = data_file.plan(ledger.weights)

@@ -145,7 +145,7 @@ def account(checkpoint: Checkpoint, ignore: Iterable[str] = ()) -> Ledger:
         CheckpointError: a tensor is missing, surplus, misshapen, of an unusable type, or there twice.
     """
     config, warnings = checkpoint.config, []
-    globs = tuple(ignore)
+    globs = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     entries, found = _sort(checkpoint, globs)
     head = found.get("lm_head.weight")
     if head is not None:

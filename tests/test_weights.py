@@ -389,3 +389,8 @@ def test_same_bytes_sees_through_strides(tmp_path: Path) -> None:
 def test_same_bytes_of_another_shape_are_not_the_same(tmp_path: Path) -> None:
     values = torch.arange(6.0)
     assert not same_bytes(raw(tmp_path, "a", values), raw(tmp_path, "b", values.reshape(2, 3)))
+
+
+def test_a_single_glob_is_not_taken_apart_into_letters(alter: Alter) -> None:
+    checkpoint = alter(lambda state: state.update({"v_head.weight": torch.ones(1)}))
+    assert account(checkpoint, "v_head.*").weights == account(checkpoint, ["v_head.*"]).weights

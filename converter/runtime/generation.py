@@ -78,9 +78,22 @@ def generate(
     if seed is not None and seed < 0:
         raise PromptError(f"seed is {seed}; expected 0 or more")
     rows = [Row(model, ids, max_new_tokens) for ids in encode(model, prompts)]
-    end_ids = _end_ids(model)
-    rng = np.random.default_rng(seed)
+    prefill_seconds, decode_seconds = _run(model, rows, sampling, np.random.default_rng(seed), on_text)
+    return Generation(
+        prompt_ids=[row.prompt_ids for row in rows],
+        new_ids=[row.new_ids for row in rows],
+        texts=[row.text for row in rows],
+        ended=[row.ended for row in rows],
+        prefill_seconds=prefill_seconds,
+        decode_seconds=decode_seconds,
+    )
 
+
+def _run(
+    model: Model, rows: list[Row], sampling: Sampling, rng: np.random.Generator, on_text: OnText | None
+) -> tuple[float, float]:
+    """Run the batch until every row has ended; the seconds until the first token, and those after it."""
+    end_ids = _end_ids(model)
     began = time.perf_counter()
     input_ids, attention_mask = _left_pad([row.prompt_ids for row in rows], _pad_id(model))
     positions = np.maximum(attention_mask.cumsum(axis=1) - 1, 0)
@@ -95,19 +108,11 @@ def generate(
             if text and on_text is not None:
                 on_text(number, text)
         if all(row.ended for row in rows):
-            break
+            return prefill_seconds, time.perf_counter() - began - prefill_seconds
         # A row that has ended goes along, its tokens unseen by the others, until the last one ends.
         input_ids = chosen[:, None]
         attention_mask = np.concatenate((attention_mask, np.ones_like(input_ids)), axis=1)
         positions = np.minimum(positions[:, -1:] + 1, model.config.n_positions - 1)
-    return Generation(
-        prompt_ids=[row.prompt_ids for row in rows],
-        new_ids=[row.new_ids for row in rows],
-        texts=[row.text for row in rows],
-        ended=[row.ended for row in rows],
-        prefill_seconds=prefill_seconds,
-        decode_seconds=time.perf_counter() - began - prefill_seconds,
-    )
 
 
 class Row:
