@@ -22,7 +22,7 @@ from converter.version import VERSION
 from reference.errors import GPT2Error
 
 if TYPE_CHECKING:
-    from converter.parity.verdict import Report
+    from converter.parity.report import Report
 
 MISMATCH, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
 

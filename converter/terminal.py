@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from converter.checkpoint import Checkpoint
     from converter.export import Conversion
-    from converter.parity.verdict import LegReport, Report
+    from converter.parity.report import Report
+    from converter.parity.verdict import LegReport
     from converter.runtime.generation import Generation
     from converter.weights import Ledger
 
@@ -107,13 +108,17 @@ def byte_progress(title: str, show: bool = True) -> Iterator[Callable[[int, int]
 
 
 @contextmanager
-def steps(show: bool = True) -> Iterator[Callable[[str], None]]:
-    """A line on standard error that says what is being computed; nothing without a terminal."""
+def steps(show: bool = True) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on standard error that says what is being computed and what time is left; nothing without a terminal."""
     if not (show and is_terminal(stderr=True)):
-        yield lambda step: None
+        yield lambda step, done, total: None
         return
-    with console(stderr=True).status("starting") as status:
-        yield status.update
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda step, done, total: bar.update(task, description=step, completed=done, total=total)
 
 
 def conversion_facts(done: Conversion, seconds: float) -> dict[str, Any]:
@@ -182,7 +187,8 @@ def print_report(report: Report) -> None:
     out.print(legs)
     out.print(
         f"Errors are shares of the logits' scale, {report.scale:.3g}; noise floor {report.floor_rms:.1e} RMS, "
-        f"{report.floor_maximum:.1e} max. {report.legs[0].positions} positions of {report.text}; {report.provider}."
+        f"{report.floor_maximum:.1e} max. {max(leg.positions for leg in report.legs)} positions of {report.text}; "
+        f"{report.settings['provider']}."
     )
     for note in report.notes:
         out.print(f"note: {note}", markup=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 
@@ -22,7 +23,28 @@ DECODE_STEPS = 12  # single tokens in a case; a fault in the cache shows at the 
 # at every position would cost more than the rest of the model, in time and above all in memory.
 FULL_LENGTH_KEPT = 128
 
+# At the level ``full``, as many windows of text as this are read at full length, so that perplexities mean something.
+FULL_WINDOWS = 4
+
 RANDOM_SEED = 0  # for token ids where there is no tokenizer
+
+
+class Level(StrEnum):
+    """How much is run."""
+
+    QUICK = "quick"  # every kind of leg and case; the longest case only where it decides
+    FULL = "full"  # every leg on every case, half precisions, more text
+
+    @classmethod
+    def of(cls, name: str) -> Level:
+        """By its name.
+
+        Raises:
+            CheckError: there is no such level.
+        """
+        if name not in list(cls):
+            raise CheckError(f"there is no level {name!r}; expected one of {', '.join(cls)}")
+        return cls(name)
 
 
 @dataclass(frozen=True)
@@ -35,6 +57,8 @@ class Case:
         attention_mask: likewise, 0 for padding on the left.
         chunks: how many tokens go in at a time, the cache carrying what came before.
         keep: of how many last positions of each chunk logits are compared; 0 for all.
+        long: whether it is as long as the model allows, which costs more than all other cases together.
+        scored: whether perplexity is measured on it; no token counts twice.
     """
 
     name: str
@@ -42,6 +66,8 @@ class Case:
     attention_mask: np.ndarray
     chunks: tuple[int, ...]
     keep: int = 0
+    long: bool = False
+    scored: bool = False
 
     @cached_property
     def position_ids(self) -> np.ndarray:
@@ -53,19 +79,32 @@ class Case:
         """Which of the compared positions hold a token: what padding predicts is nobody's concern."""
         return self.attention_mask[:, -self.keep :].astype(bool)
 
+    @property
+    def kept_ids(self) -> np.ndarray:
+        """The token at each compared position."""
+        return self.input_ids[:, -self.keep :]
 
-def grid(config: GPT2Config, tokens: np.ndarray) -> list[Case]:
+    @property
+    def following(self) -> np.ndarray:
+        """The token after each compared position, -1 after the last."""
+        return np.pad(self.input_ids[:, 1:], ((0, 0), (0, 1)), constant_values=-1)[:, -self.keep :]
+
+
+def grid(config: GPT2Config, tokens: np.ndarray, level: Level = Level.QUICK) -> list[Case]:
     """Prefill, decode with the cache, chunked prefill, a left-padded batch, and all positions at once.
 
     The truth of each is computed without cache, padding or company, so that the batch also proves batch invariance.
 
     Args:
         tokens: at least ``n_positions`` of them.
+        level: ``full`` reads several windows of text at full length.
     """
     length = min(config.n_positions, SHORT_TOKENS)
     short = tokens[None, :length]
     ones = np.ones_like(short)
-    cases = [Case("prefill", short, ones, (length,))]
+    # The long case keeps its last positions: the first tokens are scored here unless it scores them itself.
+    alone = config.n_positions <= length or config.n_positions - FULL_LENGTH_KEPT >= length
+    cases = [Case("prefill", short, ones, (length,), scored=alone)]
     if length > 1:
         steps = min(DECODE_STEPS, length - 1)
         cases.append(Case("decode", short, ones, (length - steps, *[1] * steps)))
@@ -75,10 +114,18 @@ def grid(config: GPT2Config, tokens: np.ndarray) -> list[Case]:
         cases.append(Case("chunked prefill", short, ones, (first, second, length - first - second)))
     cases.append(_padded(tokens, length))
     if config.n_positions > length:
-        whole = tokens[None, : config.n_positions]
-        kept = FULL_LENGTH_KEPT if config.n_positions > FULL_LENGTH_KEPT else 0
-        cases.append(Case("full length", whole, np.ones_like(whole), (config.n_positions,), kept))
+        windows = FULL_WINDOWS if level is Level.FULL else 1
+        cases += [_full_length(config.n_positions, tokens, window) for window in range(windows)]
     return cases
+
+
+def _full_length(size: int, tokens: np.ndarray, window: int) -> Case:
+    """All positions at once, on one window of the text after the other as far as there is text."""
+    ids = np.roll(tokens, -size * window)[None, :size]
+    fresh = size * (window + 1) <= len(tokens)
+    name = f"full length, window {window + 1}" if window else "full length"
+    kept = FULL_LENGTH_KEPT if size > FULL_LENGTH_KEPT else 0
+    return Case(name, ids, np.ones_like(ids), (size,), kept, long=True, scored=fresh or window == 0)
 
 
 def _padded(tokens: np.ndarray, length: int) -> Case:

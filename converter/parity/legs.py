@@ -1,28 +1,24 @@
 """Legs: everything that computes logits of the same model, behind one call.
 
-A leg is a function of a ``Case`` that returns its logits, ``[batch, tokens, vocab_size]``.
+A leg is a function of a ``Case`` that returns its logits, ``[batch, compared tokens, vocab_size]``. ``run`` feeds the
+case chunk by chunk; a leg only says how one step is computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
-from transformers.utils import logging
 
 from converter.checkpoint import LazyTensor
 from converter.parity.cases import Case
-from converter.parity.widen import Widened
+from converter.parity.truth import exact, to_torch
+from converter.parity.widen import OpenedGraph
 from converter.runtime.session import Model
-from converter.weights import Ledger
-from reference import config as architecture
+from reference.config import GPT2Config
 from reference.model import GPT2
 
 Leg = Callable[[Case], np.ndarray]
@@ -44,10 +40,10 @@ def run(step: Step, case: Case) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
-def reference(config: architecture.GPT2Config, weights: Mapping[str, LazyTensor], dtype: torch.dtype) -> Leg:
-    """The from-scratch GPT-2, with the weights as the ledger maps them."""
+def reference(config: GPT2Config, weights: Mapping[str, LazyTensor], dtype: torch.dtype) -> Leg:
+    """The from-scratch GPT-2 as users run it, with the weights as the ledger maps them."""
     if dtype == torch.float64:
-        config = _exact(config)
+        config = exact(config)
     model = GPT2.from_weights(config, {name: to_torch(weight) for name, weight in weights.items()}, dtype)
 
     @torch.inference_mode()
@@ -59,93 +55,18 @@ def reference(config: architecture.GPT2Config, weights: Mapping[str, LazyTensor]
     return partial(run, step)
 
 
-def alone(leg: Leg) -> Leg:
-    """The same leg on each row by itself, all tokens at once: what no cache, padding or company may change."""
+def single_threaded(leg: Leg) -> Leg:
+    """A leg of torch on one thread: sums are cut into other pieces then, and round otherwise."""
 
-    def by_itself(case: Case) -> np.ndarray:
-        if len(case.input_ids) == 1 and case.attention_mask.all():
-            return leg(replace(case, chunks=(case.input_ids.shape[1],)))
-        rows = []
-        for ids, mask in zip(case.input_ids, case.attention_mask, strict=True):
-            tokens = ids[mask > 0][None]
-            logits = leg(Case(case.name, tokens, np.ones_like(tokens), (tokens.shape[1],)))[0]
-            rows.append(np.pad(logits, ((len(ids) - len(logits), 0), (0, 0))))
-        return np.stack(rows)
+    def alone(case: Case) -> np.ndarray:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return leg(case)
+        finally:
+            torch.set_num_threads(threads)
 
-    return by_itself
-
-
-class HuggingFace:
-    """transformers' GPT-2, opened by transformers' own loader with its own reading of the config.
-
-    Where that loader does not find every weight (a checkpoint saved through a wrapper, say), transformers' code is
-    given the weights as the ledger maps them, and ``note`` says that the mapping is not proven by a second reader.
-    """
-
-    def __init__(self, folder: Path, ledger: Ledger) -> None:
-        self.folder, self.ledger = folder, ledger
-        self.note: str | None = None
-
-    def open(self, dtype: torch.dtype, attention: str) -> Leg:
-        """The leg in one dtype, with ``eager`` or ``sdpa`` attention."""
-        # transformers raises in float64 when the flag is set, which is about rounding and not about mathematics.
-        override = {"reorder_and_upcast_attn": False} if dtype == torch.float64 else {}
-        options = {"dtype": dtype, "attn_implementation": attention, **override}
-        if self.note is None:
-            with quiet_transformers():
-                model, found = GPT2LMHeadModel.from_pretrained(
-                    self.folder, local_files_only=True, output_loading_info=True, **options
-                )
-            if not found["missing_keys"]:
-                return partial(run, huggingface_step(model.eval()))
-            missing = sorted(found["missing_keys"])
-            self.note = (
-                f"transformers does not find {missing[0]} and {len(missing) - 1} other weights in {self.folder}: its "
-                f"code was given them as gpt2onnx maps them, so the mapping is not independently proven"
-            )
-        return partial(run, huggingface_step(self._mapped(dtype, attention, override)))
-
-    def _mapped(self, dtype: torch.dtype, attention: str, override: dict[str, Any]) -> GPT2LMHeadModel:
-        values = asdict(self.ledger.config) | override
-        with torch.device("meta"):
-            model = GPT2LMHeadModel(GPT2Config(**values, attn_implementation=attention))
-        weights = {name: to_torch(weight) for name, weight in self.ledger.weights.items()}
-        head = weights.pop("lm_head.weight", weights["wte.weight"])
-        state = {f"transformer.{name}": weight for name, weight in weights.items()} | {"lm_head.weight": head}
-        model.load_state_dict(state, assign=True)
-        return model.to(dtype).eval()
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """transformers without its bars and warnings; afterwards as talkative as before."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def huggingface_step(model: GPT2LMHeadModel) -> Step:
-    """One call of transformers' GPT-2."""
-
-    @torch.inference_mode()
-    def step(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any, keep: int) -> tuple[np.ndarray, Any]:
-        out = model(
-            input_ids=torch.tensor(ids),
-            attention_mask=torch.tensor(mask),
-            position_ids=torch.tensor(positions),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=keep,
-        )
-        return out.logits.numpy(), out.past_key_values
-
-    return step
+    return alone
 
 
 def shipped(model: Model) -> Leg:
@@ -157,34 +78,22 @@ def shipped(model: Model) -> Leg:
     return partial(run, step)
 
 
-def widened(graph: Widened, config: architecture.GPT2Config) -> Leg:
-    """The shipped graph in float64."""
-    inputs = [value.name for value in graph.session.get_inputs() if value.name.startswith("past_key_values.")]
+def graph(opened: OpenedGraph, config: GPT2Config, dtype: Any = np.float32) -> Leg:
+    """Any graph with Optimum's names of inputs and outputs; what it does not take it is not fed."""
+    session = opened.session
+    names = [value.name for value in session.get_inputs()]
+    optional = [value.name for value in session.get_overridable_initializers()]
+    pasts = [name for name in names if name.startswith("past_key_values.")]
+    outputs = ["logits", *(name.replace("past_key_values", "present") for name in pasts)]
 
     def step(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any, keep: int) -> tuple[np.ndarray, Any]:
-        empty = np.empty((len(ids), config.n_head, 0, config.head_dim))
-        past = dict(zip(inputs, cache or [empty] * len(inputs), strict=True))
-        feeds = {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "position_ids": positions,
-        }
-        if keep:  # else the graph's own default, which other clients get
+        empty = np.empty((len(ids), config.n_head, 0, config.head_dim), dtype)
+        known = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        feeds = {name: np.ascontiguousarray(array) for name, array in known.items() if name in names}
+        if keep and "num_logits_to_keep" in optional:  # else the graph's own default, which other clients get
             feeds["num_logits_to_keep"] = np.array(keep)
-        logits, *longer = graph.session.run(None, {name: np.ascontiguousarray(a) for name, a in feeds.items()} | past)
-        return logits, longer
+        feeds |= dict(zip(pasts, cache or [empty] * len(pasts), strict=True))
+        logits, *longer = opened.session.run(outputs, feeds)
+        return logits[:, -keep:], longer
 
     return partial(run, step)
-
-
-def to_torch(weight: LazyTensor) -> torch.Tensor:
-    """A weight as a tensor that lies in the mapped file."""
-    mapped = weight.memmap()
-    if weight.dtype == "bfloat16":
-        return torch.from_numpy(mapped.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(mapped)
-
-
-def _exact(config: architecture.GPT2Config) -> architecture.GPT2Config:
-    """Without the flag that asks for float32 inside float16 models; in float64 it would only lose digits."""
-    return replace(config, reorder_and_upcast_attn=False)

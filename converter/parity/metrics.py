@@ -1,74 +1,165 @@
-"""How far one leg's logits are from the truth."""
+"""How far one leg's logits are from the truth: as numbers, as decisions, and as distributions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 # Positions looked at together; keeps the float64 copies of wide vocabularies small.
 BLOCK_POSITIONS = 64
 
 FLOAT32_EPSILON = float(np.finfo(np.float32).eps)
 
+# Errors are counted in bins by the leading bits of their float32: 16 to an octave, so that a percentile is within 6 %.
+BIN_SHIFT = 19
+BINS = 2 ** (31 - BIN_SHIFT)
 
-@dataclass
-class Error:
-    """The difference between a leg and the truth over a case or several, in units of the logits.
+TOP_K = 5  # of so many likeliest tokens the two lists are compared
+
+# Where a leg is further than this from the truth, the series that is exact for small differences may overflow.
+SMALL_DIFFERENCE = 1.0
+
+
+@dataclass(frozen=True)
+class Distance:
+    """The difference between a leg and the truth, position by position, in units of the logits.
+
+    All but ``histogram`` are ``[positions]`` float64; positions without a leg's finite logits have infinite errors.
 
     Attributes:
-        square_sum, count: of the differences.
-        maximum: of their absolute values; infinite if a logit is NaN or infinite.
-        flips: positions whose likeliest token differs, each as the truth's margin between the two candidates.
-        positions: how many were compared.
+        rms, maximum: over the vocabulary.
+        flip: the truth's margin between its likeliest token and the leg's; NaN where they are one.
+        overlap: the share of the truth's ``TOP_K`` likeliest tokens among the leg's.
+        kl: the divergence of the leg's distribution from the truth's, KL(truth‖leg), in nats.
+        log_p_true, log_p: of the token that follows in the text; NaN where none does.
+        histogram: how many of all errors are in each bin, ``[BINS]``.
         misshapen: whether the logits are not even of the truth's shape.
     """
 
-    square_sum: float = 0.0
-    count: int = 0
-    maximum: float = 0.0
-    flips: list[float] = field(default_factory=list)
-    positions: int = 0
+    rms: np.ndarray
+    maximum: np.ndarray
+    flip: np.ndarray
+    overlap: np.ndarray
+    kl: np.ndarray
+    log_p_true: np.ndarray
+    log_p: np.ndarray
+    histogram: np.ndarray
     misshapen: bool = False
 
     @property
-    def rms(self) -> float:
-        """The root of the mean square."""
-        return math.sqrt(self.square_sum / self.count) if self.count else 0.0
+    def total_rms(self) -> float:
+        """The root mean square over all positions."""
+        return math.sqrt(float(np.mean(self.rms**2))) if len(self.rms) else 0.0
 
-    def __add__(self, other: Error) -> Error:
-        return Error(
-            self.square_sum + other.square_sum,
-            self.count + other.count,
-            max(self.maximum, other.maximum),
-            self.flips + other.flips,
-            self.positions + other.positions,
-            self.misshapen or other.misshapen,
-        )
+    @property
+    def total_maximum(self) -> float:
+        """The largest error anywhere."""
+        return float(self.maximum.max(initial=0.0))
+
+    @property
+    def flips(self) -> np.ndarray:
+        """The margins of the positions whose likeliest token is another one."""
+        return self.flip[~np.isnan(self.flip)]
+
+    def percentile(self, share: float) -> float:
+        """The error that this share of all logits stays within."""
+        if not math.isfinite(self.total_maximum):
+            return math.inf
+        counted = self.histogram.cumsum()
+        return min(bin_edges()[int(np.searchsorted(counted, share * counted[-1])) + 1], self.total_maximum)
 
 
-def compare(truth: np.ndarray, logits: np.ndarray, real: np.ndarray) -> Error:
-    """The error of ``logits`` at the ``real`` positions; all ``[batch, tokens, …]``."""
+BY_POSITION = ("rms", "maximum", "flip", "overlap", "kl", "log_p_true", "log_p")
+
+
+def bin_edges() -> np.ndarray:
+    """The edges of the histogram's bins, ``[BINS + 1]``, in units of the logits; the last are not finite."""
+    with np.errstate(invalid="ignore"):  # the last bins are those of NaN
+        return (np.arange(BINS + 1, dtype=np.uint32) << BIN_SHIFT).view(np.float32).astype(np.float64)
+
+
+def joined(distances: Iterable[Distance]) -> Distance:
+    """Several cases as one."""
+    parts = list(distances)
+    by_position = {
+        name: np.concatenate([np.empty(0), *(getattr(part, name) for part in parts)]) for name in BY_POSITION
+    }
+    histogram = sum((part.histogram for part in parts), np.zeros(BINS, np.int64))
+    return Distance(**by_position, histogram=histogram, misshapen=any(part.misshapen for part in parts))
+
+
+def compare(truth: np.ndarray, logits: np.ndarray, real: np.ndarray, following: np.ndarray) -> Distance:
+    """The distance of ``logits`` from ``truth`` at the ``real`` positions.
+
+    Args:
+        truth, logits: ``[batch, tokens, vocab_size]``.
+        real: ``[batch, tokens]`` bool.
+        following: ``[batch, tokens]``: the token that comes next in the text, -1 where none does.
+    """
     if logits.shape != truth.shape:
-        return Error(math.inf, 1, math.inf, [math.inf], 1, misshapen=True)
-    total = Error()
-    true_rows, rows = truth[real], logits[real]
-    for begin in range(0, len(rows), BLOCK_POSITIONS):
-        true_block = true_rows[begin : begin + BLOCK_POSITIONS]
-        block = rows[begin : begin + BLOCK_POSITIONS].astype(np.float64)
-        if not np.isfinite(block).all():
-            total += Error(math.inf, block.size, math.inf, [math.inf], len(block))
-            continue
-        difference = np.abs(block - true_block)
-        best, chosen = true_block.argmax(axis=-1), block.argmax(axis=-1)
-        at = np.arange(len(block))
-        margins = (true_block[at, best] - true_block[at, chosen])[best != chosen]
-        total += Error(
-            float((difference**2).sum()), difference.size, float(difference.max()), margins.tolist(), len(block)
-        )
-    return total
+        lost, none, unknown = np.full(1, math.inf), np.zeros(1), np.full(1, math.nan)
+        return Distance(lost, lost, lost, none, lost, unknown, unknown, _bins([]), misshapen=True)
+    rows = [torch.from_numpy(np.ascontiguousarray(array[real])) for array in (truth, logits, following)]
+    return joined(_block(*block) for block in zip(*(part.split(BLOCK_POSITIONS) for part in rows), strict=True))
+
+
+def _block(truth: Tensor, logits: Tensor, following: Tensor) -> Distance:
+    """A few positions, each ``[positions, vocab_size]``."""
+    finite = logits.isfinite().all(dim=-1)
+    leg = torch.where(finite[:, None], logits.double(), truth)
+    difference = leg - truth
+    absolute = difference.abs()
+    kl, shift, normaliser = _divergence(truth, leg, difference)
+
+    best, chosen = truth.argmax(dim=-1, keepdim=True), leg.argmax(dim=-1, keepdim=True)
+    margin = (truth.gather(1, best) - truth.gather(1, chosen)).squeeze(1)
+    k = min(TOP_K, truth.size(-1))
+    ours, theirs = truth.topk(k).indices, leg.topk(k).indices
+    overlap = (ours[:, :, None] == theirs[:, None, :]).any(dim=-1).double().mean(dim=-1)
+
+    token = following.clamp(min=0)[:, None]
+    log_p_true = truth.gather(1, token).squeeze(1) - normaliser
+    log_p = leg.gather(1, token).squeeze(1) - normaliser - shift
+    known, lost = following >= 0, ~finite
+
+    def at_losses(values: Tensor, value: float) -> np.ndarray:
+        return values.masked_fill(lost, value).numpy()
+
+    return Distance(
+        rms=at_losses(difference.square().mean(dim=-1).sqrt(), math.inf),
+        maximum=at_losses(absolute.amax(dim=-1), math.inf),
+        flip=at_losses(margin.masked_fill(best.squeeze(1) == chosen.squeeze(1), math.nan), math.inf),
+        overlap=at_losses(overlap, 0.0),
+        kl=at_losses(kl, math.inf),
+        log_p_true=log_p_true.masked_fill(~known, math.nan).numpy(),
+        log_p=at_losses(log_p, -math.inf) + np.where(known, 0.0, math.nan),
+        histogram=_bins(absolute[finite].numpy()),
+    )
+
+
+def _divergence(truth: Tensor, leg: Tensor, difference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """KL(truth‖leg); by how much the leg's log Σ exp exceeds the truth's; the truth's.
+
+    With δ the difference and p the truth's probabilities, KL = log Σ p·exp(δ) − Σ p·δ. For small δ the logarithm is
+    taken of 1 + Σ p·(exp(δ) − 1), which keeps all digits of divergences as small as 1e-14.
+    """
+    normaliser = truth.logsumexp(dim=-1)
+    p = (truth - normaliser[:, None]).exp()
+    if difference.abs().max() < SMALL_DIFFERENCE:
+        shift = (p * difference.expm1()).sum(dim=-1).log1p()
+    else:
+        shift = leg.logsumexp(dim=-1) - normaliser
+    return (shift - (p * difference).sum(dim=-1)).clamp(min=0.0), shift, normaliser
+
+
+def _bins(errors: np.ndarray | list[float]) -> np.ndarray:
+    bits = np.asarray(errors, np.float32).ravel().view(np.uint32) >> BIN_SHIFT
+    return np.bincount(bits.astype(np.int64), minlength=BINS)
 
 
 def scale(truths: Mapping[str, np.ndarray], real: Mapping[str, np.ndarray]) -> float:

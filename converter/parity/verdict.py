@@ -1,13 +1,16 @@
-"""When logits match: the limits, with their reasons, and the report that holds each leg against its own."""
+"""When logits match: the limits, with their reasons, and what is said of each leg that is held against them."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
-from typing import Any
 
-from converter.parity.metrics import FLOAT32_EPSILON, Error
+import numpy as np
+
+from converter.errors import CheckError
+from converter.parity.metrics import FLOAT32_EPSILON, Distance, joined
 
 # Hugging Face and the reference in float64, at most this share of the logits' scale apart anywhere. Both only round,
 # at 1e-15; what is wrong about the mathematics (an epsilon of 1e-5 for 1e-6, tanh for erf) shows from 1e-7 on.
@@ -28,156 +31,296 @@ MAXIMUM_LIMIT = 8.0
 NOISE_LIMIT = 1e-2
 
 
+@dataclass(frozen=True)
+class Limits:
+    """The multiples and shares that a verdict rests on; each can be set for a check of one's own.
+
+    Attributes:
+        huggingface_float64, graph_float64, noise: shares of the logits' scale.
+        rms, maximum: multiples of the noise floor.
+    """
+
+    huggingface_float64: float = HUGGINGFACE_FLOAT64_LIMIT
+    graph_float64: float = GRAPH_FLOAT64_LIMIT
+    noise: float = NOISE_LIMIT
+    rms: float = RMS_LIMIT
+    maximum: float = MAXIMUM_LIMIT
+
+    @classmethod
+    def of(cls, settings: Mapping[str, float]) -> Limits:
+        """The defaults, some of them overridden.
+
+        Raises:
+            CheckError: a name is unknown, or a number is none that can limit.
+        """
+        known = [field.name for field in fields(cls)]
+        for name, value in settings.items():
+            if name not in known:
+                raise CheckError(f"there is no limit {name!r}; expected one of {', '.join(known)}")
+            if not (math.isfinite(value) and value > 0):
+                raise CheckError(f"limit {name} is {value!r}; expected a finite number above 0")
+        return replace(cls(), **settings)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a lossy precision may cost, as a distribution against the float64 truth.
+
+    Attributes:
+        kl_mean: nats a token.
+        perplexity_ratio: the leg's perplexity over the truth's.
+    """
+
+    kl_mean: float
+    perplexity_ratio: float
+
+
+# Half precision keeps 11 bits (float16) or 8 (bfloat16), of weights and of every intermediate result; what integers
+# cost depends on how the weights are cut into blocks. Perplexity ratios are what users notice: a twentieth is about
+# what a model of the next smaller size loses.
+BUDGETS: dict[str, Budget] = {
+    "float16": Budget(kl_mean=1e-5, perplexity_ratio=1.001),
+    "bfloat16": Budget(kl_mean=1e-2, perplexity_ratio=1.02),
+    "int8": Budget(kl_mean=1e-3, perplexity_ratio=1.005),
+    "int4": Budget(kl_mean=1e-1, perplexity_ratio=1.05),
+}
+
+
 class Kind(StrEnum):
     """What a leg is there for."""
 
     SEMANTICS = "semantics"  # float64 against float64: does it mean the same
-    NOISE = "noise floor"  # Hugging Face in float32: how far rounding alone leads
     NUMERICS = "numerics"  # a float32 leg: is it as close as rounding allows
+    NOISE = "noise floor"  # Hugging Face in float32: how far rounding alone leads
+    HALF = "half precision"  # Hugging Face in 16 bits: what its users are used to
+
+
+# Legs that measure; the others are measured. The former are not what the verdict is about.
+YARDSTICKS = (Kind.NOISE, Kind.HALF)
 
 
 @dataclass(frozen=True)
 class LegReport:
-    """One leg and its verdict; errors relative to the scale of the logits.
+    """One leg and its verdict; errors relative to the scale of the logits, probabilities as they are.
 
     Attributes:
         name, kind: which leg, and what it is there for.
+        cases: what it was run on.
         rms, maximum: its distance from the float64 truth.
-        rms_floors, maximum_floors: the same as multiples of the noise floor.
+        p50, p99, p999: the errors that half, 99 % and 99.9 % of all logits stay within.
+        rms_floors, maximum_floors: RMS and maximum as multiples of the noise floor.
         worst_case: where the maximum was met.
+        positions: how many were compared.
         flips: positions whose likeliest token is another one than the truth's, near ties not counted.
         near_ties: those where the two candidates are closer than the error that is allowed for.
-        positions: how many were compared.
+        top_k: the share of the truth's five likeliest tokens that are among the leg's.
+        kl_mean, kl_99, kl_999, kl_maximum: KL(truth‖leg) by position, in nats.
+        dp_rms, dp_99, dp_maximum: by how much the probability of the token that follows differs.
+        scored: on how many tokens perplexity was measured.
+        perplexity, perplexity_error: of the text, with its standard error.
+        perplexity_ratio, perplexity_ratio_error: to the truth's, with the standard error of the paired difference.
+        budget: the name of the budget it is held against, if it is.
+        within_budget: whether it keeps it.
         fault: why it fails; empty if it passes.
         seconds: that it took.
     """
 
     name: str
     kind: Kind
+    cases: tuple[str, ...]
     rms: float
     maximum: float
+    p50: float
+    p99: float
+    p999: float
     rms_floors: float
     maximum_floors: float
     worst_case: str
+    positions: int
     flips: int
     near_ties: int
-    positions: int
+    top_k: float
+    kl_mean: float
+    kl_99: float
+    kl_999: float
+    kl_maximum: float
+    dp_rms: float
+    dp_99: float
+    dp_maximum: float
+    scored: int
+    perplexity: float
+    perplexity_error: float
+    perplexity_ratio: float
+    perplexity_ratio_error: float
+    budget: str
+    within_budget: bool
     fault: str
     seconds: float
 
 
 @dataclass(frozen=True)
-class Report:
-    """The verdict on a model folder.
+class Measured:
+    """A leg's distances, case by case, and what they are to be held against.
 
     Attributes:
-        source, out: what was compared with what.
-        text: what the token ids are.
-        scale: of the logits: RMS over positions of their standard deviation over the vocabulary.
-        floor_rms, floor_maximum: the noise floor, relative to the scale.
-        initializers: how many were compared bit for bit.
-        exactness_faults: a sentence for each that differs.
-        beside_faults: a sentence for each thing that the folder's config or tokenizer says otherwise than the source.
-        legs: every leg.
-        notes: sentences that qualify the verdict.
+        limit: a share of the logits' scale, for ``Kind.SEMANTICS``.
+        budget: the name of a row of ``BUDGETS``, for lossy legs.
+        scored: the cases on which perplexity is measured.
     """
 
-    source: str
-    out: str
-    text: str
-    provider: str
-    scale: float
-    floor_rms: float
-    floor_maximum: float
-    initializers: int
-    exactness_faults: tuple[str, ...]
-    beside_faults: tuple[str, ...]
-    legs: tuple[LegReport, ...]
-    notes: tuple[str, ...]
+    name: str
+    kind: Kind
+    distances: Mapping[str, Distance]
+    scored: tuple[str, ...]
+    seconds: float
+    limit: float = 0.0
+    budget: str = ""
 
     @property
-    def faults(self) -> tuple[str, ...]:
-        """Every reason against a match, the most telling first."""
-        return (
-            self.exactness_faults
-            + self.beside_faults
-            + tuple(f"{leg.name} {leg.fault}" for leg in self.legs if leg.fault)
-        )
+    def total(self) -> Distance:
+        """All cases as one."""
+        return joined(self.distances.values())
 
     @property
-    def passed(self) -> bool:
-        """Whether the folder is the source."""
-        return not self.faults
-
-    @property
-    def verdict(self) -> str:
-        """One sentence."""
-        if self.passed:
-            return f"{self.out} is {self.source}: weights bit for bit, mathematics in float64, float32 within rounding"
-        others = f" (and {len(self.faults) - 1} more)" if len(self.faults) > 1 else ""
-        return f"{self.out} is NOT {self.source}: {self.faults[0]}{others}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"passed": self.passed, "verdict": self.verdict, "faults": list(self.faults), **asdict(self)}
+    def worst_case(self) -> str:
+        """Where the largest error was met."""
+        return max(self.distances, key=lambda case: self.distances[case].total_maximum)
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Scale and noise floor, against which every leg is held; both in units of the logits."""
+    """Scale and noise floor, against which every leg is held; both in units of the logits.
+
+    Attributes:
+        scale: of the logits.
+        noise: for each case the RMS and the maximum of the worse of Hugging Face's own ways to compute in float32.
+        limits: what is allowed.
+    """
 
     scale: float
-    floor_rms: float
-    floor_maximum: float
+    noise: Mapping[str, tuple[float, float]]
+    limits: Limits = Limits()
 
     @classmethod
-    def of(cls, scale: float, noise: list[Error]) -> Judge:
-        """The floor is the worse of Hugging Face's own ways to compute in float32, and no lower than float32's step."""
-        least = FLOAT32_EPSILON * scale
-        finite = [error for error in noise if math.isfinite(error.maximum)]  # the others are faults of their own
-        return cls(scale, max([least, *(e.rms for e in finite)]), max([least, *(e.maximum for e in finite)]))
+    def of(cls, scale: float, legs: Iterable[Measured], limits: Limits) -> Judge:
+        """The floor is no lower than float32's step; legs that are not even finite are faults of their own."""
+        noise: dict[str, tuple[float, float]] = {}
+        for leg in legs:
+            for case, distance in leg.distances.items():
+                if leg.kind is Kind.NOISE and math.isfinite(distance.total_maximum):
+                    rms, maximum = noise.get(case, (FLOAT32_EPSILON * scale,) * 2)
+                    noise[case] = max(rms, distance.total_rms), max(maximum, distance.total_maximum)
+        return cls(scale, noise, limits)
 
-    def report(self, name: str, kind: Kind, errors: dict[str, Error], limit: float, seconds: float) -> LegReport:
-        """Hold one leg's errors, case by case, against its limit (used for ``Kind.SEMANTICS``)."""
-        total = sum(errors.values(), Error())
-        # Two candidates that an allowed error could swap: each may move by it, in opposite directions.
-        tie = 2 * MAXIMUM_LIMIT * self.floor_maximum
-        flips = sum(margin > tie for margin in total.flips)
-        worst = max(errors, key=lambda case: errors[case].maximum)
-        fault = ""
+    def floor(self, cases: Mapping[str, Distance]) -> tuple[float, float]:
+        """RMS and maximum of the noise over these cases."""
+        least = FLOAT32_EPSILON * self.scale
+        known = [(*self.noise[case], len(distance.rms)) for case, distance in cases.items() if case in self.noise]
+        if not known:
+            return least, least
+        square = sum(rms**2 * positions for rms, _, positions in known) / sum(positions for *_, positions in known)
+        return max(least, math.sqrt(square)), max(least, *(maximum for _, maximum, _ in known))
+
+    def fault(self, leg: Measured) -> str:
+        """Why a leg fails, or nothing."""
+        total, worst = leg.total, leg.worst_case
+        floor_rms, floor_maximum = self.floor(leg.distances)
+        limits = self.limits
         if total.misshapen:
-            fault = f"gives logits of another shape than the truth ({worst})"
-        elif not math.isfinite(total.maximum):
-            fault = f"gives logits that are NaN or infinite ({worst}): the model overflows float32"
-        elif kind is Kind.NOISE and not total.rms <= NOISE_LIMIT * self.scale:
-            share = total.rms / self.scale
-            fault = f"is {share:.1e} of the logits' scale from the truth in RMS: float32 does not hold this model"
-        elif kind is Kind.SEMANTICS and not total.maximum <= limit * self.scale:
-            share = total.maximum / self.scale
-            fault = f"is {share:.1e} of the logits' scale from the truth ({worst}); at most {limit:.0e} is rounding"
-        elif kind is Kind.NUMERICS and not total.rms <= RMS_LIMIT * self.floor_rms:
-            times = total.rms / self.floor_rms
-            fault = (
-                f"is {times:.1f} × the noise floor from the truth in RMS ({worst}); at most {RMS_LIMIT:g} × is rounding"
+            return f"gives logits of another shape than the truth ({worst})"
+        if leg.kind is Kind.HALF:
+            return ""
+        if not math.isfinite(total.total_maximum):
+            return f"gives logits that are NaN or infinite ({worst}): the model overflows float32"
+        if leg.kind is Kind.NOISE and not total.total_rms <= limits.noise * self.scale:
+            share = total.total_rms / self.scale
+            return f"is {share:.1e} of the logits' scale from the truth in RMS: float32 does not hold this model"
+        if leg.kind is Kind.SEMANTICS and not total.total_maximum <= leg.limit * self.scale:
+            share = total.total_maximum / self.scale
+            return f"is {share:.1e} of the logits' scale from the truth ({worst}); at most {leg.limit:.0e} is rounding"
+        if leg.kind is Kind.NUMERICS and not total.total_rms <= limits.rms * floor_rms:
+            times = total.total_rms / floor_rms
+            return (
+                f"is {times:.1f} × the noise floor from the truth in RMS ({worst}); "
+                f"at most {limits.rms:g} × is rounding"
             )
-        elif kind is Kind.NUMERICS and not total.maximum <= MAXIMUM_LIMIT * self.floor_maximum:
-            times = total.maximum / self.floor_maximum
-            fault = (
-                f"is {times:.1f} × the noise floor from the truth ({worst}); at most {MAXIMUM_LIMIT:g} × is rounding"
+        if leg.kind is Kind.NUMERICS and not total.total_maximum <= limits.maximum * floor_maximum:
+            times = total.total_maximum / floor_maximum
+            return (
+                f"is {times:.1f} × the noise floor from the truth ({worst}); at most {limits.maximum:g} × is rounding"
             )
-        elif flips:
-            fault = f"prefers another token at {flips} of {total.positions} positions, and not by a near tie"
+        flips = self.flips(leg)
+        if flips:
+            return f"prefers another token at {flips} of {len(total.rms)} positions, and not by a near tie"
+        return ""
+
+    def flips(self, leg: Measured) -> int:
+        """Positions that decide otherwise. Two candidates that an allowed error could swap do not count: each may move
+        by it, in opposite directions."""
+        total = leg.total
+        tie = 2 * self.limits.maximum * self.floor(leg.distances)[1]
+        if leg.kind is Kind.HALF:  # what is allowed for is that leg's own error, as float32's is no measure of it
+            tie = 2 * total.percentile(0.999)
+        return int((total.flips > tie).sum())
+
+    def report(self, leg: Measured) -> LegReport:
+        """All that is said of a leg."""
+        total = leg.total
+        scored = joined(distance for case, distance in leg.distances.items() if case in leg.scored)
+        floor_rms, floor_maximum = self.floor(leg.distances)
+        flips = self.flips(leg)
+        shift = np.exp(total.log_p) - np.exp(total.log_p_true)
+        shift = np.abs(shift[~np.isnan(shift)])
+        perplexity, perplexity_error = _perplexity(-scored.log_p)
+        ratio, ratio_error = _perplexity(scored.log_p_true - scored.log_p)
+        kl_mean = float(total.kl.mean())
+        budget = BUDGETS.get(leg.budget)
         return LegReport(
-            name=name,
-            kind=kind,
-            rms=total.rms / self.scale,
-            maximum=total.maximum / self.scale,
-            rms_floors=total.rms / self.floor_rms,
-            maximum_floors=total.maximum / self.floor_maximum,
-            worst_case=worst,
+            name=leg.name,
+            kind=leg.kind,
+            cases=tuple(leg.distances),
+            rms=total.total_rms / self.scale,
+            maximum=total.total_maximum / self.scale,
+            p50=total.percentile(0.5) / self.scale,
+            p99=total.percentile(0.99) / self.scale,
+            p999=total.percentile(0.999) / self.scale,
+            rms_floors=total.total_rms / floor_rms,
+            maximum_floors=total.total_maximum / floor_maximum,
+            worst_case=leg.worst_case,
+            positions=len(total.rms),
             flips=flips,
             near_ties=len(total.flips) - flips,
-            positions=total.positions,
-            fault=fault,
-            seconds=seconds,
+            top_k=float(total.overlap.mean()),
+            kl_mean=kl_mean,
+            kl_99=_quantile(total.kl, 0.99),
+            kl_999=_quantile(total.kl, 0.999),
+            kl_maximum=float(total.kl.max()),
+            dp_rms=float(np.sqrt(np.mean(shift**2))) if len(shift) else math.nan,
+            dp_99=_quantile(shift, 0.99),
+            dp_maximum=float(shift.max()) if len(shift) else math.nan,
+            scored=int((~np.isnan(scored.log_p)).sum()),
+            perplexity=perplexity,
+            perplexity_error=perplexity_error,
+            perplexity_ratio=ratio,
+            perplexity_ratio_error=ratio_error,
+            budget=leg.budget,
+            within_budget=budget is None or (kl_mean <= budget.kl_mean and not ratio > budget.perplexity_ratio),
+            fault=self.fault(leg),
+            seconds=leg.seconds,
         )
+
+
+def _quantile(values: np.ndarray, share: float) -> float:
+    """A percentile that no interpolation between infinities turns into NaN."""
+    return float(np.quantile(values, share, method="higher")) if len(values) else math.nan
+
+
+def _perplexity(surprise: np.ndarray) -> tuple[float, float]:
+    """exp of the mean of some nats, and its standard error by the delta method; NaN without any."""
+    known = surprise[~np.isnan(surprise)]
+    if not len(known):
+        return math.nan, math.nan
+    if not np.isfinite(known).all():
+        return math.inf, math.nan
+    mean = math.exp(min(float(known.mean()), 700.0))  # e^700 is about the largest float64
+    return mean, mean * float(known.std(ddof=1)) / math.sqrt(len(known)) if len(known) > 1 else math.nan

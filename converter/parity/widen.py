@@ -33,16 +33,33 @@ ERF_NODES, ERF_END = 24, 6.0
 
 
 @dataclass(frozen=True)
-class Widened:
-    """A session of the widened graph, and its weights, which the session uses where they are and does not own."""
+class OpenedGraph:
+    """A session, and the weights that it uses where they are and does not own."""
 
     session: onnxruntime.InferenceSession
     weights: list[Any]
 
 
-def widened_session(file: Path) -> Widened:
+Edit = Callable[[onnx.GraphProto], None]  # changes a graph in memory
+
+
+def graph_session(file: Path, edit: Edit = lambda graph: None) -> OpenedGraph:
+    """The graph in ``file`` as it is but for an edit, on the CPU."""
+    model = onnx.load(file, load_external_data=False)
+    edit(model.graph)
+    options = session_options()
+    options.add_session_config_entry(DATA_FOLDER, str(file.parent))
+    return OpenedGraph(_session(model, options), [])
+
+
+def _session(model: onnx.ModelProto, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def widened_session(file: Path, edit: Edit = lambda graph: None) -> OpenedGraph:
     """The graph in ``file``, widened, on the CPU."""
     model = onnx.load(file, load_external_data=False)
+    edit(model.graph)
     options = session_options()
     options.add_session_config_entry(DATA_FOLDER, str(file.parent))
     weights: list[Any] = []
@@ -66,8 +83,7 @@ def widened_session(file: Path) -> Widened:
             if attribute.HasField("t") and attribute.t.data_type in FLOATS:
                 attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float64)))
     spell_out(model.graph)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return Widened(session, weights)
+    return OpenedGraph(_session(model, options), weights)
 
 
 class Writer:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from converter import check, convert
 from converter.data import CHECKPOINT
 from converter.errors import GPT2Error
-from converter.parity.verdict import Report
+from converter.parity.report import Report
 
 Save = Callable[..., Path]
 
@@ -247,7 +247,7 @@ def test_a_graph_that_cannot_run_is_bad_input(save: Save, tmp_path: Path) -> Non
         next(n for n in graph.node if n.output[0] == "drop").input[1] = "h.0.attn.c_attn.bias"
 
     edit_graph(tmp_path / "out", break_graph)
-    with pytest.raises(GPT2Error, match="cannot be run by ONNX Runtime"):
+    with pytest.raises(GPT2Error, match="cannot be opened by ONNX Runtime"):
         check(source, tmp_path / "out")
 
 

@@ -1,0 +1,218 @@
+"""The folder's side of a check: its files and its graph against a source's baseline, and if they differ, why."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+import transformers
+
+from converter.errors import CheckError
+from converter.parity import legs
+from converter.parity.baseline import Baseline, Row, release_memory, short
+from converter.parity.beside import compare_config, compare_tokenizer
+from converter.parity.cases import Case, Level
+from converter.parity.diagnosis import FLOAT32_LIMIT, FLOAT64_LIMIT, Diagnosis, diagnose
+from converter.parity.exactness import Exactness, compare_initializers
+from converter.parity.huggingface import HuggingFace
+from converter.parity.operations import Operations
+from converter.parity.report import Details, Report
+from converter.parity.taps import Localisation, Taps, graph_taps, huggingface_taps, localise, tap_names, truth_taps
+from converter.parity.verdict import Judge, Kind, Measured
+from converter.parity.widen import graph_session, widened_session
+from converter.runtime.session import OPEN_ERRORS, Model, load, model_file
+from converter.version import VERSION
+
+FLOAT64_LEG, RUNTIME_LEG = "ONNX graph in float64", "ONNX Runtime float32"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a folder is examined.
+
+    Attributes:
+        provider: of ONNX Runtime, for the shipped graph.
+        files: compare the files too; without, the logits alone decide.
+        layers: localise even if nothing is wrong.
+        also: other ONNX files with Optimum's inputs and outputs, to be held against the same source.
+    """
+
+    provider: str = "cpu"
+    files: bool = True
+    layers: bool = False
+    also: tuple[Path, ...] = ()
+
+
+@dataclass
+class TapCache:
+    """The taps of the source, by case: the truth's and Hugging Face's in float32."""
+
+    baseline: Baseline
+    known: dict[str, tuple[Taps, Taps]] = field(default_factory=dict)
+
+    def __getitem__(self, case: Case) -> tuple[Taps, Taps]:
+        if case.name not in self.known:
+            ledger = self.baseline.ledger
+            huggingface = HuggingFace(self.baseline.checkpoint.folder, ledger)
+            truth = truth_taps(ledger, case)
+            self.known[case.name] = truth, huggingface_taps(huggingface, case, torch.float32)
+        return self.known[case.name]
+
+
+def examine(
+    baseline: Baseline, out: Path, options: Options, step: Callable[[str], None], cache: TapCache | None = None
+) -> Report:
+    """Hold a model folder against its source.
+
+    Raises:
+        CheckError: it is a model of other dimensions, or ONNX Runtime cannot run its graph.
+        GPT2Error: the folder cannot be opened.
+    """
+    began = time.monotonic()
+    graph_file = model_file(out)
+    try:
+        beside, exactness = _files(baseline, out, graph_file, options, step)
+        model = load(out, options.provider)
+        settings = describe(model)
+        del model
+        measured = [*baseline.legs, *_legs(baseline, out, options, step)]
+        release_memory()
+        judge = baseline.judge
+        reports = tuple(judge.report(leg) for leg in sorted(measured, key=lambda leg: list(Kind).index(leg.kind)))
+        located = diagnosis = None
+        guilty = [leg for leg in measured if judge.fault(leg)]
+        if guilty or options.layers:
+            step("where the error comes from")
+            located, diagnosis = _explain(baseline, graph_file, guilty, judge, cache or TapCache(baseline))
+    except OPEN_ERRORS as error:
+        raise CheckError(f"{graph_file} cannot be run by ONNX Runtime ({error})") from error
+    whole = judge.floor({case.name: measured[0].distances[case.name] for case in baseline.cases if short(case)})
+    return Report(
+        source=os.fspath(baseline.checkpoint.name),
+        out=os.fspath(out),
+        level=baseline.level,
+        text=baseline.text,
+        settings=settings,
+        limits=asdict(baseline.limits),
+        scale=baseline.scale,
+        floor_rms=whole[0] / baseline.scale,
+        floor_maximum=whole[1] / baseline.scale,
+        exactness=options.files,
+        initializers=exactness.compared,
+        exactness_faults=exactness.faults,
+        beside_faults=tuple(beside),
+        legs=reports,
+        localisation=located,
+        diagnosis=diagnosis,
+        notes=baseline.notes,
+        seconds=time.monotonic() - began,
+        details=Details(baseline, tuple(measured), judge),
+    )
+
+
+def _files(
+    baseline: Baseline, out: Path, graph_file: Path, options: Options, step: Callable[[str], None]
+) -> tuple[list[str], Exactness]:
+    """What the files themselves say."""
+    step("every initializer, bit for bit")
+    beside = compare_config(out, baseline.checkpoint, baseline.ledger)
+    if not options.files:
+        return [], Exactness(0, ())
+    beside += compare_tokenizer(out, baseline.checkpoint.folder)
+    return beside, compare_initializers(graph_file, baseline.ledger)
+
+
+def folder_rows(baseline: Baseline, out: Path, options: Options) -> Sequence[Row]:
+    """The legs of the shipped graph."""
+    config, limits = baseline.ledger.config, baseline.limits
+
+    def widened() -> legs.Leg:
+        return legs.graph(widened_session(model_file(out)), config, np.float64)
+
+    def other(file: Path) -> legs.Leg:
+        if not file.is_file():
+            raise CheckError(f"there is no ONNX file {file}")
+        return legs.graph(graph_session(file), config)
+
+    cases = (lambda case: True) if baseline.level is Level.FULL else short
+    return [
+        Row(FLOAT64_LEG, Kind.SEMANTICS, widened, limit=limits.graph_float64, cases=cases),
+        Row(RUNTIME_LEG, Kind.NUMERICS, lambda: legs.shipped(load(out, options.provider))),
+        *(Row(os.fspath(file), Kind.NUMERICS, lambda file=file: other(file)) for file in options.also),  # type: ignore[misc]
+    ]
+
+
+def _legs(baseline: Baseline, out: Path, options: Options, step: Callable[[str], None]) -> list[Measured]:
+    measured = []
+    for row in folder_rows(baseline, out, options):
+        step(row.name)
+        measured.append(baseline.measure(row))
+    return measured
+
+
+def _explain(
+    baseline: Baseline, graph_file: Path, guilty: list[Measured], judge: Judge, cache: TapCache
+) -> tuple[Localisation, Diagnosis | None]:
+    """Where the error arises, and of a mismatch the cause."""
+    config, case = baseline.ledger.config, _telling_case(baseline, guilty, judge)
+    truth, huggingface = cache[case]
+    exact = graph_taps(graph_file, config, case, float64=True)
+    rounded = graph_taps(graph_file, config, case, float64=False)
+    located = localise(tap_names(config), case, truth, rounded, exact, huggingface)
+    names = {leg.name for leg in guilty}
+    if not names:
+        return located, None
+    suspect, limit = exact, FLOAT64_LIMIT
+    if FLOAT64_LEG not in names and RUNTIME_LEG in names:
+        suspect, limit = rounded, FLOAT32_LIMIT
+    elif not names & {FLOAT64_LEG, RUNTIME_LEG}:  # Hugging Face itself is not what the reference is
+        source = HuggingFace(baseline.checkpoint.folder, baseline.ledger)
+        suspect = huggingface_taps(source, case, torch.float64)
+    return located, diagnose(Operations(baseline.ledger, case, suspect), limit, located)
+
+
+def _telling_case(baseline: Baseline, guilty: list[Measured], judge: Judge) -> Case:
+    """The first case in which a guilty leg is further off than it may be, the simple ones first."""
+    for case in baseline.cases:
+        for leg in guilty:
+            distance = leg.distances.get(case.name)
+            if distance is None:
+                continue
+            allowed = leg.limit * judge.scale or judge.limits.maximum * judge.floor({case.name: distance})[1]
+            if not distance.total_maximum <= allowed:
+                return case
+    return baseline.cases[0]
+
+
+def describe(model: Model) -> dict[str, Any]:
+    """With what the figures were made: versions, machine, and how ONNX Runtime was set."""
+    session, provider = model.session, model.session.get_providers()[0]
+    options = session.get_session_options()
+    provider_options = session.get_provider_options().get(provider, {})
+    return {
+        "gpt2onnx": VERSION,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "provider": provider,
+        "provider_options": provider_options,
+        # Multiplies in 10 bits of mantissa where it is on; only CUDA has it.
+        "tf32": provider_options["use_tf32"] != "0" if "use_tf32" in provider_options else None,
+        "graph_optimization": options.graph_optimization_level.name,
+        "execution_mode": options.execution_mode.name,
+        "threads": options.intra_op_num_threads or "one a core",
+    }

@@ -1,0 +1,107 @@
+"""What a check found, as data; terminal, HTML, JSON and JUnit are views of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from converter.parity.verdict import LegReport
+
+if TYPE_CHECKING:
+    from converter.parity.baseline import Baseline
+    from converter.parity.diagnosis import Diagnosis
+    from converter.parity.taps import Localisation
+    from converter.parity.verdict import Judge, Measured
+
+# Of the JSON that ``check --json`` prints; docs/check.md describes it. The number changes when a key is renamed or
+# goes; new keys may come.
+SCHEMA = "gpt2onnx/check/2"
+
+
+@dataclass(frozen=True)
+class Details:
+    """What the HTML report draws and JSON leaves out: every position of every leg."""
+
+    baseline: Baseline
+    measured: tuple[Measured, ...]
+    judge: Judge
+
+
+@dataclass(frozen=True)
+class Report:
+    """The verdict on a model folder.
+
+    Attributes:
+        source, out: what was compared with what.
+        level: how much was run.
+        text: what the token ids are.
+        settings: versions, machine, ONNX Runtime's provider and session options.
+        limits: what the verdict rests on.
+        scale: of the logits: RMS over positions of their standard deviation over the vocabulary.
+        floor_rms, floor_maximum: the noise floor, relative to the scale.
+        exactness: whether the initializers were compared bit for bit.
+        initializers: how many were.
+        exactness_faults: a sentence for each that differs.
+        beside_faults: a sentence for each thing that the folder's config or tokenizer says otherwise than the source.
+        legs: every leg.
+        localisation: how the error grows from operation to operation; on a mismatch, or when asked for.
+        diagnosis: what was found to be wrong, on a mismatch.
+        notes: sentences that qualify the verdict.
+        seconds: that the check took.
+        details: for the HTML report.
+    """
+
+    source: str
+    out: str
+    level: str
+    text: str
+    settings: Mapping[str, Any]
+    limits: Mapping[str, float]
+    scale: float
+    floor_rms: float
+    floor_maximum: float
+    exactness: bool
+    initializers: int
+    exactness_faults: tuple[str, ...]
+    beside_faults: tuple[str, ...]
+    legs: tuple[LegReport, ...]
+    localisation: Localisation | None
+    diagnosis: Diagnosis | None
+    notes: tuple[str, ...]
+    seconds: float
+    details: Details | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Every reason against a match, the most telling first."""
+        return (
+            self.exactness_faults
+            + self.beside_faults
+            + tuple(f"{leg.name} {leg.fault}" for leg in self.legs if leg.fault)
+        )
+
+    @property
+    def passed(self) -> bool:
+        """Whether the folder is the source."""
+        return not self.faults
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        if self.passed:
+            weights = "weights bit for bit" if self.exactness else "weights not compared"
+            return f"{self.out} is {self.source}: {weights}, mathematics in float64, float32 within rounding"
+        cause = self.diagnosis.sentence if self.diagnosis is not None else ""
+        if cause:
+            return f"{self.out} is NOT {self.source}: {cause}"
+        others = f" (and {len(self.faults) - 1} more)" if len(self.faults) > 1 else ""
+        return f"{self.out} is NOT {self.source}: {self.faults[0]}{others}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; docs/check.md says what each key means."""
+        values = {name: value for name, value in vars(self).items() if name != "details"}
+        plain = asdict(Report(**values))
+        del plain["details"]
+        verdict = {"passed": self.passed, "verdict": self.verdict, "faults": list(self.faults)}
+        return {"schema": SCHEMA, **verdict, **plain}

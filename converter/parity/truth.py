@@ -1,0 +1,118 @@
+"""The truth: the from-scratch GPT-2 in float64, a layer in memory at a time.
+
+A layer is widened from the mapped file, all token sequences go through it, and it is forgotten before the next one:
+a model of any size takes the memory of its embedding and of one layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from converter.checkpoint import LazyTensor
+from converter.parity.cases import Case
+from reference.config import GPT2Config
+from reference.model import GPT2, Conv1D, causal_mask
+
+Observe = Callable[[str, Tensor], None]  # told the path and the output of every module
+
+DTYPE = torch.float64
+
+
+def to_torch(weight: LazyTensor) -> Tensor:
+    """A weight as a tensor that lies in the mapped file."""
+    mapped = weight.memmap()
+    if weight.dtype == "bfloat16":
+        return torch.from_numpy(mapped.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(mapped)
+
+
+def exact(config: GPT2Config) -> GPT2Config:
+    """Without the flag that asks for float32 inside float16 models; in float64 it would only lose digits."""
+    return replace(config, reorder_and_upcast_attn=False)
+
+
+@torch.inference_mode()
+def stream(
+    config: GPT2Config, weights: Mapping[str, LazyTensor], cases: list[Case], observe: Observe | None = None
+) -> list[np.ndarray]:
+    """The logits of each case in float64, ``[batch, kept, vocab_size]``, all its tokens fed at once."""
+    with torch.device("meta"):
+        model = GPT2(exact(config), Conv1D).eval()  # Conv1D: the weights stay as they lie in the file
+    if observe is not None:
+        _observe(model, observe)
+    for module in (model.wte, model.wpe):
+        _materialise(model, module, weights)
+    masks = [causal_mask(torch.tensor(case.attention_mask), case.input_ids.shape[1]) for case in cases]
+    states = [
+        model.drop(model.wte(torch.tensor(case.input_ids)) + model.wpe(torch.tensor(case.position_ids)))
+        for case in cases
+    ]
+    for block in model.h:
+        _materialise(model, block, weights)
+        states = [block(x, mask, None)[0] for x, mask in zip(states, masks, strict=True)]
+        block.to("meta")
+    _materialise(model, model.ln_f, weights)
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.wte.weight
+    else:
+        _materialise(model, model.lm_head, weights)
+    kept = (x[:, -case.keep :] for x, case in zip(states, cases, strict=True))
+    return [model.lm_head(model.ln_f(x)).numpy() for x in kept]
+
+
+def _materialise(model: GPT2, module: nn.Module, weights: Mapping[str, LazyTensor]) -> None:
+    """Give a module its weights in float64."""
+    path = next(name for name, known in model.named_modules() if known is module)
+    names = [name for name, _ in module.named_parameters()]
+    state = {name: to_torch(weights[f"{path}.{name}"]).to(DTYPE) for name in names}
+    module.load_state_dict(state, assign=True)
+
+
+def _observe(model: GPT2, observe: Observe) -> None:
+    """Have every module report what it computes."""
+
+    def report(path: str) -> Callable[..., None]:
+        return lambda module, args, output: observe(path, output[0] if isinstance(output, tuple) else output)
+
+    for path, module in model.named_modules():
+        if path:
+            module.register_forward_hook(report(path))
+
+
+def truths(config: GPT2Config, weights: Mapping[str, LazyTensor], cases: list[Case]) -> dict[str, np.ndarray]:
+    """The truth of each case: each row by itself, without cache, padding or company, which may change nothing.
+
+    Rows that feed the same tokens share their computation.
+    """
+    alone: dict[tuple[bytes, int], Case] = {}
+    for case in cases:
+        for ids, mask in _rows(case):
+            alone.setdefault(_key(ids, mask, case.keep), _by_itself(ids[mask > 0][None], case.keep))
+    rows = dict(zip(alone, stream(config, weights, list(alone.values())), strict=True))
+    return {case.name: _together(case, rows) for case in cases}
+
+
+def _together(case: Case, rows: Mapping[tuple[bytes, int], np.ndarray]) -> np.ndarray:
+    """A case's rows one below the other, padding where it has padding."""
+    logits = [rows[_key(ids, mask, case.keep)][0] for ids, mask in _rows(case)]
+    if len(logits) == 1:
+        return logits[0][None]
+    length = case.kept_ids.shape[1]
+    return np.stack([np.pad(row, ((length - len(row), 0), (0, 0))) for row in logits])
+
+
+def _rows(case: Case) -> list[tuple[np.ndarray, np.ndarray]]:
+    return list(zip(case.input_ids, case.attention_mask, strict=True))
+
+
+def _key(ids: np.ndarray, mask: np.ndarray, keep: int) -> tuple[bytes, int]:
+    return ids[mask > 0].tobytes(), keep
+
+
+def _by_itself(tokens: np.ndarray, keep: int) -> Case:
+    return Case("alone", tokens, np.ones_like(tokens), (tokens.shape[1],), keep)
