@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from converter.parity.metrics import FLOAT32_EPSILON
 from converter.parity.operations import Operation, Operations, Sort, short_name
 from converter.parity.taps import FLOAT16_MAXIMUM, Localisation
 from reference.activations import FUNCTIONS
@@ -27,13 +28,21 @@ from reference.model import causal_mask
 FLOAT64_LIMIT = 1e-6
 FLOAT32_LIMIT = 1e-3
 
-# A hypothesis is confirmed if it leaves this share of the error, or less than is allowed anyway.
-EXPLAINED = 0.01
+# A hypothesis is confirmed if it leaves no more than is allowed, and no more than this share of the error: an error
+# just above what is allowed could otherwise be explained by anything.
+EXPLAINED = 0.1
+
+# Of hypotheses that leave about as little as the best one, within this factor, the first is taken: names of one and the
+# same function stand in the order in which they are used.
+AS_GOOD = 10.0
 
 MAX_DIAGNOSED = 64  # operations for which hypotheses are tried; others of the same cause are found by it alone
 
 # Types that a tensor may have been rounded to.
 ROUNDINGS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float8": torch.float8_e4m3fn}
+
+# What checkpoints are trained with, before its other names.
+USUAL_ACTIVATIONS = ("gelu", "gelu_new", "quick_gelu", "relu", "silu")
 
 POSITION_OFFSETS = (1, -1, 2, -2)
 ORDERS = ((1, 0, 2), (0, 2, 1), (2, 1, 0), (1, 2, 0), (2, 0, 1))
@@ -149,7 +158,7 @@ def other_layers(op: Operation, given: Operations) -> Iterator[Hypothesis]:
     """The weights are another layer's; a few rows of the output tell which before all are computed."""
     if op.layer is None:
         return
-    rows = op.but(inputs=tuple(x[:1, -2:] for x in op.inputs), output=op.output[:1, -2:], real=None)
+    rows = op.but(inputs=tuple(x[:1, -2:] for x in op.inputs), output=op.output[:1, -2:], real=op.real[:1, -2:])
     for layer in range(given.config.n_layer):
         owner = f"h.{layer}.{short_name(op.tap)}"
         if layer == op.layer:
@@ -228,7 +237,7 @@ def epsilons(op: Operation, given: Operations) -> Iterator[Hypothesis]:
 
 def activations(op: Operation, given: Operations) -> Iterator[Hypothesis]:
     """Another of the functions that a config can name."""
-    for name in FUNCTIONS:
+    for name in sorted(FUNCTIONS, key=lambda name: name not in USUAL_ACTIVATIONS):
         cause = Cause("activation", f"the activation in {{}} is {name}; the source has {op.activation}")
         yield cause, op.but(activation=name)
 
@@ -325,8 +334,8 @@ def single_elements(op: Operation, given: Operations) -> Iterator[Hypothesis]:
     The difference of column j over the positions is δ for a bias, δ·x[:, i] for element [i, j] of a weight, and
     δ·normalised x[:, j] for the gain of a normalisation.
     """
-    difference = (op.output - op.compute())[op.real] if op.output.shape == op.compute().shape else None
-    if difference is None or not bool(difference.isfinite().all()):
+    difference = (op.output - op.compute())[op.real]
+    if not bool(difference.isfinite().all()):
         return
     column = int(difference.abs().amax(dim=0).argmax())
     residue = difference[:, column]
@@ -400,21 +409,23 @@ def _explain(
     op: Operation, given: Operations, error: float, limit: float, known: list[Cause]
 ) -> tuple[Cause, float] | None:
     """The first guess that gives what the graph gave; of its hypotheses, one that explained an operation before."""
-    if op.compute().shape != op.output.shape:
+    if op.misshapen(op.compute()):
         return None
     for guess in GUESSES[op.sort]:
         tried = ((cause, hypothesis.error()) for cause, hypothesis in guess(op, given))
-        held = [(cause, left) for cause, left in tried if left <= max(EXPLAINED * error, limit) and left < math.inf]
+        held = [(cause, left) for cause, left in tried if left <= min(limit, EXPLAINED * error)]
         if held:
-            return next((found for found in held if found[0] in known), held[0])
+            enough = AS_GOOD * max(min(left for _, left in held), FLOAT32_EPSILON**2)
+            best = [found for found in held if found[1] <= enough]
+            return next((found for found in best if found[0] in known), best[0])
     return None
 
 
 def _unexplained(op: Operation, given: Operations) -> Cause:
     """What can be said without a cause."""
     expected = op.compute()
-    if expected.shape != op.output.shape:
-        found, wanted = list(op.output.shape), list(expected.shape)
+    if op.misshapen(expected):
+        found, wanted = list(op.output.shape), [*op.real.shape, expected.shape[-1]]
         return Cause("shape", f"{op.tap} is of shape {found}; its input gives {wanted}")
     lost = ~op.output[op.real].isfinite()
     if not bool(lost.any()):

@@ -69,6 +69,7 @@ class Operation:
         tap, layer, sort: which.
         inputs: what went in, ``[batch, tokens, width]`` float64.
         output: what came out.
+        real: ``[batch, tokens]`` bool, where it counts.
         ids: of an embedding, the rows to gather.
         weight, bias: in the layout of the file, float64.
         epsilon, scale, mask, n_head, activation, part: what else the sort needs; ``part`` is 0, 1, 2 for q, k, v.
@@ -79,6 +80,7 @@ class Operation:
     sort: Sort
     inputs: tuple[Tensor, ...]
     output: Tensor
+    real: Tensor
     config: GPT2Config
     ids: Tensor | None = None
     weight: Tensor | None = None
@@ -89,7 +91,6 @@ class Operation:
     activation: str = ""
     part: int = 0
     order: tuple[int, int, int] = (0, 1, 2)
-    real: Tensor | None = None
 
     def but(self, **changes: Any) -> Operation:
         """The same with something changed: a hypothesis."""
@@ -99,13 +100,16 @@ class Operation:
         """What comes out of ``inputs``."""
         return COMPUTE[self.sort](self)
 
+    def misshapen(self, expected: Tensor) -> bool:
+        """Whether ``output`` is not of the shape that it should be."""
+        return expected.shape != self.output.shape or expected.shape[:2] != self.real.shape
+
     def error(self) -> float:
         """How far ``output`` is from that: the largest difference as a share of the RMS of what should come out."""
         expected, found = self.compute(), self.output
-        if expected.shape != found.shape:
+        if self.misshapen(expected):
             return float("inf")
-        if self.real is not None:
-            expected, found = expected[self.real], found[self.real]
+        expected, found = expected[self.real], found[self.real]
         if not bool(found.isfinite().all()):
             return float("inf")
         size = expected.square().mean().sqrt().clamp(min=torch.finfo(torch.float64).tiny)
