@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,8 @@ class Verification:
         return f"{self.folder} is what was checked on {when}, all {self.files} files: a match"
 
 
-def write(folder: Path, source_files: Iterable[Path], passed: bool, verdict: str, legs: list[dict[str, Any]]) -> None:
-    """Put a verdict into the folder's manifest, in place of an earlier one.
+def write(folder: Path, source_files: Iterable[Path], passed: bool, verdict: str, facts: Mapping[str, Any]) -> None:
+    """Put a verdict into the folder's manifest, in place of an earlier one, with ``facts`` that it rests on.
 
     Raises:
         OutputError: the manifest cannot be written.
@@ -72,7 +72,7 @@ def write(folder: Path, source_files: Iterable[Path], passed: bool, verdict: str
         "gpt2onnx": VERSION,
         "source": {file.name: sha256(file) for file in sorted(set(source_files))},
         "files": {str(file.relative_to(folder)): sha256(file) for file in shipped_files(folder)},
-        "legs": legs,
+        **facts,
     }
     draft = folder / f".{MANIFEST}.{os.getpid()}"
     try:

@@ -156,12 +156,15 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
     return made
 
 
+# Kinds of legs of which multiples of the noise floor say something.
+FLOORED = ("numerics", "noise floor", "another file")
+
 # Columns of the table of legs: its heading, and what stands there for a leg.
 LEG_COLUMNS: dict[str, Callable[[LegReport], str]] = {
     "RMS error": lambda leg: f"{leg.rms:.1e}",
     "max error": lambda leg: f"{leg.maximum:.1e}",
-    "RMS ÷ floor": lambda leg: f"{leg.rms_floors:.2f}" if leg.kind in ("numerics", "noise floor") else "",
-    "max ÷ floor": lambda leg: f"{leg.maximum_floors:.2f}" if leg.kind in ("numerics", "noise floor") else "",
+    "RMS ÷ floor": lambda leg: f"{leg.rms_floors:.2f}" if leg.kind in FLOORED else "",
+    "max ÷ floor": lambda leg: f"{leg.maximum_floors:.2f}" if leg.kind in FLOORED else "",
     "other top-1": lambda leg: str(leg.flips),
     "near ties": lambda leg: str(leg.near_ties),
     "top-5": lambda leg: f"{leg.top_k:.1%}",
@@ -201,6 +204,8 @@ def print_report(report: Report, layers: bool = False) -> None:
     for note in report.notes:
         out.print(f"note: {note}", markup=False)
     print_diagnosis(out, report)
+    for fault in report.other_faults:
+        out.print(f"note: {fault}", markup=False)
     out.print(f"[{'green' if report.passed else 'red'} bold]{'MATCH' if report.passed else 'MISMATCH'}[/]: ", end="")
     out.print(report.verdict, markup=False)
 

@@ -123,25 +123,40 @@ def remove(*paths: Path) -> None:
 
 @main.command()
 @click.argument("sizes", nargs=-1, type=click.Choice(SIZES))
+@click.option("--level", default="quick", show_default=True)
 @click.pass_obj
-def check(settings: tuple[Path, int], sizes: tuple[str, ...]) -> None:
+def check(settings: tuple[Path, int], sizes: tuple[str, ...], level: str) -> None:
     """The parity check of a fresh conversion."""
     for size in sizes or SIZES[:1]:
-        benchmark_check(*settings, size)
+        benchmark_check(*settings, size, level)
 
 
-def benchmark_check(work: Path, runs: int, size: str) -> None:
+def benchmark_check(work: Path, runs: int, size: str, level: str) -> None:
     source, out = checkpoint(work, size), work / f"{size}-onnx"
     remove(out)
     measure([*GPT2ONNX, "convert", str(source), str(out), "-q"])
-    command = [*GPT2ONNX, "check", str(source), str(out), "--json"]
+    command = [*GPT2ONNX, "check", str(source), str(out), "--level", level, "--json"]
     report = json.loads(measure(command).output)
     click.echo(f"\n{size}: {report['verdict']}")
     for leg in report["legs"]:
         error = f"RMS {leg['rms']:.1e} = {leg['rms_floors']:.2f} × floor"
-        click.echo(f"  {leg['name']:28} {error}, {leg['seconds']:.1f} s")
-    click.echo(f"  {'check':28} {median(runs, lambda: measure(command))}")
+        click.echo(f"  {leg['name']:38} {error}, {leg['seconds']:.1f} s")
+    click.echo(f"  {f'check --level {level}':38} {median(runs, lambda: measure(command))}")
     remove(out)
+
+
+@main.command()
+@click.pass_obj
+def prove(settings: tuple[Path, int]) -> None:
+    """Seeded defects in the bundled checkpoint."""
+    _, runs = settings
+    command = [*GPT2ONNX, "check", "--prove", "--json"]
+    proof = json.loads(measure(command).output)
+    caught = sum(trial["caught"] and trial["caught_by_logits"] for trial in proof["trials"])
+    named = sum(trial["named"] and trial["named_by_logits"] for trial in proof["trials"])
+    click.echo(f"{len(proof['trials'])} defects: {caught} caught twice, {named} named twice")
+    click.echo(f"smallest change of {proof['matrix']} that is caught: {proof['smallest']:.1e}")
+    click.echo(f"check --prove: {median(runs, lambda: measure(command))}")
 
 
 if __name__ == "__main__":

@@ -91,6 +91,9 @@ def check(
     folder, options = Path(out), Options(provider, files, layers, tuple(Path(file) for file in also))
     allowed, asked = Limits.of(limits or {}), Level.of(level)
     provider_name(provider)
+    for file in options.also:
+        if not file.is_file():
+            raise CheckError(f"there is no ONNX file {file}")
     checkpoint = open_checkpoint(source)
     ledger = account(checkpoint, ignore)
     model_file(folder)
@@ -125,7 +128,8 @@ def _certified(report: Report, checkpoint: Checkpoint, ledger: Ledger) -> Report
     read = {weight.file for weight in ledger.weights.values()} | {checkpoint.folder / "config.json"}
     legs = [{"name": leg.name, "rms": leg.rms, "maximum": leg.maximum, "fault": leg.fault} for leg in report.legs]
     try:
-        certificate.write(Path(report.out), read, report.passed, report.verdict, legs)
+        facts = {"level": report.level, "limits": dict(report.limits), "legs": legs}
+        certificate.write(Path(report.out), read, report.passed, report.verdict, facts)
     except OutputError as error:
         return replace(report, notes=(*report.notes, f"no certificate: {error}"))
     return report

@@ -5,10 +5,7 @@ None of it depends on the model folder; one baseline serves any number of folder
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +21,7 @@ from converter.parity import legs, metrics
 from converter.parity.cases import Case, Level, grid, held_out_tokens, tokens_of
 from converter.parity.huggingface import HuggingFace
 from converter.parity.legs import Leg
+from converter.parity.memory import release_memory
 from converter.parity.truth import truths
 from converter.parity.verdict import Judge, Kind, Limits, Measured
 from converter.weights import Ledger, Role
@@ -162,11 +160,3 @@ def source_rows(huggingface: HuggingFace, ledger: Ledger, limits: Limits, level:
 def source_steps(level: Level) -> int:
     """How many steps ``measure_source`` tells of."""
     return 12 if level is Level.FULL else 6
-
-
-def release_memory() -> None:
-    """Give back to the system what a leg has freed; glibc keeps blocks below 32 MB, a whole model's worth of them."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)

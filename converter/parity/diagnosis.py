@@ -8,19 +8,13 @@ evidence. Only logits and taps are looked at, never the graph or its weights.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 
-import torch
-from torch import Tensor
-
+from converter.parity.hypotheses import GUESSES, Cause
 from converter.parity.metrics import FLOAT32_EPSILON
-from converter.parity.operations import Operation, Operations, Sort, short_name
+from converter.parity.operations import Operation, Operations
 from converter.parity.taps import FLOAT16_MAXIMUM, Localisation
-from reference.activations import FUNCTIONS
-from reference.model import causal_mask
 
 # Largest difference, as a share of the RMS of the output, by which an operation may miss what it should put out: of a
 # graph in float64 that ships float32 constants, and of one in float32. A rounded tensor is at 1e-4, a changed element
@@ -36,34 +30,8 @@ EXPLAINED = 0.1
 # same function stand in the order in which they are used.
 AS_GOOD = 10.0
 
-MAX_DIAGNOSED = 64  # operations for which hypotheses are tried; others of the same cause are found by it alone
-
-# Types that a tensor may have been rounded to.
-ROUNDINGS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float8": torch.float8_e4m3fn}
-
-# What checkpoints are trained with, before its other names.
-USUAL_ACTIVATIONS = ("gelu", "gelu_new", "quick_gelu", "relu", "silu")
-
-POSITION_OFFSETS = (1, -1, 2, -2)
-ORDERS = ((1, 0, 2), (0, 2, 1), (2, 1, 0), (1, 2, 0), (2, 0, 1))
-PARTS = ("q", "k", "v")
-
-
-@dataclass(frozen=True)
-class Cause:
-    """What is wrong with an operation.
-
-    Attributes:
-        key: the kind of defect, one word that does not change.
-        sentence: what it is, where ``{}`` stands for where; one a user can act on.
-    """
-
-    key: str
-    sentence: str
-
-
-Hypothesis = tuple[Cause, Operation]
-Guess = Callable[[Operation, Operations], Iterator[Hypothesis]]
+# For so many operations hypotheses are tried, the first in the model first: who repairs those will ask again.
+MAX_DIAGNOSED = 64
 
 
 @dataclass(frozen=True)
@@ -101,12 +69,14 @@ class Diagnosis:
         findings: the first in the model first.
         maxima: for each layer the largest absolute value of the truth, which 65504 is the most that float16 holds.
         examined: how many operations were looked at.
+        guilty: how many of them put out what they should not; of these the first ``MAX_DIAGNOSED`` are explained.
     """
 
     case: str
     findings: tuple[Finding, ...]
     maxima: dict[str, float]
     examined: int
+    guilty: int
 
     @property
     def sentence(self) -> str:
@@ -117,311 +87,61 @@ class Diagnosis:
         return self.findings[0].sentence + more
 
 
-def changed_weights(op: Operation, given: Operations) -> Iterator[Hypothesis]:
-    """Of the operation's weight and bias: rounded, scaled, left out."""
-    assert op.weight is not None
-    weight = f"{_owner(op, given)}.weight"
-    for name, dtype in ROUNDINGS.items():
-        rounded = op.but(weight=_round(op.weight, dtype), bias=None if op.bias is None else _round(op.bias, dtype))
-        yield Cause("rounded", f"{weight} was rounded to {name}"), rounded.but(bias=op.bias)
-        if op.bias is not None:
-            yield Cause("rounded", f"{weight} and its bias were rounded to {name}"), rounded
-            yield Cause("rounded", f"{_owner(op, given)}.bias was rounded to {name}"), rounded.but(weight=op.weight)
-    if op.bias is not None:
-        yield Cause("bias", f"{_owner(op, given)}.bias is left out"), op.but(bias=torch.zeros_like(op.bias))
-    if op.sort in (Sort.LINEAR, Sort.HEAD, Sort.EMBEDDING):
-        yield from _scaled(op, weight)
-
-
-def _scaled(op: Operation, weight: str) -> Iterator[Hypothesis]:
-    """The whole weight is a multiple of what it should be: the multiple is solved for."""
-    assert op.weight is not None
-    base = op.but(weight=torch.zeros_like(op.weight)).compute()
-    product = op.compute() - base
-    if op.output.shape == product.shape and bool(op.output.isfinite().all()):
-        factor = float(((op.output - base) * product).sum() / product.square().sum().clamp(min=1e-300))
-        if math.isfinite(factor):
-            yield Cause("scaled", f"{weight} is {factor:.9g} times the source's"), op.but(weight=op.weight * factor)
-
-
-def transposed(op: Operation, given: Operations) -> Iterator[Hypothesis]:
-    """The weight's bytes in the order of its transpose."""
-    assert op.weight is not None
-    shape, owner = op.weight.shape, _owner(op, given)
-    cause = Cause("transposed", f"{owner}.weight is transposed: it lies [out, in] where the graph takes [in, out]")
-    yield cause, op.but(weight=op.weight.T.reshape(shape))
-    if shape[0] != shape[1]:
-        yield cause, op.but(weight=op.weight.reshape(shape[::-1]).T)
-
-
-def other_layers(op: Operation, given: Operations) -> Iterator[Hypothesis]:
-    """The weights are another layer's; a few rows of the output tell which before all are computed."""
-    if op.layer is None:
-        return
-    rows = op.but(inputs=tuple(x[:1, -2:] for x in op.inputs), output=op.output[:1, -2:], real=op.real[:1, -2:])
-    for layer in range(given.config.n_layer):
-        owner = f"h.{layer}.{short_name(op.tap)}"
-        if layer == op.layer:
-            continue
-        other = {"weight": given.weight(f"{owner}.weight"), "bias": given.weight(f"{owner}.bias")}
-        if rows.but(**other).error() <= max(EXPLAINED * rows.error(), FLOAT64_LIMIT):
-            yield Cause("layers", f"layer {op.layer} computes with the weights of layer {layer}"), op.but(**other)
-
-
-def orders(op: Operation, given: Operations) -> Iterator[Hypothesis]:
-    """q, k and v in another order, or side by side for each head instead of one after the other."""
-    if op.sort is Sort.LINEAR and not op.tap.endswith("c_attn"):
-        return
-    for order in ORDERS:
-        told = ", ".join(PARTS[at] for at in order)
-        cause = Cause("order", f"q, k and v are mixed up in {{}}: it computes with {told} in their places")
-        yield cause, _reordered(op, partial(_thirds, order=order))
-    for unit, axes in (("head", (-2, -3, -1)), ("dimension", (-2, -1, -3))):
-        cause = Cause("interleaved", f"q, k and v lie side by side for each {unit} in {{}}, not one after the other")
-        if op.sort is not Sort.ATTENTION:
-            yield cause, _reordered(op, partial(_interleave, op=op, axes=axes))
-            yield cause, _reordered(op, partial(_deinterleave, op=op, axes=axes))
-
-
-def _thirds(x: Tensor, order: tuple[int, ...]) -> Tensor:
-    """q, k and v of ``[…, 3 · n_embd]`` in another order."""
-    thirds = x.chunk(3, dim=-1)
-    return torch.cat([thirds[at] for at in order], dim=-1)
-
-
-def _interleave(x: Tensor, op: Operation, axes: tuple[int, int, int]) -> Tensor:
-    """``[…, 3 · n_head · head_dim]`` with those three axes in another order."""
-    parts = x.unflatten(-1, (3, op.config.n_head, op.config.head_dim))
-    lead = tuple(range(parts.dim() - 3))
-    return parts.permute(*lead, *(parts.dim() + axis for axis in axes)).flatten(-3)
-
-
-def _deinterleave(x: Tensor, op: Operation, axes: tuple[int, int, int]) -> Tensor:
-    """What ``_interleave`` turns into ``x``."""
-    sizes = (3, op.config.n_head, op.config.head_dim)
-    parts = x.unflatten(-1, tuple(sizes[axis + 3] for axis in axes))
-    lead = tuple(range(parts.dim() - 3))
-    back = [axes.index(axis) - 3 for axis in (-3, -2, -1)]
-    return parts.permute(*lead, *(parts.dim() + axis for axis in back)).flatten(-3)
-
-
-def _reordered(op: Operation, change: Callable[[Tensor], Tensor]) -> Operation:
-    """An operation on q, k and v whose 3 · n_embd columns are in another order."""
-    if op.sort is Sort.LINEAR:
-        assert op.weight is not None
-        return op.but(weight=change(op.weight), bias=None if op.bias is None else change(op.bias))
-    if op.sort is Sort.SPLIT:
-        return op.but(inputs=(change(op.inputs[0]),))
-    return op.but(inputs=change(torch.cat(op.inputs, dim=-1)).chunk(3, dim=-1)) if _alike(op.inputs) else op
-
-
-def _alike(inputs: tuple[Tensor, ...]) -> bool:
-    return all(x.shape == inputs[0].shape for x in inputs)
-
-
-def epsilons(op: Operation, given: Operations) -> Iterator[Hypothesis]:
-    """Another epsilon, solved for: output − bias = (x − mean) · weight / √(variance + epsilon)."""
-    x = op.inputs[0]
-    centred = x - x.mean(dim=-1, keepdim=True)
-    variance = centred.square().mean(dim=-1, keepdim=True)
-    assert op.weight is not None
-    gained = centred * op.weight
-    offset = op.output if op.bias is None else op.output - op.bias
-    ratio = (offset * gained).sum(dim=-1) / gained.square().sum(dim=-1).clamp(min=1e-300)  # 1/√(variance + epsilon)
-    found = float((1 / ratio.square() - variance.squeeze(-1))[op.real].median())
-    if math.isfinite(found):
-        for epsilon in (float(f"{found:.2g}"), found):
-            cause = Cause("epsilon", f"the epsilon in {{}} is {epsilon:.3g}; the source has {op.epsilon:g}")
-            yield cause, op.but(epsilon=max(epsilon, 0.0))
-
-
-def activations(op: Operation, given: Operations) -> Iterator[Hypothesis]:
-    """Another of the functions that a config can name."""
-    for name in sorted(FUNCTIONS, key=lambda name: name not in USUAL_ACTIVATIONS):
-        cause = Cause("activation", f"the activation in {{}} is {name}; the source has {op.activation}")
-        yield cause, op.but(activation=name)
-
-
-def scales(op: Operation, given: Operations) -> Iterator[Hypothesis]:
-    """What q·k is multiplied with."""
-    config, layer = op.config, op.layer or 0
-    root = config.head_dim**-0.5
-    by_layer = config.scale_attn_by_inverse_layer_idx
-    told = "is not" if by_layer else "is"
-    wanted = "asks for it" if by_layer else "does not"
-    inverse = op.scale * (layer + 1) if by_layer else op.scale / (layer + 1)
-    missing = op.scale / root if config.scale_attn_weights else op.scale * root
-    what = "missing" if config.scale_attn_weights else "there, though the source sets scale_attn_weights to false,"
-    yield Cause("scale", f"the attention scale 1/√head_dim is {what} in {{}}"), op.but(scale=missing)
-    yield Cause("scale", "the attention scale is applied twice in {}"), op.but(scale=op.scale * root)
-    yield (
-        Cause("inverse_layer", f"attention {told} divided by the layer's number in {{}}; the source's config {wanted}"),
-        op.but(scale=inverse),
-    )
-
-
-def masks(op: Operation, given: Operations) -> Iterator[Hypothesis]:
-    """Who may look where."""
-    case = given.case
-    padding = torch.tensor(case.attention_mask)
-    length = padding.size(1)
-    key = torch.arange(length)
-    query = key[:, None]
-    token = padding[:, None, None, :].bool()
-    own = key == query
-    begins = torch.cat([torch.full((size,), sum(case.chunks[:i])) for i, size in enumerate(case.chunks)])[:, None]
-    yield (
-        Cause("mask", "the causal mask in {} is off by one: a position sees the next one"),
-        op.but(mask=((key <= query + 1) & token) | own),
-    )
-    yield (
-        Cause("mask", "the causal mask in {} is off by one: a position does not see the one before it"),
-        op.but(mask=((key < query - 1) & token) | own),
-    )
-    yield Cause("mask", "there is no causal mask in {}"), op.but(mask=token.expand(-1, -1, length, -1) | own)
-    yield (
-        Cause("mask", "padding is not masked in {}"),
-        op.but(mask=causal_mask(torch.ones_like(padding), length)),
-    )
-    yield (
-        Cause("mask", "the causal mask in {} does not count the tokens in the cache"),
-        op.but(mask=((key <= query - begins) & token) | own),
-    )
-    yield Cause("mask", "the first position cannot be seen in {}"), op.but(mask=(op.mask & (key > 0)) | own)  # type: ignore[operator]
-
-
-def positions(op: Operation, given: Operations) -> Iterator[Hypothesis]:
-    """Which row of an embedding is taken."""
-    assert op.ids is not None
-    assert op.weight is not None
-    last = len(op.weight) - 1
-    for offset in POSITION_OFFSETS:
-        cause = Cause("position", f"{op.tap} is read {abs(offset)} row{'s' * (abs(offset) > 1)} too "
-                      f"{'far' if offset > 0 else 'early'}")  # fmt: skip
-        yield cause, op.but(ids=(op.ids + offset).clamp(0, last))
-    if op.tap == "wpe":
-        case = given.case
-        counted = torch.arange(case.input_ids.shape[1])[-case.keep :].expand(op.ids.shape)
-        yield Cause("position", "positions are counted over the padding too"), op.but(ids=counted.clamp(max=last))
-        from_chunk = torch.cat([torch.arange(size) for size in case.chunks])[-case.keep :].expand(op.ids.shape)
-        yield Cause("position", "positions start again at 0 in every chunk"), op.but(ids=from_chunk)
-        yield Cause("position", "every token is at position 0"), op.but(ids=torch.zeros_like(op.ids))
-
-
-def heads(op: Operation, given: Operations) -> Iterator[Hypothesis]:
-    """The output head reads another matrix."""
-    assert op.weight is not None
-    own = "wte.weight" if given.config.tie_word_embeddings else "lm_head.weight"
-    for name in ("wte.weight", "lm_head.weight", "wpe.weight"):
-        other = given.weight(name)
-        if name != own and other is not None and other.shape == op.weight.shape:
-            yield Cause("head", f"the output head is tied to {name}; the source's is {own}"), op.but(weight=other)
-    for shift in (1, -1):
-        cause = Cause("head", f"the output head is {own} shifted by {shift} row")
-        yield cause, op.but(weight=op.weight.roll(shift, dims=0))
-
-
-def left_out(op: Operation, given: Operations) -> Iterator[Hypothesis]:
-    """A sum that adds only one of its two."""
-    for at, name in enumerate(given.inputs_of(op.tap)):
-        others = tuple(x for i, x in enumerate(op.inputs) if i != at)
-        yield Cause("left_out", f"{name} is not added in {{}}"), op.but(inputs=others)
-
-
-def single_elements(op: Operation, given: Operations) -> Iterator[Hypothesis]:
-    """One number of a weight or bias, solved for from the one column that differs.
-
-    The difference of column j over the positions is δ for a bias, δ·x[:, i] for element [i, j] of a weight, and
-    δ·normalised x[:, j] for the gain of a normalisation.
-    """
-    difference = (op.output - op.compute())[op.real]
-    if not bool(difference.isfinite().all()):
-        return
-    column = int(difference.abs().amax(dim=0).argmax())
-    residue = difference[:, column]
-    owner = _owner(op, given)
-    if op.bias is not None:
-        yield _element(op, "bias", f"{owner}.bias", (column,), float(residue.mean()))
-    if op.sort is Sort.NORM and op.weight is not None:
-        plain = op.but(weight=torch.ones_like(op.weight), bias=None).compute()[op.real][:, column]
-        yield _element(op, "weight", f"{owner}.weight", (column,), _slope(plain, residue))
-    if op.sort is Sort.EMBEDDING and op.ids is not None:
-        row = int(op.ids[op.real][int(residue.abs().argmax())])
-        delta = float(residue[int(residue.abs().argmax())])
-        yield _element(op, "weight", f"{owner}.weight", (row, column), delta)
-    if op.sort in (Sort.LINEAR, Sort.HEAD):
-        x = op.inputs[0][op.real]
-        along = (x * residue[:, None]).sum(dim=0).abs() / x.square().sum(dim=0).sqrt().clamp(min=1e-300)
-        row = int(along.argmax())
-        at = (row, column) if op.sort is Sort.LINEAR else (column, row)
-        yield _element(op, "weight", f"{owner}.weight", at, _slope(x[:, row], residue))
-
-
-def _element(op: Operation, which: str, name: str, at: tuple[int, ...], delta: float) -> Hypothesis:
-    changed = getattr(op, which).clone()
-    was = float(changed[at])
-    changed[at] += delta
-    share = f", {delta / abs(was):+.2%}" if was else ""
-    place = f"[{', '.join(map(str, at))}]"
-    sentence = f"{name}{place} is {was + delta:.6g}; the source has {was:.6g}{share}"
-    return Cause("element", sentence), op.but(**{which: changed})
-
-
-def _slope(x: Tensor, y: Tensor) -> float:
-    return float((x * y).sum() / x.square().sum().clamp(min=1e-300))
-
-
-# What is tried at an operation, the telling before the general.
-GUESSES: dict[Sort, tuple[Guess, ...]] = {
-    Sort.EMBEDDING: (positions, changed_weights, single_elements),
-    Sort.SUM: (left_out,),
-    Sort.NORM: (other_layers, epsilons, changed_weights, single_elements),
-    Sort.LINEAR: (other_layers, transposed, orders, changed_weights, single_elements),
-    Sort.SPLIT: (orders,),
-    Sort.ATTENTION: (scales, masks, orders),
-    Sort.ACTIVATION: (activations,),
-    Sort.HEAD: (heads, transposed, changed_weights, single_elements),
-}
-
-
 def diagnose(given: Operations, limit: float, localisation: Localisation) -> Diagnosis:
     """Look at every operation by itself, and say what is wrong with those that are."""
-    explained: dict[Cause, list[tuple[str, float, float]]] = defaultdict(list)
-    order: list[Cause] = []
-    guilty = 0
     names = given.names()
+    suspects: list[Suspect] = []
+    guilty = 0
     for tap in names:
         op = given[tap]
         error = op.error()
         if error <= limit or not all(bool(x.isfinite().all()) for x in op.inputs):
             continue  # what comes after a NaN is not to blame
         guilty += 1
-        found = _explain(op, given, error, limit, order if guilty <= MAX_DIAGNOSED else order[:1])
-        cause, left = found or (_unexplained(op, given), math.nan)
-        if cause not in explained:
-            order.append(cause)
-        explained[cause].append((tap, error, left))
-    findings = tuple(_finding(cause, places) for cause, places in explained.items())
-    return Diagnosis(localisation.case, findings, _maxima(localisation), len(names))
+        if guilty <= MAX_DIAGNOSED:
+            suspects.append(Suspect(tap, error, _explain(op, given, error, limit) or {_unexplained(op): math.nan}))
+    return Diagnosis(localisation.case, tuple(_findings(suspects)), _maxima(localisation), len(names), guilty)
 
 
-def _explain(
-    op: Operation, given: Operations, error: float, limit: float, known: list[Cause]
-) -> tuple[Cause, float] | None:
-    """The first guess that gives what the graph gave; of its hypotheses, one that explained an operation before."""
+@dataclass(frozen=True)
+class Suspect:
+    """A guilty operation, its error, and the causes that would explain it with what each leaves of the error."""
+
+    tap: str
+    error: float
+    causes: dict[Cause, float]
+
+
+def _explain(op: Operation, given: Operations, error: float, limit: float) -> dict[Cause, float]:
+    """The hypotheses of the first guess that gives what the graph gave, all that do so about equally well."""
     if op.misshapen(op.compute()):
-        return None
+        return {}
     for guess in GUESSES[op.sort]:
         tried = ((cause, hypothesis.error()) for cause, hypothesis in guess(op, given))
         held = [(cause, left) for cause, left in tried if left <= min(limit, EXPLAINED * error)]
         if held:
             enough = AS_GOOD * max(min(left for _, left in held), FLOAT32_EPSILON**2)
-            best = [found for found in held if found[1] <= enough]
-            return next((found for found in best if found[0] in known), best[0])
-    return None
+            return {cause: left for cause, left in held if left <= enough}
+    return {}
 
 
-def _unexplained(op: Operation, given: Operations) -> Cause:
+def _findings(suspects: list[Suspect]) -> list[Finding]:
+    """As few causes as explain all suspects: the one that explains most first, of equal ones the first that was tried.
+
+    Two hypotheses can be one and the same in one layer (a scale of 1/√4, and the number of layer 2), but not in all.
+    """
+    findings: list[Finding] = []
+    left = suspects
+    while left:
+        counts = Counter(cause for suspect in left for cause in suspect.causes)
+        cause = max(counts, key=lambda cause: counts[cause])
+        findings.append(_finding(cause, [suspect for suspect in left if cause in suspect.causes]))
+        left = [suspect for suspect in left if cause not in suspect.causes]
+    order = [suspect.tap for suspect in suspects]
+    return sorted(findings, key=lambda finding: order.index(finding.operations[0]))
+
+
+def _unexplained(op: Operation) -> Cause:
     """What can be said without a cause."""
     expected = op.compute()
     if op.misshapen(expected):
@@ -442,21 +162,11 @@ def _unexplained(op: Operation, given: Operations) -> Cause:
     return Cause("overflow", f"{op.tap} is {what} in {where}; {why}")
 
 
-def _owner(op: Operation, given: Operations) -> str:
-    if op.tap == "logits":
-        return "wte" if given.config.tie_word_embeddings else "lm_head"
-    return op.tap
-
-
-def _round(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    return weight.to(dtype).to(weight.dtype)
-
-
-def _finding(cause: Cause, places: list[tuple[str, float, float]]) -> Finding:
-    taps = tuple(tap for tap, _, _ in places)
+def _finding(cause: Cause, places: list[Suspect]) -> Finding:
+    taps = tuple(place.tap for place in places)
     where = taps[0] if len(taps) == 1 else f"{taps[0]} and {len(taps) - 1} more"
-    left = max((left for *_, left in places if not math.isnan(left)), default=math.nan)
-    return Finding(cause.key, cause.sentence.replace("{}", where), taps, max(error for _, error, _ in places), left)
+    left = max(place.causes[cause] for place in places)
+    return Finding(cause.key, cause.sentence.replace("{}", where), taps, max(place.error for place in places), left)
 
 
 def _maxima(localisation: Localisation) -> dict[str, float]:

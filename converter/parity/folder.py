@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,17 @@ import numpy as np
 import onnxruntime
 import torch
 import transformers
+from google.protobuf.message import DecodeError
 
 from converter.errors import CheckError
 from converter.parity import legs
-from converter.parity.baseline import Baseline, Row, release_memory, short
+from converter.parity.baseline import Baseline, Row, short
 from converter.parity.beside import compare_config, compare_tokenizer
 from converter.parity.cases import Case, Level
 from converter.parity.diagnosis import FLOAT32_LIMIT, FLOAT64_LIMIT, Diagnosis, diagnose
 from converter.parity.exactness import Exactness, compare_initializers
 from converter.parity.huggingface import HuggingFace
+from converter.parity.memory import release_memory
 from converter.parity.operations import Operations
 from converter.parity.report import Details, Report
 from converter.parity.taps import Localisation, Taps, graph_taps, huggingface_taps, localise, tap_names, truth_taps
@@ -78,22 +81,19 @@ def examine(
     """
     began = time.monotonic()
     graph_file = model_file(out)
-    try:
-        beside, exactness = _files(baseline, out, graph_file, options, step)
-        model = load(out, options.provider)
-        settings = describe(model)
-        del model
-        measured = [*baseline.legs, *_legs(baseline, out, options, step)]
-        release_memory()
-        judge = baseline.judge
-        reports = tuple(judge.report(leg) for leg in sorted(measured, key=lambda leg: list(Kind).index(leg.kind)))
-        located = diagnosis = None
-        guilty = [leg for leg in measured if judge.fault(leg)]
-        if guilty or options.layers:
-            step("where the error comes from")
+    beside, exactness = _files(baseline, out, graph_file, options, step)
+    with running(graph_file):
+        settings = describe(load(out, options.provider))
+    measured = [*baseline.legs, *_legs(baseline, out, options, step)]
+    release_memory()
+    judge = baseline.judge
+    reports = tuple(judge.report(leg) for leg in sorted(measured, key=lambda leg: list(Kind).index(leg.kind)))
+    located = diagnosis = None
+    guilty = [leg for leg in measured if leg.kind is not Kind.OTHER and judge.fault(leg)]
+    if guilty or options.layers:
+        step("where the error comes from")
+        with running(graph_file):
             located, diagnosis = _explain(baseline, graph_file, guilty, judge, cache or TapCache(baseline))
-    except OPEN_ERRORS as error:
-        raise CheckError(f"{graph_file} cannot be run by ONNX Runtime ({error})") from error
     whole = judge.floor({case.name: measured[0].distances[case.name] for case in baseline.cases if short(case)})
     return Report(
         source=os.fspath(baseline.checkpoint.name),
@@ -130,31 +130,43 @@ def _files(
     return beside, compare_initializers(graph_file, baseline.ledger)
 
 
-def folder_rows(baseline: Baseline, out: Path, options: Options) -> Sequence[Row]:
-    """The legs of the shipped graph."""
-    config, limits = baseline.ledger.config, baseline.limits
+@contextmanager
+def running(file: Path) -> Iterator[None]:
+    """Say of which file ONNX Runtime complains.
+
+    Raises:
+        CheckError: ONNX Runtime cannot open or run it.
+    """
+    try:
+        yield
+    except (*OPEN_ERRORS, DecodeError) as error:
+        raise CheckError(f"{file} cannot be run by ONNX Runtime ({error})") from error
+
+
+def folder_rows(baseline: Baseline, out: Path, options: Options) -> Sequence[tuple[Path, Row]]:
+    """The legs of the shipped graph and of other files, each with its file."""
+    config, limits, file = baseline.ledger.config, baseline.limits, model_file(out)
 
     def widened() -> legs.Leg:
-        return legs.graph(widened_session(model_file(out)), config, np.float64)
+        return legs.graph(widened_session(file), config, np.float64)
 
-    def other(file: Path) -> legs.Leg:
-        if not file.is_file():
-            raise CheckError(f"there is no ONNX file {file}")
-        return legs.graph(graph_session(file), config)
+    def other(file: Path) -> Row:
+        return Row(os.fspath(file), Kind.OTHER, lambda: legs.graph(graph_session(file), config))
 
     cases = (lambda case: True) if baseline.level is Level.FULL else short
     return [
-        Row(FLOAT64_LEG, Kind.SEMANTICS, widened, limit=limits.graph_float64, cases=cases),
-        Row(RUNTIME_LEG, Kind.NUMERICS, lambda: legs.shipped(load(out, options.provider))),
-        *(Row(os.fspath(file), Kind.NUMERICS, lambda file=file: other(file)) for file in options.also),  # type: ignore[misc]
+        (file, Row(FLOAT64_LEG, Kind.SEMANTICS, widened, limit=limits.graph_float64, cases=cases)),
+        (file, Row(RUNTIME_LEG, Kind.NUMERICS, lambda: legs.shipped(load(out, options.provider)))),
+        *((file, other(file)) for file in options.also),
     ]
 
 
 def _legs(baseline: Baseline, out: Path, options: Options, step: Callable[[str], None]) -> list[Measured]:
     measured = []
-    for row in folder_rows(baseline, out, options):
+    for file, row in folder_rows(baseline, out, options):
         step(row.name)
-        measured.append(baseline.measure(row))
+        with running(file):
+            measured.append(baseline.measure(row))
     return measured
 
 

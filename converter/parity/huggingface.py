@@ -15,6 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
 from converter.parity.legs import Leg, Step, run
+from converter.parity.memory import forget_pages
 from converter.parity.truth import to_torch
 from converter.weights import Ledger
 
@@ -32,6 +33,7 @@ class HuggingFace:
 
     def __init__(self, folder: Path, ledger: Ledger) -> None:
         self.folder, self.ledger = folder, ledger
+        self.files = {weight.file for weight in ledger.weights.values()}
         self.note: str | None = None
         self._model: GPT2LMHeadModel | None = None
         self._upcast: bool | None = None
@@ -48,7 +50,10 @@ class HuggingFace:
         if self._model is None or narrowed or upcast is not self._upcast:
             self._model = None  # it goes before the next one comes
             self._model, self._upcast = self._load(upcast), upcast
-        self._model.to(dtype)
+        if self._model.dtype != dtype:
+            for module in (*self._model.transformer.h, self._model):
+                module.to(dtype)
+                forget_pages(self.files)  # else what was read stays resident beside what it became
         self._model.set_attn_implementation(attention)
         return self._model
 

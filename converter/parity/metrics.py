@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Positions looked at together; keeps the float64 copies of wide vocabularies small.
@@ -29,7 +30,8 @@ SMALL_DIFFERENCE = 1.0
 class Distance:
     """The difference between a leg and the truth, position by position, in units of the logits.
 
-    All but ``histogram`` are ``[positions]`` float64; positions without a leg's finite logits have infinite errors.
+    What is not said to be of another shape is ``[positions]`` float64. Positions without a leg's finite logits have
+    infinite errors.
 
     Attributes:
         rms, maximum: over the vocabulary.
@@ -37,7 +39,9 @@ class Distance:
         overlap: the share of the truth's ``TOP_K`` likeliest tokens among the leg's.
         kl: the divergence of the leg's distribution from the truth's, KL(truth‖leg), in nats.
         log_p_true, log_p: of the token that follows in the text; NaN where none does.
-        histogram: how many of all errors are in each bin, ``[BINS]``.
+        likeliest, p_likeliest: the leg's ``TOP_K`` likeliest tokens and their probabilities, ``[positions, TOP_K]``;
+            -1 and NaN where a vocabulary has no more, or the leg no finite logits.
+        histogram: how many of all errors are in each bin, ``[BINS]`` int64.
         misshapen: whether the logits are not even of the truth's shape.
     """
 
@@ -48,6 +52,8 @@ class Distance:
     kl: np.ndarray
     log_p_true: np.ndarray
     log_p: np.ndarray
+    likeliest: np.ndarray
+    p_likeliest: np.ndarray
     histogram: np.ndarray
     misshapen: bool = False
 
@@ -74,7 +80,7 @@ class Distance:
         return min(bin_edges()[int(np.searchsorted(counted, share * counted[-1])) + 1], self.total_maximum)
 
 
-BY_POSITION = ("rms", "maximum", "flip", "overlap", "kl", "log_p_true", "log_p")
+BY_POSITION = ("rms", "maximum", "flip", "overlap", "kl", "log_p_true", "log_p", "likeliest", "p_likeliest")
 
 
 def bin_edges() -> np.ndarray:
@@ -85,12 +91,17 @@ def bin_edges() -> np.ndarray:
 
 def joined(distances: Iterable[Distance]) -> Distance:
     """Several cases as one."""
-    parts = list(distances)
-    by_position = {
-        name: np.concatenate([np.empty(0), *(getattr(part, name) for part in parts)]) for name in BY_POSITION
-    }
+    parts = [_lost(0), *distances]
+    by_position = {name: np.concatenate([getattr(part, name) for part in parts]) for name in BY_POSITION}
     histogram = sum((part.histogram for part in parts), np.zeros(BINS, np.int64))
     return Distance(**by_position, histogram=histogram, misshapen=any(part.misshapen for part in parts))
+
+
+def _lost(positions: int) -> Distance:
+    """That of logits which cannot be compared."""
+    lost, none, unknown = np.full(positions, math.inf), np.zeros(positions), np.full(positions, math.nan)
+    ranks = np.full((positions, TOP_K), -1), np.full((positions, TOP_K), math.nan)
+    return Distance(lost, lost, lost, none, lost, unknown, unknown, *ranks, _bins([]))
 
 
 def compare(truth: np.ndarray, logits: np.ndarray, real: np.ndarray, following: np.ndarray) -> Distance:
@@ -102,8 +113,7 @@ def compare(truth: np.ndarray, logits: np.ndarray, real: np.ndarray, following: 
         following: ``[batch, tokens]``: the token that comes next in the text, -1 where none does.
     """
     if logits.shape != truth.shape:
-        lost, none, unknown = np.full(1, math.inf), np.zeros(1), np.full(1, math.nan)
-        return Distance(lost, lost, lost, none, lost, unknown, unknown, _bins([]), misshapen=True)
+        return replace(_lost(1), misshapen=True)
     rows = [torch.from_numpy(np.ascontiguousarray(array[real])) for array in (truth, logits, following)]
     return joined(_block(*block) for block in zip(*(part.split(BLOCK_POSITIONS) for part in rows), strict=True))
 
@@ -121,6 +131,8 @@ def _block(truth: Tensor, logits: Tensor, following: Tensor) -> Distance:
     k = min(TOP_K, truth.size(-1))
     ours, theirs = truth.topk(k).indices, leg.topk(k).indices
     overlap = (ours[:, :, None] == theirs[:, None, :]).any(dim=-1).double().mean(dim=-1)
+    p_theirs = (leg.gather(1, theirs) - (normaliser + shift)[:, None]).exp()
+    beyond = (0, TOP_K - k)
 
     token = following.clamp(min=0)[:, None]
     log_p_true = truth.gather(1, token).squeeze(1) - normaliser
@@ -128,7 +140,7 @@ def _block(truth: Tensor, logits: Tensor, following: Tensor) -> Distance:
     known, lost = following >= 0, ~finite
 
     def at_losses(values: Tensor, value: float) -> np.ndarray:
-        return values.masked_fill(lost, value).numpy()
+        return values.masked_fill(lost if values.dim() == 1 else lost[:, None], value).numpy()
 
     return Distance(
         rms=at_losses(difference.square().mean(dim=-1).sqrt(), math.inf),
@@ -138,6 +150,8 @@ def _block(truth: Tensor, logits: Tensor, following: Tensor) -> Distance:
         kl=at_losses(kl, math.inf),
         log_p_true=log_p_true.masked_fill(~known, math.nan).numpy(),
         log_p=at_losses(log_p, -math.inf) + np.where(known, 0.0, math.nan),
+        likeliest=at_losses(F.pad(theirs, beyond, value=-1), -1),
+        p_likeliest=at_losses(F.pad(p_theirs, beyond, value=math.nan), math.nan),
         histogram=_bins(absolute[finite].numpy()),
     )
 
@@ -158,7 +172,8 @@ def _divergence(truth: Tensor, leg: Tensor, difference: Tensor) -> tuple[Tensor,
 
 
 def _bins(errors: np.ndarray | list[float]) -> np.ndarray:
-    bits = np.asarray(errors, np.float32).ravel().view(np.uint32) >> BIN_SHIFT
+    with np.errstate(over="ignore"):  # beyond float32 is as good as infinite
+        bits = np.asarray(errors).astype(np.float32).ravel().view(np.uint32) >> BIN_SHIFT
     return np.bincount(bits.astype(np.int64), minlength=BINS)
 
 

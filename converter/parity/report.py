@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from converter.parity.verdict import LegReport
+from converter.parity.verdict import Kind, LegReport
 
 if TYPE_CHECKING:
     from converter.parity.baseline import Baseline
@@ -78,7 +78,16 @@ class Report:
         return (
             self.exactness_faults
             + self.beside_faults
-            + tuple(f"{leg.name} {leg.fault}" for leg in self.legs if leg.fault)
+            + tuple(f"{leg.name} {leg.fault}" for leg in self.legs if leg.fault and leg.kind is not Kind.OTHER)
+        )
+
+    @property
+    def other_faults(self) -> tuple[str, ...]:
+        """A sentence for each other file that is not the source either; they say nothing about the folder."""
+        return tuple(
+            f"{leg.name} is NOT {self.source}: it {leg.fault}"
+            for leg in self.legs
+            if leg.fault and leg.kind is Kind.OTHER
         )
 
     @property

@@ -93,10 +93,14 @@ class Kind(StrEnum):
     NUMERICS = "numerics"  # a float32 leg: is it as close as rounding allows
     NOISE = "noise floor"  # Hugging Face in float32: how far rounding alone leads
     HALF = "half precision"  # Hugging Face in 16 bits: what its users are used to
+    OTHER = "another file"  # a graph of another exporter, judged as a float32 leg
 
 
 # Legs that measure; the others are measured. The former are not what the verdict is about.
 YARDSTICKS = (Kind.NOISE, Kind.HALF)
+
+# Legs that are held against the noise floor.
+FLOAT32 = (Kind.NUMERICS, Kind.OTHER)
 
 
 @dataclass(frozen=True)
@@ -238,13 +242,13 @@ class Judge:
         if leg.kind is Kind.SEMANTICS and not total.total_maximum <= leg.limit * self.scale:
             share = total.total_maximum / self.scale
             return f"is {share:.1e} of the logits' scale from the truth ({worst}); at most {leg.limit:.0e} is rounding"
-        if leg.kind is Kind.NUMERICS and not total.total_rms <= limits.rms * floor_rms:
+        if leg.kind in FLOAT32 and not total.total_rms <= limits.rms * floor_rms:
             times = total.total_rms / floor_rms
             return (
                 f"is {times:.1f} × the noise floor from the truth in RMS ({worst}); "
                 f"at most {limits.rms:g} × is rounding"
             )
-        if leg.kind is Kind.NUMERICS and not total.total_maximum <= limits.maximum * floor_maximum:
+        if leg.kind in FLOAT32 and not total.total_maximum <= limits.maximum * floor_maximum:
             times = total.total_maximum / floor_maximum
             return (
                 f"is {times:.1f} × the noise floor from the truth ({worst}); at most {limits.maximum:g} × is rounding"

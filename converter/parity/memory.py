@@ -1,0 +1,38 @@
+"""Memory that nobody needs any more goes back to the system at once: models of many gigabytes follow one another."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+MADV_DONTNEED = 4  # linux/mman.h
+
+
+def release_memory() -> None:
+    """Give back what a leg has freed; glibc keeps blocks below 32 MB, a whole model's worth of them."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+def forget_pages(files: Collection[Path]) -> None:
+    """Unload what has been read of these mapped files; the mappings stay, and read again what is looked at again.
+
+    Nothing here writes to a mapped weight, so that no page holds anything else than the file does. Linux only;
+    elsewhere the system takes such pages back when it needs them.
+    """
+    if sys.platform != "linux":
+        return
+    names = {os.path.realpath(file) for file in files}
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        for line in maps:
+            span, mode, _, _, _, *name = line.rstrip("\n").split(maxsplit=5)
+            if name and name[0] in names and mode.startswith("r"):
+                begin, end = (int(address, 16) for address in span.split("-"))
+                libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), MADV_DONTNEED)
