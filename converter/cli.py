@@ -248,7 +248,7 @@ def check(
     gpt2onnx check openai-community/gpt2 OUT --level full --json
     gpt2onnx check --prove                            would it notice? 44 defects in the bundled model
     """
-    from converter import terminal
+    from converter import parity, terminal
 
     if prove:
         if out is not None:
@@ -258,7 +258,7 @@ def check(
     if source is None or out is None:
         raise click.UsageError("give a SOURCE and the model folder OUT that was made from it, or --prove")
     if report is not None:
-        from converter.parity import page
+        parity.require(parity.PAGE_NEEDED, "--report")
     found = run_check(
         source,
         out,
@@ -273,6 +273,8 @@ def check(
         limits=limits,
     )
     if report is not None:
+        from converter.parity import page
+
         page.write(found, report, shlex.join(["gpt2onnx", *sys.argv[1:]]))
     if junit is not None:
         from converter.parity import junit as xml

@@ -342,6 +342,21 @@ def test_the_logits_alone_can_decide(save: Save, tmp_path: Path) -> None:
     assert "weights not compared" in alone.stdout
 
 
+def test_check_writes_a_page_and_junit(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = save()
+    run("convert", source, tmp_path / "out", "-q")
+    page, xml = tmp_path / "report.html", tmp_path / "junit.xml"
+    assert run("check", source, tmp_path / "out", "--report", page, "--junit", xml).exit_code == 0
+    assert "MATCH" in page.read_text(encoding="utf-8")
+    assert 'failures="0"' in xml.read_text(encoding="utf-8")
+    nowhere = tmp_path / "no" / "report.html"
+    assert_one_sentence(run("check", source, tmp_path / "out", "--report", nowhere), str(nowhere))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "matplotlib" else name)
+    assert_one_sentence(
+        run("check", source, tmp_path / "out", "--report", page), "--report needs jinja2 and matplotlib; install"
+    )
+
+
 def test_check_needs_a_source_and_a_folder_or_to_prove_itself(bundled: Path) -> None:
     assert "or --prove" in run("check").stderr
     assert "or --prove" in run("check", CHECKPOINT).stderr

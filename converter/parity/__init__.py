@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import importlib.util
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
     from converter.parity.report import Report
 
 NEEDED = ("torch", "transformers")
+PAGE_NEEDED = ("jinja2", "matplotlib")
 
 Progress = Callable[[str, int, int], None]  # told what is about to be computed, how many steps are done, of how many
 
@@ -31,14 +30,14 @@ def available() -> bool:
     return all(importlib.util.find_spec(name) for name in NEEDED)
 
 
-def require() -> None:
-    """Raise if it cannot.
+def require(needed: Sequence[str] = NEEDED, what: str = "check") -> None:
+    """Raise if something cannot run.
 
     Raises:
-        CheckError: torch or transformers is missing.
+        CheckError: a package that it needs is missing.
     """
-    if not available():
-        raise CheckError("check needs torch and transformers; install them with: pip install 'gpt2onnx[check]'")
+    if not all(importlib.util.find_spec(name) for name in needed):
+        raise CheckError(f"{what} needs {' and '.join(needed)}; install them with: pip install 'gpt2onnx[check]'")
 
 
 def check(
@@ -84,6 +83,7 @@ def check(
     from converter.parity.beside import compare_config
     from converter.parity.cases import Level
     from converter.parity.folder import Options, examine
+    from converter.parity.memory import quiet_collector
     from converter.parity.verdict import Limits
     from converter.runtime.session import model_file, provider_name
 
@@ -99,7 +99,7 @@ def check(
     model_file(folder)
     compare_config(folder, checkpoint, ledger)  # what cannot be compared is refused before anything is computed
     step = _counter(progress, source_steps(asked) + 3 + len(options.also) + 1)
-    with _quiet_collector():
+    with quiet_collector():
         baseline = measure_source(checkpoint, ledger, None if text is None else Path(text), allowed, asked, step)
         report = examine(baseline, folder, options, step)
     report = replace(report, source=os.fspath(source), seconds=time.monotonic() - began)
@@ -111,16 +111,6 @@ def _counter(progress: Progress, total: int) -> Callable[[str], None]:
     """Counts the steps that are told."""
     done = iter(range(total + 1))
     return lambda step: progress(step, next(done, total), total)
-
-
-@contextmanager
-def _quiet_collector() -> Iterator[None]:
-    """What the imports left is not looked at again whenever a leg's memory is released."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _certified(report: Report, checkpoint: Checkpoint, ledger: Ledger) -> Report:

@@ -6,10 +6,21 @@ import ctypes
 import gc
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 MADV_DONTNEED = 4  # linux/mman.h
+
+
+@contextmanager
+def quiet_collector() -> Iterator[None]:
+    """What is there now, above all what imports left, is not looked at again whenever memory is released."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def release_memory() -> None:

@@ -77,7 +77,8 @@ class Distance:
         if not math.isfinite(self.total_maximum):
             return math.inf
         counted = self.histogram.cumsum()
-        return min(bin_edges()[int(np.searchsorted(counted, share * counted[-1])) + 1], self.total_maximum)
+        found = int(np.searchsorted(counted, share * counted[-1]))
+        return min(float(bin_edges()[found + 1]), self.total_maximum) if found else 0.0
 
 
 BY_POSITION = ("rms", "maximum", "flip", "overlap", "kl", "log_p_true", "log_p", "likeliest", "p_likeliest")

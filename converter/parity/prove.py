@@ -17,6 +17,7 @@ from converter.export import convert
 from converter.parity.baseline import Baseline, measure_source
 from converter.parity.cases import Level
 from converter.parity.folder import Options, TapCache, examine
+from converter.parity.memory import quiet_collector
 from converter.parity.mutations import MUTATIONS, Copy, Mutation, elements, scaled_matrix
 from converter.parity.report import Report
 from converter.parity.verdict import Limits
@@ -136,7 +137,7 @@ def prove(source: str | os.PathLike[str], progress: Progress = lambda step, done
     known = [*MUTATIONS, *elements(config)]
     possible = [mutation for mutation in known if mutation.possible(config)]
     done = iter(range(len(possible) + 3))
-    with tempfile.TemporaryDirectory(prefix="gpt2onnx-prove-") as folder:
+    with quiet_collector(), tempfile.TemporaryDirectory(prefix="gpt2onnx-prove-") as folder:
         total = len(possible) + 2
         progress("the sound conversion", next(done), total)
         laboratory = Laboratory(checkpoint.folder, Path(folder), lambda step: None)

@@ -240,7 +240,7 @@ def localise(
             )
         )
     first = next((tap.name for tap in reports if tap.diverges), "")
-    return Localisation(case.name, first, tuple(name for name in truth if name not in onnx), tuple(reports))
+    return Localisation(case.name, first, tuple(name for name in order if name not in onnx), tuple(reports))
 
 
 def _share(true: np.ndarray, real: np.ndarray, found: np.ndarray) -> float:
