@@ -251,8 +251,7 @@ def check(
     from converter import parity, terminal
 
     if prove:
-        if out is not None:
-            raise click.UsageError("--prove converts SOURCE itself: leave OUT away")
+        refuse_beside_prove(out)
         run_prove(source, as_json)
         return
     if source is None or out is None:
@@ -286,6 +285,17 @@ def check(
         terminal.print_report(found, layers)
     if not found.passed or found.other_faults:
         sys.exit(MISMATCH)
+
+
+def refuse_beside_prove(out: Path | None) -> None:
+    """Options that ``--prove`` would not heed are a mistake."""
+    if out is not None:
+        raise click.UsageError("--prove converts SOURCE itself: leave OUT away")
+    ctx = click.get_current_context()
+    for name in ctx.params:
+        given = ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if given and name not in ("source", "out", "prove", "as_json"):
+            raise click.UsageError(f"--prove goes with SOURCE and --json only: leave --{name.replace('_', '-')} away")
 
 
 def run_prove(source: str | None, as_json: bool) -> None:

@@ -17,6 +17,7 @@ import transformers
 from converter.data import CHECKPOINT
 from converter.export import convert
 
+torch.set_num_threads(1)  # models as small as these only lose time to threads that wait for each other
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
 

@@ -98,7 +98,7 @@ def check(
     ledger = account(checkpoint, ignore)
     model_file(folder)
     compare_config(folder, checkpoint, ledger)  # what cannot be compared is refused before anything is computed
-    step = _counter(progress, source_steps(asked) + 3 + len(options.also) + 1)
+    step = _counter(progress, source_steps(asked) + 3 + len(options.also) + layers)
     with quiet_collector():
         baseline = measure_source(checkpoint, ledger, None if text is None else Path(text), allowed, asked, step)
         report = examine(baseline, folder, options, step)

@@ -49,9 +49,9 @@ def short(case: Case) -> bool:
     return not case.long
 
 
-def whole_at_once(case: Case) -> bool:
-    """A single row and a batch: enough to see what the number of threads does."""
-    return case.name in ("prefill", "left-padded batch")
+def prefill(case: Case) -> bool:
+    """One row at once: enough to see what the number of threads does."""
+    return case.name == "prefill"
 
 
 @dataclass
@@ -144,7 +144,7 @@ def source_rows(huggingface: HuggingFace, ledger: Ledger, limits: Limits, level:
     asked = {"cases": (lambda case: True) if full else short}
     rows = [
         hf("Hugging Face float32 eager", torch.float32, "eager", Kind.NOISE, **asked),
-        Row("Hugging Face float32 eager, 1 thread", Kind.NOISE, one_thread, cases=whole_at_once),
+        Row("Hugging Face float32 eager, 1 thread", Kind.NOISE, one_thread, cases=prefill),
         hf("Hugging Face float32 SDPA", torch.float32, "sdpa", Kind.NOISE),
         hf("Hugging Face float64 eager", torch.float64, "eager", Kind.SEMANTICS, limit=exact, **asked),
     ]
@@ -159,4 +159,4 @@ def source_rows(huggingface: HuggingFace, ledger: Ledger, limits: Limits, level:
 
 def source_steps(level: Level) -> int:
     """How many steps ``measure_source`` tells of."""
-    return 12 if level is Level.FULL else 6
+    return 11 if level is Level.FULL else 6

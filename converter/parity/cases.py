@@ -58,7 +58,7 @@ class Case:
         chunks: how many tokens go in at a time, the cache carrying what came before.
         keep: of how many last positions of each chunk logits are compared; 0 for all.
         long: whether it is as long as the model allows, which costs more than all other cases together.
-        scored: whether perplexity is measured on it; no token counts twice.
+        scored: whether perplexity is measured on it; no token of a text that is long enough counts twice.
     """
 
     name: str
@@ -114,18 +114,17 @@ def grid(config: GPT2Config, tokens: np.ndarray, level: Level = Level.QUICK) -> 
         cases.append(Case("chunked prefill", short, ones, (first, second, length - first - second)))
     cases.append(_padded(tokens, length))
     if config.n_positions > length:
-        windows = FULL_WINDOWS if level is Level.FULL else 1
+        windows = min(FULL_WINDOWS, len(tokens) // config.n_positions) if level is Level.FULL else 1
         cases += [_full_length(config.n_positions, tokens, window) for window in range(windows)]
     return cases
 
 
 def _full_length(size: int, tokens: np.ndarray, window: int) -> Case:
-    """All positions at once, on one window of the text after the other as far as there is text."""
-    ids = np.roll(tokens, -size * window)[None, :size]
-    fresh = size * (window + 1) <= len(tokens)
+    """All positions at once, on one window of the text after the other."""
+    ids = tokens[None, size * window : size * (window + 1)]
     name = f"full length, window {window + 1}" if window else "full length"
     kept = FULL_LENGTH_KEPT if size > FULL_LENGTH_KEPT else 0
-    return Case(name, ids, np.ones_like(ids), (size,), kept, long=True, scored=fresh or window == 0)
+    return Case(name, ids, np.ones_like(ids), (size,), kept, long=True, scored=True)
 
 
 def _padded(tokens: np.ndarray, length: int) -> Case:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from enum import StrEnum
 
 from converter.parity.hypotheses import GUESSES, Cause
 from converter.parity.metrics import FLOAT32_EPSILON
@@ -32,6 +33,14 @@ AS_GOOD = 10.0
 
 # For so many operations hypotheses are tried, the first in the model first: who repairs those will ask again.
 MAX_DIAGNOSED = 64
+
+
+class Subject(StrEnum):
+    """Who computes something else than the other two."""
+
+    GRAPH = "graph"
+    HUGGINGFACE = "Hugging Face"
+    REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,7 @@ class Diagnosis:
     """What was found.
 
     Attributes:
+        subject: whose operations were looked at; of ``reference``, that the graph and Hugging Face agree against it.
         case: what was fed.
         findings: the first in the model first.
         maxima: for each layer the largest absolute value of the truth, which 65504 is the most that float16 holds.
@@ -72,6 +82,7 @@ class Diagnosis:
         guilty: how many of them put out what they should not; of these the first ``MAX_DIAGNOSED`` are explained.
     """
 
+    subject: Subject
     case: str
     findings: tuple[Finding, ...]
     maxima: dict[str, float]
@@ -87,7 +98,9 @@ class Diagnosis:
         return self.findings[0].sentence + more
 
 
-def diagnose(given: Operations, limit: float, localisation: Localisation) -> Diagnosis:
+def diagnose(
+    given: Operations, limit: float, localisation: Localisation, subject: Subject = Subject.GRAPH
+) -> Diagnosis:
     """Look at every operation by itself, and say what is wrong with those that are."""
     names = given.names()
     suspects: list[Suspect] = []
@@ -100,7 +113,7 @@ def diagnose(given: Operations, limit: float, localisation: Localisation) -> Dia
         guilty += 1
         if guilty <= MAX_DIAGNOSED:
             suspects.append(Suspect(tap, error, _explain(op, given, error, limit) or {_unexplained(op): math.nan}))
-    return Diagnosis(localisation.case, tuple(_findings(suspects)), _maxima(localisation), len(names), guilty)
+    return Diagnosis(subject, localisation.case, tuple(_findings(suspects)), _maxima(localisation), len(names), guilty)
 
 
 @dataclass(frozen=True)

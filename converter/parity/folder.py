@@ -22,19 +22,28 @@ from converter.parity import legs
 from converter.parity.baseline import Baseline, Row, short
 from converter.parity.beside import compare_config, compare_tokenizer
 from converter.parity.cases import Case, Level
-from converter.parity.diagnosis import FLOAT32_LIMIT, FLOAT64_LIMIT, Diagnosis, diagnose
+from converter.parity.diagnosis import FLOAT32_LIMIT, FLOAT64_LIMIT, Diagnosis, Subject, diagnose
 from converter.parity.exactness import Exactness, compare_initializers
 from converter.parity.huggingface import HuggingFace
 from converter.parity.memory import release_memory
 from converter.parity.operations import Operations
 from converter.parity.report import Details, Report
-from converter.parity.taps import Localisation, Taps, graph_taps, huggingface_taps, localise, tap_names, truth_taps
+from converter.parity.taps import (
+    TAP_FLOAT64_LIMIT,
+    Localisation,
+    Taps,
+    graph_taps,
+    huggingface_taps,
+    localise,
+    tap_names,
+    truth_taps,
+)
 from converter.parity.verdict import Judge, Kind, Measured
 from converter.parity.widen import graph_session, widened_session
 from converter.runtime.session import OPEN_ERRORS, Model, load, model_file
 from converter.version import VERSION
 
-FLOAT64_LEG, RUNTIME_LEG = "ONNX graph in float64", "ONNX Runtime float32"
+HUGGINGFACE, FLOAT64_LEG, RUNTIME_LEG = "Hugging Face", "ONNX graph in float64", "ONNX Runtime float32"
 
 
 @dataclass(frozen=True)
@@ -131,7 +140,7 @@ def _files(
 
 
 @contextmanager
-def running(file: Path) -> Iterator[None]:
+def running(file: Path, how: str = "") -> Iterator[None]:
     """Say of which file ONNX Runtime complains.
 
     Raises:
@@ -140,7 +149,7 @@ def running(file: Path) -> Iterator[None]:
     try:
         yield
     except (*OPEN_ERRORS, DecodeError) as error:
-        raise CheckError(f"{file} cannot be run by ONNX Runtime ({error})") from error
+        raise CheckError(f"{file} cannot be run{how} by ONNX Runtime ({error})") from error
 
 
 def folder_rows(baseline: Baseline, out: Path, options: Options) -> Sequence[tuple[Path, Row]]:
@@ -165,7 +174,7 @@ def _legs(baseline: Baseline, out: Path, options: Options, step: Callable[[str],
     measured = []
     for file, row in folder_rows(baseline, out, options):
         step(row.name)
-        with running(file):
+        with running(file, " in float64" if row.name == FLOAT64_LEG else ""):
             measured.append(baseline.measure(row))
     return measured
 
@@ -179,16 +188,24 @@ def _explain(
     exact = graph_taps(graph_file, config, case, float64=True)
     rounded = graph_taps(graph_file, config, case, float64=False)
     located = localise(tap_names(config), case, truth, rounded, exact, huggingface)
-    names = {leg.name for leg in guilty}
-    if not names:
+    if not guilty:
         return located, None
-    suspect, limit = exact, FLOAT64_LIMIT
-    if FLOAT64_LEG not in names and RUNTIME_LEG in names:
-        suspect, limit = rounded, FLOAT32_LIMIT
-    elif not names & {FLOAT64_LEG, RUNTIME_LEG}:  # Hugging Face itself is not what the reference is
+    means = any(not tap.onnx_float64 <= TAP_FLOAT64_LIMIT for tap in located.taps)
+    suspect, limit = (exact, FLOAT64_LIMIT) if means else (rounded, FLOAT32_LIMIT)
+    subject = Subject.GRAPH
+    if any(leg.name.startswith(HUGGINGFACE) and leg.kind is Kind.SEMANTICS for leg in guilty):
         source = HuggingFace(baseline.checkpoint.folder, baseline.ledger)
-        suspect = huggingface_taps(source, case, torch.float64)
-    return located, diagnose(Operations(baseline.ledger, case, suspect), limit, located)
+        other = huggingface_taps(source, case, torch.float64)
+        if not means:
+            subject, suspect, limit = Subject.HUGGINGFACE, other, FLOAT64_LIMIT
+        elif _agree(other, exact, baseline.limits.graph_float64 * baseline.scale):
+            subject = Subject.REFERENCE
+    return located, diagnose(Operations(baseline.ledger, case, suspect), limit, located, subject)
+
+
+def _agree(a: Taps, b: Taps, limit: float) -> bool:
+    """Whether two models give the same logits."""
+    return a["logits"].shape == b["logits"].shape and bool(np.abs(a["logits"] - b["logits"]).max() <= limit)
 
 
 def _telling_case(baseline: Baseline, guilty: list[Measured], judge: Judge) -> Case:

@@ -72,8 +72,8 @@ class HuggingFace:
                 return model.eval()
             missing = sorted(found["missing_keys"])
             self.note = (
-                f"transformers does not find {missing[0]} and {len(missing) - 1} other weights in {self.folder}: its "
-                f"code was given them as gpt2onnx maps them, so the mapping is not independently proven"
+                f"transformers does not find {missing[0]} in {self.folder}, {len(missing)} weights in all: its code "
+                f"was given them as gpt2onnx maps them, so the mapping is not independently proven"
             )
         return self._mapped(override)
 

@@ -174,6 +174,13 @@ def activations(op: Operation, given: Operations) -> Iterator[Hypothesis]:
         yield cause, op.but(activation=name)
 
 
+def slopes(op: Operation, given: Operations) -> Iterator[Hypothesis]:
+    """Another slope of prelu, solved for."""
+    if op.activation == "prelu" and op.weight is not None:
+        below = op.inputs[0].clamp(max=0.0)
+        yield _element(op, "weight", f"{op.tap}.weight", (0,), _slope(below, op.output - op.compute()))
+
+
 def scales(op: Operation, given: Operations) -> Iterator[Hypothesis]:
     """What q·k is multiplied with."""
     config, layer = op.config, op.layer or 0
@@ -218,6 +225,10 @@ def masks(op: Operation, given: Operations) -> Iterator[Hypothesis]:
     yield (
         Cause("mask", "the causal mask in {} does not count the tokens in the cache"),
         op.but(mask=((key <= query - begins) & token) | own),
+    )
+    yield (
+        Cause("mask", "the causal mask in {} does not count the tokens in the cache"),
+        op.but(mask=((key <= query - begins) & token) | (key == query - begins)),
     )
     yield Cause("mask", "the first position cannot be seen in {}"), op.but(mask=(op.mask & (key > 0)) | own)  # type: ignore[operator]
 
@@ -311,7 +322,7 @@ GUESSES: dict[Sort, tuple[Guess, ...]] = {
     Sort.LINEAR: (other_layers, transposed, orders, changed_weights, single_elements),
     Sort.SPLIT: (orders,),
     Sort.ATTENTION: (scales, masks, orders),
-    Sort.ACTIVATION: (activations,),
+    Sort.ACTIVATION: (activations, slopes),
     Sort.HEAD: (heads, transposed, changed_weights, single_elements),
 }
 

@@ -6,7 +6,8 @@ case chunk by chunk; a leg only says how one step is computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 
 from converter.checkpoint import LazyTensor
 from converter.parity.cases import Case
-from converter.parity.truth import exact, to_torch
+from converter.parity.truth import to_torch
 from converter.parity.widen import OpenedGraph
 from converter.runtime.session import Model
 from reference.config import GPT2Config
@@ -42,8 +43,6 @@ def run(step: Step, case: Case) -> np.ndarray:
 
 def reference(config: GPT2Config, weights: Mapping[str, LazyTensor], dtype: torch.dtype) -> Leg:
     """The from-scratch GPT-2 as users run it, with the weights as the ledger maps them."""
-    if dtype == torch.float64:
-        config = exact(config)
     model = GPT2.from_weights(config, {name: to_torch(weight) for name, weight in weights.items()}, dtype)
 
     @torch.inference_mode()
@@ -59,14 +58,21 @@ def single_threaded(leg: Leg) -> Leg:
     """A leg of torch on one thread: sums are cut into other pieces then, and round otherwise."""
 
     def alone(case: Case) -> np.ndarray:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+        with one_thread():
             return leg(case)
-        finally:
-            torch.set_num_threads(threads)
 
     return alone
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def shipped(model: Model) -> Leg:

@@ -16,11 +16,13 @@ MADV_DONTNEED = 4  # linux/mman.h
 @contextmanager
 def quiet_collector() -> Iterator[None]:
     """What is there now, above all what imports left, is not looked at again whenever memory is released."""
+    outermost = not gc.get_freeze_count()
     gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if outermost:
+            gc.unfreeze()
 
 
 def release_memory() -> None:

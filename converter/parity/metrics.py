@@ -78,7 +78,8 @@ class Distance:
             return math.inf
         counted = self.histogram.cumsum()
         found = int(np.searchsorted(counted, share * counted[-1]))
-        return min(float(bin_edges()[found + 1]), self.total_maximum) if found else 0.0
+        edge = float(bin_edges()[found + 1]) if found else 0.0
+        return edge if edge <= self.total_maximum else self.total_maximum  # which an edge of NaN is not
 
 
 BY_POSITION = ("rms", "maximum", "flip", "overlap", "kl", "log_p_true", "log_p", "likeliest", "p_likeliest")
@@ -165,10 +166,10 @@ def _divergence(truth: Tensor, leg: Tensor, difference: Tensor) -> tuple[Tensor,
     """
     normaliser = truth.logsumexp(dim=-1)
     p = (truth - normaliser[:, None]).exp()
-    if difference.abs().max() < SMALL_DIFFERENCE:
-        shift = (p * difference.expm1()).sum(dim=-1).log1p()
-    else:
-        shift = leg.logsumexp(dim=-1) - normaliser
+    shift = (p * difference.clamp(max=SMALL_DIFFERENCE).expm1()).sum(dim=-1).log1p()
+    large = difference.abs().amax(dim=-1) >= SMALL_DIFFERENCE
+    if large.any():
+        shift = torch.where(large, leg.logsumexp(dim=-1) - normaliser, shift)
     return (shift - (p * difference).sum(dim=-1)).clamp(min=0.0), shift, normaliser
 
 

@@ -52,8 +52,10 @@ class Copy:
         """Change the graph and write it back."""
         file = model_file(self.out)
         model = onnx.load(file, load_external_data=False)
+        before = model.SerializeToString(deterministic=True)
         edit(model.graph)
-        onnx.save(model, file)
+        if model.SerializeToString(deterministic=True) != before:
+            onnx.save(model, file)
 
     def edit_weight(self, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
         """Change a tensor of the data file in its bytes."""
@@ -85,6 +87,7 @@ class Mutation:
         apply: seeds it.
         variant: config and weights with which the source is rewritten and converted anew before; nothing for as it is.
         possible: whether the model has a place for it.
+        needs: a weight, ``{i}`` for the middle layer, without which it would change nothing: one that is not all zeros.
     """
 
     name: str
@@ -92,6 +95,7 @@ class Mutation:
     apply: Apply
     variant: Callable[[Path], None] | None = None
     possible: Callable[[GPT2Config], bool] = lambda config: True
+    needs: str = ""
 
 
 # --- of weights -------------------------------------------------------------------------------------------------------
@@ -357,6 +361,12 @@ def flag(**values: Any) -> Apply:
 
 GELUS = ("gelu_new", "gelu_accurate", "gelu_fast", "gelu_python_tanh", "gelu_pytorch_tanh")
 
+
+def several_positions(config: GPT2Config) -> bool:
+    """Whether there is room for more than one token."""
+    return config.n_positions > 1
+
+
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation("square weight transposed", ("transposed",), in_layer("attn.c_proj.weight", transpose)),
     Mutation("weight transposed", ("transposed",), in_layer("mlp.c_fc.weight", transpose)),
@@ -369,7 +379,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("ReLU in all layers", ("activation",), on_nodes(activation("Relu"), True, "h.{i}.mlp.act"),
              possible=lambda c: c.activation_function in GELUS),
     Mutation("activation of the config unheeded", ("activation",), flag(activation_function="silu"),
-             possible=lambda c: c.activation_function != "silu"),
+             possible=lambda c: c.activation_function not in ("silu", "swish", "prelu")),
     Mutation("epsilon × 10 in one place", ("epsilon",), on_nodes(epsilon(10), False, "h.{i}.ln_2")),
     Mutation("epsilon ÷ 10 everywhere", ("epsilon",), on_nodes(epsilon(0.1), True, "h.{i}.ln_1", "h.{i}.ln_2", "ln_f")),
     Mutation("attention scale missing", ("scale",),
@@ -379,14 +389,15 @@ MUTATIONS: tuple[Mutation, ...] = (
              on_nodes(scale(lambda s, i, c: s * c.head_dim**-0.5), True, "h.{i}.attn.sdpa")),
     Mutation("scaled by the layer's number", ("inverse_layer",),
              on_nodes(scale(lambda s, i, c: s / (i + 1)), True, "h.{i}.attn.sdpa"),
-             possible=lambda c: not c.scale_attn_by_inverse_layer_idx),
+             possible=lambda c: c.n_layer > 1 and not c.scale_attn_by_inverse_layer_idx),
     Mutation("scale by the layer's number unheeded", ("inverse_layer",), flag(scale_attn_by_inverse_layer_idx=True),
-             possible=lambda c: not c.scale_attn_by_inverse_layer_idx),
-    Mutation("positions off by one", ("position",), shift_positions),
-    Mutation("positions count the padding", ("position",), count_padding),
-    Mutation("mask off by one", ("mask",), look_ahead),
-    Mutation("padding not masked", ("mask",), forget_padding),
-    Mutation("bias dropped in the graph", ("bias",), on_nodes(to_identity, False, "h.{i}.mlp.c_proj")),
+             possible=lambda c: c.n_layer > 1 and not c.scale_attn_by_inverse_layer_idx),
+    Mutation("positions off by one", ("position",), shift_positions, possible=several_positions),
+    Mutation("positions count the padding", ("position",), count_padding, possible=several_positions),
+    Mutation("mask off by one", ("mask",), look_ahead, possible=several_positions),
+    Mutation("padding not masked", ("mask",), forget_padding, possible=several_positions),
+    Mutation("bias dropped in the graph", ("bias",), on_nodes(to_identity, False, "h.{i}.mlp.c_proj"),
+             needs="h.{i}.mlp.c_proj.bias"),
     Mutation("bias zero in the weights", ("bias",), in_layer("attn.c_attn.bias", lambda b, c: b * 0)),
     Mutation("residual dropped", ("left_out",), on_nodes(to_identity, False, "h.{i}.attn_residual")),
     Mutation("two layers swapped", ("layers",), swap_layers, possible=lambda c: c.n_layer > 1),

@@ -197,13 +197,17 @@ class Operations:
         owner = tap
         if tap == "logits":
             owner = "wte" if self.config.tie_word_embeddings else "lm_head"
+        inputs = tuple(torch.from_numpy(self.taps[given]) for given in self.inputs_of(tap))
+        output = torch.from_numpy(self.taps[tap])
+        if sort is Sort.SPLIT:  # of a case that is cut, keys and values are there for all positions
+            output = output[:, -inputs[0].shape[1] :]
         ids = {"wte": self.case.kept_ids, "wpe": self.case.position_ids[:, -self.case.keep :]}.get(tap)
         return Operation(
             tap=tap,
             layer=layer,
             sort=sort,
-            inputs=tuple(torch.from_numpy(self.taps[given]) for given in self.inputs_of(tap)),
-            output=torch.from_numpy(self.taps[tap]),
+            inputs=inputs,
+            output=output,
             config=self.config,
             ids=None if ids is None else torch.tensor(ids),
             weight=self.weight(f"{owner}.weight"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,18 @@ from converter.export import convert
 from converter.parity.baseline import Baseline, measure_source
 from converter.parity.cases import Level
 from converter.parity.folder import Options, TapCache, examine
+from converter.parity.legs import one_thread
 from converter.parity.memory import quiet_collector
 from converter.parity.mutations import MUTATIONS, Copy, Mutation, elements, scaled_matrix
 from converter.parity.report import Report
 from converter.parity.verdict import Limits
+from converter.runtime.session import model_file
 from converter.weights import account
 
 # The smallest change of a weight matrix that is caught is looked for between these, to within this factor.
 CHANGE_LEAST, CHANGE_MOST, CHANGE_STEP = 1e-8, 1e-2, 2.0
+
+SMALL_MODEL = 10_000_000  # parameters, below which torch's threads cost more than they save
 
 Progress = Callable[[str, int, int], None]
 
@@ -36,7 +42,7 @@ class Trial:
     Attributes:
         defect: its name.
         causes: what a diagnosis may call it.
-        caught: with all files compared.
+        caught: with all files compared; changed weights, by their bits.
         caught_by_logits: with nothing but the logits to go by.
         named, named_by_logits: whether the diagnosis named the cause.
         said: what the diagnosis said, from the logits alone.
@@ -66,7 +72,7 @@ class Proof:
         source: the checkpoint.
         sound: whether the conversion passed before it was spoilt.
         trials: one for each defect.
-        skipped: defects that this model has no place for.
+        skipped: defects that this model has no place for, or that would change nothing in it.
         matrix: the weight whose smallest detectable change was looked for.
         smallest: that change, relative, as the logits alone see it.
         seconds: that it took.
@@ -113,6 +119,21 @@ class Laboratory:
         mutation.apply(copy)
         return copy
 
+    def is_zero(self, name: str) -> bool:
+        """Whether a weight of the middle layer is all zeros, so that leaving it out changes nothing."""
+        weight = self.baseline.ledger.weights[name.format(i=self.config.n_layer // 2)]
+        return not any(chunk.any() for chunk in weight.chunks())
+
+    def unspoilt(self, copy: Copy) -> bool:
+        """Whether the defect changed nothing."""
+        same = _same_files(self.source, copy.source) and not self.weights_changed(copy)
+        return same and filecmp.cmp(model_file(copy.out), model_file(self.place / "sound"), shallow=False)
+
+    def weights_changed(self, copy: Copy) -> bool:
+        """Whether the graph's initializers are not the sound ones any more."""
+        sound, spoilt = (model_file(out).with_name("model.onnx_data") for out in (self.place / "sound", copy.out))
+        return not filecmp.cmp(sound, spoilt, shallow=False)
+
     def examine(self, copy: Copy, files: bool) -> Report:
         """The verdict on a copy; a source that the defect changed is measured anew."""
         baseline, cache = self.baseline, self.cache
@@ -133,11 +154,17 @@ def prove(source: str | os.PathLike[str], progress: Progress = lambda step, done
     checkpoint = open_checkpoint(source)
     if not (checkpoint.folder / "model.safetensors").is_file():
         raise CheckError(f"{source} cannot be seeded with defects: it has no single model.safetensors")
-    config = account(checkpoint).config
+    ledger = account(checkpoint)
+    config = ledger.config
     known = [*MUTATIONS, *elements(config)]
     possible = [mutation for mutation in known if mutation.possible(config)]
     done = iter(range(len(possible) + 3))
-    with quiet_collector(), tempfile.TemporaryDirectory(prefix="gpt2onnx-prove-") as folder:
+    small = sum(weight.size for weight in ledger.weights.values()) < SMALL_MODEL
+    with (
+        one_thread() if small else nullcontext(),
+        quiet_collector(),
+        tempfile.TemporaryDirectory(prefix="gpt2onnx-prove-") as folder,
+    ):
         total = len(possible) + 2
         progress("the sound conversion", next(done), total)
         laboratory = Laboratory(checkpoint.folder, Path(folder), lambda step: None)
@@ -145,24 +172,32 @@ def prove(source: str | os.PathLike[str], progress: Progress = lambda step, done
         trials = []
         for mutation in possible:
             progress(mutation.name, next(done), total)
-            trials.append(_trial(laboratory, mutation))
+            trial = _trial(laboratory, mutation)
+            if trial is not None:
+                trials.append(trial)
         matrix = f"h.{config.n_layer // 2}.mlp.c_fc.weight"
         progress(f"the smallest change of {matrix} that is caught", next(done), total)
         smallest = _smallest_change(laboratory, matrix)
-    skipped = tuple(mutation.name for mutation in known if mutation not in possible)
+    seeded = {trial.defect for trial in trials}
+    skipped = tuple(mutation.name for mutation in known if mutation.name not in seeded)
     seconds = time.monotonic() - began
     return Proof(os.fspath(source), sound, tuple(trials), skipped, matrix, smallest, seconds)
 
 
-def _trial(laboratory: Laboratory, mutation: Mutation) -> Trial:
-    """One defect, judged by everything and by the logits alone."""
+def _trial(laboratory: Laboratory, mutation: Mutation) -> Trial | None:
+    """One defect, judged by everything and by the logits alone; nothing if it changes nothing."""
+    if mutation.needs and laboratory.is_zero(mutation.needs):
+        return None
     copy = laboratory.spoilt(mutation)
+    if laboratory.unspoilt(copy):
+        return None
+    bits = mutation.variant is None and laboratory.weights_changed(copy)
     whole = laboratory.examine(copy, files=True)
     logits = laboratory.examine(copy, files=False)
     return Trial(
         defect=mutation.name,
         causes=mutation.causes,
-        caught=not whole.passed,
+        caught=not whole.passed and (bool(whole.exactness_faults) or not bits),
         caught_by_logits=not logits.passed,
         named=_named(whole, mutation),
         named_by_logits=_named(logits, mutation),

@@ -87,11 +87,12 @@ class Recorder:
 
 def truth_taps(ledger: Ledger, case: Case) -> Taps:
     """The from-scratch reference in float64."""
-    record = Recorder(case)
-    renamed = {"lm_head": "logits"}
+    record, renamed, wanted = Recorder(case), {"lm_head": "logits"}, set(tap_names(ledger.config))
 
     def observe(path: str, value: Tensor) -> None:
-        record.with_thirds(renamed.get(path, path), value)
+        name = renamed.get(path, path)
+        if name in wanted:
+            record.with_thirds(name, value)
 
     stream(ledger.config, ledger.weights, [case], observe)
     return record.taps()

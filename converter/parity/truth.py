@@ -7,7 +7,6 @@ a model of any size takes the memory of its embedding and of one layer.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -31,18 +30,13 @@ def to_torch(weight: LazyTensor) -> Tensor:
     return torch.from_numpy(mapped)
 
 
-def exact(config: GPT2Config) -> GPT2Config:
-    """Without the flag that asks for float32 inside float16 models; in float64 it would only lose digits."""
-    return replace(config, reorder_and_upcast_attn=False)
-
-
 @torch.inference_mode()
 def stream(
     config: GPT2Config, weights: Mapping[str, LazyTensor], cases: list[Case], observe: Observe | None = None
 ) -> list[np.ndarray]:
     """The logits of each case in float64, ``[batch, kept, vocab_size]``, all its tokens fed at once."""
     with torch.device("meta"):
-        model = GPT2(exact(config), Conv1D).eval()  # Conv1D: the weights stay as they lie in the file
+        model = GPT2(config, Conv1D).eval()  # Conv1D: the weights stay as they lie in the file
     if observe is not None:
         _observe(model, observe)
     for module in (model.wte, model.wpe):

@@ -235,7 +235,8 @@ class Judge:
         if leg.kind is Kind.HALF:
             return ""
         if not math.isfinite(total.total_maximum):
-            return f"gives logits that are NaN or infinite ({worst}): the model overflows float32"
+            why = ": the model overflows float32" if leg.kind is not Kind.SEMANTICS else ""
+            return f"gives logits that are NaN or infinite ({worst}){why}"
         if leg.kind is Kind.NOISE and not total.total_rms <= limits.noise * self.scale:
             share = total.total_rms / self.scale
             return f"is {share:.1e} of the logits' scale from the truth in RMS: float32 does not hold this model"

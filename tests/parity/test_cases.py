@@ -7,10 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from converter.data import CHECKPOINT, HELD_OUT
 from converter.errors import CheckError
-from converter.parity.cases import grid, held_out_tokens, tokens_of
+from converter.parity.cases import (
+    FULL_LENGTH_KEPT,
+    FULL_WINDOWS,
+    SHORT_TOKENS,
+    Level,
+    grid,
+    held_out_tokens,
+    tokens_of,
+)
 from converter.tokenizer import load
 from reference.config import GPT2Config
 
@@ -105,3 +115,86 @@ def test_a_text_that_cannot_be_used_is_refused(tmp_path: Path, name: str, conten
         tokens_of(tmp_path / "nowhere.txt", load(CHECKPOINT), GPT2Config())
     with pytest.raises(CheckError, match="has no tokenizer"):
         tokens_of(tmp_path / name, None, GPT2Config())
+
+
+# --- what is compared and scored --------------------------------------------------------------------------------------
+
+lengths = st.one_of(st.integers(1, 260), st.sampled_from([47, 48, 49, 127, 128, 129, 175, 176, 177, 1024]))
+
+
+@given(n_positions=lengths, level=st.sampled_from(Level), more=st.floats(1.0, 5.5))
+@settings(max_examples=80, deadline=None)
+def test_of_every_compared_position_the_token_and_the_one_after_it_are_known(
+    n_positions: int, level: Level, more: float
+) -> None:
+    for case in grid(GPT2Config(n_positions=n_positions), np.arange(int(n_positions * more) + 48), level):
+        kept = case.keep or case.input_ids.shape[1]
+        for compared in (case.kept_ids, case.following, case.real):
+            assert compared.shape == (len(case.input_ids), kept)
+        np.testing.assert_array_equal(case.kept_ids, case.input_ids[:, case.input_ids.shape[1] - kept :])
+        np.testing.assert_array_equal(case.following[:, :-1], case.kept_ids[:, 1:])
+        assert (case.following[:, -1] == -1).all()
+        np.testing.assert_array_equal(case.real, case.attention_mask[:, -kept:] == 1)
+        assert case.real.any()
+
+
+@given(n_positions=lengths, level=st.sampled_from(Level), size=st.integers(0, 5000))
+@settings(max_examples=150, deadline=None)
+def test_no_token_of_the_text_is_scored_twice(n_positions: int, level: Level, size: int) -> None:
+    tokens = np.arange(max(n_positions, size, SHORT_TOKENS))  # each its own place in the text
+    cases = [case for case in grid(GPT2Config(n_positions=n_positions), tokens, level) if case.scored]
+    scored = np.concatenate([case.following[case.real] for case in cases])
+    scored = scored[scored >= 0]
+    assert len(set(scored)) == len(scored)
+    assert len(scored) >= min(n_positions, SHORT_TOKENS) - 1
+
+
+@given(n_positions=lengths, level=st.sampled_from(Level), size=st.integers(0, 5000))
+@settings(max_examples=60, deadline=None)
+def test_every_case_has_a_name_of_its_own(n_positions: int, level: Level, size: int) -> None:
+    names = [case.name for case in grid(GPT2Config(n_positions=n_positions), np.arange(max(n_positions, size)), level)]
+    assert len(set(names)) == len(names)
+
+
+def test_the_full_level_reads_one_window_of_text_after_the_other() -> None:
+    config = GPT2Config(n_positions=200)
+    text = np.arange(200 * FULL_WINDOWS)
+    quick, full = grid(config, text), grid(config, text, Level.FULL)
+    assert [case.name for case in quick] == [case.name for case in full[: len(quick)]]
+    windows = [case for case in full if case.long]
+    assert len(windows) == FULL_WINDOWS
+    assert len([case for case in quick if case.long]) == 1
+    np.testing.assert_array_equal(np.concatenate([case.input_ids[0] for case in windows]), text)
+    assert all(case.keep == FULL_LENGTH_KEPT and case.scored for case in windows)
+
+
+@pytest.mark.parametrize("size", [200, 100])
+def test_no_window_is_read_twice(size: int) -> None:
+    """Random token ids fill one window, and so does a text that had to be repeated."""
+    tokens = np.resize(np.arange(size), 200)
+    windows = [case.input_ids.tobytes() for case in grid(GPT2Config(n_positions=200), tokens, Level.FULL) if case.long]
+    assert len(set(windows)) == len(windows)
+
+
+def test_there_are_as_many_windows_as_the_text_fills() -> None:
+    windows = [case for case in grid(GPT2Config(n_positions=100), np.arange(250), Level.FULL) if case.long]
+    assert [case.scored for case in windows] == [True, True]
+    np.testing.assert_array_equal(windows[1].input_ids[0], np.arange(100, 200))
+
+
+@pytest.mark.parametrize(("n_positions", "keep"), [(49, 0), (128, 0), (129, 128), (1024, 128)])
+def test_of_a_long_case_only_the_last_positions_are_compared(n_positions: int, keep: int) -> None:
+    (case,) = (case for case in grid(GPT2Config(n_positions=n_positions), TOKENS) if case.long)
+    assert case.keep == keep
+    assert case.input_ids.shape == (1, n_positions)
+
+
+def test_a_model_no_longer_than_the_short_cases_has_no_long_one() -> None:
+    for level in Level:
+        assert not any(case.long for case in grid(GPT2Config(n_positions=SHORT_TOKENS), TOKENS, level))
+
+
+def test_an_unknown_level_is_refused_by_name() -> None:
+    assert Level.of("full") is Level.FULL
+    with pytest.raises(CheckError, match="there is no level 'slow'; expected one of quick, full"):
+        Level.of("slow")
