@@ -18,7 +18,7 @@ from reference.config import GPT2Config
 # Enough tokens for statistics over thousands of logits, few enough for a decode step each.
 SHORT_TOKENS = 48
 
-DECODE_STEPS = 12  # single tokens in a case; a fault in the cache shows at the first
+DECODE_STEPS = 8  # single tokens in a case; a fault in the cache shows at the first
 # At full length the logits of this many last positions are compared: they depend on all others, and a wide vocabulary
 # at every position would cost more than the rest of the model, in time and above all in memory.
 FULL_LENGTH_KEPT = 128

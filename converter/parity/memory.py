@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 MADV_DONTNEED = 4  # linux/mman.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+LARGE_BLOCK = 2**30
 
 
 @contextmanager
@@ -23,6 +26,15 @@ def quiet_collector() -> Iterator[None]:
     finally:
         if outermost:
             gc.unfreeze()
+
+
+def keep_large_blocks() -> None:
+    """Have glibc reuse blocks of up to a gigabyte instead of mapping, zeroing and unmapping them for every operation,
+    which takes a fifth of the time of a check; ``release_memory`` still gives them back. For a process of one's own."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+        mallopt(M_TRIM_THRESHOLD, 2 * LARGE_BLOCK - 1)
 
 
 def release_memory() -> None:
