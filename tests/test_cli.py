@@ -361,6 +361,7 @@ def test_check_needs_a_source_and_a_folder_or_to_prove_itself(bundled: Path) -> 
     assert "or --prove" in run("check").stderr
     assert "or --prove" in run("check", CHECKPOINT).stderr
     assert "leave OUT away" in run("check", CHECKPOINT, bundled, "--prove").stderr
+    assert "leave --logits-only away" in run("check", "--prove", "--logits-only").stderr
     assert run("check").exit_code == run("check", CHECKPOINT, bundled, "--prove").exit_code == 2
 
 

@@ -999,6 +999,25 @@ def test_where_hugging_face_computes_something_else_it_is_hugging_face_that_is_n
     assert "Hugging Face" in report.verdict
 
 
+def test_where_the_reference_is_wrong_the_graph_is_not_blamed(
+    bench: MakeBench, copy: Copy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = bench()
+
+    class Wrong(truth.GPT2):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.h[1].ln_2.eps = 1e-3
+
+    monkeypatch.setattr(truth, "GPT2", Wrong)
+    checkpoint = made.baseline.checkpoint
+    baseline = measure_source(checkpoint, made.baseline.ledger, None, Limits(), Level.QUICK, lambda step: None)
+    report = examine(baseline, copy(made).path, Options(files=False), lambda step: None)
+    assert not report.passed
+    assert "gpt2onnx's own reference does not" in report.verdict
+    assert "is NOT" not in report.verdict
+
+
 # --- which case tells -------------------------------------------------------------------------------------------------
 
 
