@@ -168,11 +168,9 @@ def run_check(source: str, out: Path, show: bool, **options: Any) -> Report:
     """The report of a check, whose steps are shown as they are taken."""
     from converter import terminal
     from converter.parity import check as run
-    from converter.parity.memory import keep_large_blocks
 
-    keep_large_blocks()
     with terminal.steps(show) as progress:
-        return run(source, out, progress=progress, **options)
+        return run(source, out, own_process=True, progress=progress, **options)
 
 
 def parse_limits(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]) -> dict[str, float]:
