@@ -258,6 +258,9 @@ def check(
         raise click.UsageError("give a SOURCE and the model folder OUT that was made from it, or --prove")
     if report is not None:
         parity.require(parity.PAGE_NEEDED, "--report")
+    for file in filter(None, (report, junit)):  # not found out after minutes
+        if not file.absolute().parent.is_dir():
+            raise click.UsageError(f"{file} cannot be written: there is no folder {file.absolute().parent}")
     found = run_check(
         source,
         out,

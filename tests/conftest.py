@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from converter.data import CHECKPOINT
 from converter.export import convert
 
 torch.set_num_threads(1)  # models as small as these only lose time to threads that wait for each other
+gc.freeze()  # what the imports left is not looked at again whenever a leg's memory is released
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
 

@@ -350,7 +350,10 @@ def test_check_writes_a_page_and_junit(save: Save, tmp_path: Path, monkeypatch: 
     assert "MATCH" in page.read_text(encoding="utf-8")
     assert 'failures="0"' in xml.read_text(encoding="utf-8")
     nowhere = tmp_path / "no" / "report.html"
-    assert_one_sentence(run("check", source, tmp_path / "out", "--report", nowhere), str(nowhere))
+    for option in ("--report", "--junit"):
+        refused = run("check", source, tmp_path / "out", option, nowhere)
+        assert refused.exit_code == 2
+        assert f"{nowhere} cannot be written: there is no folder {nowhere.parent}" in refused.stderr
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "matplotlib" else name)
     assert_one_sentence(
         run("check", source, tmp_path / "out", "--report", page), "--report needs jinja2 and matplotlib; install"

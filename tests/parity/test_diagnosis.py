@@ -5,12 +5,11 @@ Defects are edits of a graph or of its weights, made here and by other means tha
 
 from __future__ import annotations
 
-import gc
 import json
 import re
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
@@ -41,23 +40,6 @@ from reference.activations import FUNCTIONS
 # No two dimensions alike, and no head of which 1/√head_dim is the inverse of a layer's number.
 SHAPE = {"vocab_size": 61, "n_positions": 24, "n_embd": 15, "n_layer": 3, "n_head": 3, "n_inner": 20}
 HEAD, WIDTH = 5, 15
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models as small as these only lose time to threads that wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def quick_collector() -> Iterator[None]:
-    """Whenever a leg is done its memory is collected: what the imports left need not be looked at each time."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 # --- a conversion to spoil --------------------------------------------------------------------------------------------

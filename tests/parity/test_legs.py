@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,6 @@ Save = Callable[..., Path]
 
 CONFIG = GPT2Config(vocab_size=7, n_positions=16, n_embd=6, n_layer=2, n_head=2)
 INT64, FLOAT = TensorProto.INT64, TensorProto.FLOAT
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models as small as these only lose time to threads that wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # --- which tokens are fed when ----------------------------------------------------------------------------------------

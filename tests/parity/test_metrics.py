@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import mpmath
@@ -30,15 +29,6 @@ from converter.parity.metrics import (
 BIN_WIDTH = 1 + 2.0**-4  # 16 bins to an octave
 
 seeds = st.integers(0, 2**32 - 1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Logits as few as these only lose time to threads that wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def distance(truth: Any, logits: Any, following: Any = None, real: Any = None) -> Distance:

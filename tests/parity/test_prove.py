@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +25,6 @@ from reference.config import GPT2Config
 Save = Callable[..., Path]
 
 SHAPE = {"vocab_size": 61, "n_positions": 24, "n_embd": 15, "n_layer": 3, "n_head": 3, "n_inner": 20}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models as small as these only lose time to threads that wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def quick_collector() -> Iterator[None]:
-    """Whenever a leg is done its memory is collected: what the imports left need not be looked at each time."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def contents(place: Path) -> dict[str, Any]:

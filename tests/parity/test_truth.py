@@ -25,15 +25,6 @@ from reference.model import GPT2
 Save = Callable[..., Path]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models as small as these only lose time to threads that wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 FLAGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "epsilon": {"layer_norm_epsilon": 0.3},

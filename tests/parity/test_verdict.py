@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,15 +43,6 @@ def lost(positions: int = 4) -> Distance:
 def leg(kind: Kind, distances: Mapping[str, Distance] | Distance, **others: Any) -> Measured:
     cases = {"prefill": distances} if isinstance(distances, Distance) else distances
     return Measured("a leg", kind, cases, others.pop("scored", ()), 0.0, **others)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Logits as few as these only lose time to threads that wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # --- limits -----------------------------------------------------------------------------------------------------------
