@@ -12,7 +12,6 @@ from typing import Any
 from converter import data_file, tokenizer
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.checkpoint.config import read_json
-from converter.checkpoint.folder import companions
 from converter.clients import config_json, genai_config, model_card, token_ids, write_json
 from converter.errors import ConfigError, GPT2Error, OutputError, TokenizerError
 from converter.staging import MANIFEST, files_in, reason, stage_name, staged, sweep, written_files
@@ -62,6 +61,7 @@ def convert(
     in_place: bool = False,
     ignore: Iterable[str] = (),
     scan: bool = True,
+    activation: str | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
     """Convert a GPT-2 checkpoint into a model folder that ONNX Runtime and other ONNX clients open.
@@ -70,11 +70,12 @@ def convert(
     safetensors and copies no weights.
 
     Args:
-        source: a Hugging Face folder, or a Hub id such as ``openai-community/gpt2``.
+        source: a folder or file of a known format (docs/sources.md), or a Hub id such as ``openai-community/gpt2``.
         opset: of the graph, from 17.
         force: replace an ``out`` (or, in place, a graph) that an earlier conversion wrote.
         ignore: globs of tensors to leave aside.
         scan: refuse weights that hold NaN or infinity.
+        activation: ``activation_function`` of a checkpoint that does not record it (nanoGPT's).
         progress: called with the bytes written so far and in all.
 
     Raises:
@@ -87,7 +88,7 @@ def convert(
         raise ConfigError(f"opset is {opset}; expected {MIN_OPSET} to {MAX_OPSET}")
     if in_place == (out is not None):
         raise OutputError("a conversion writes to OUT or works in place: give one of the two")
-    checkpoint = open_checkpoint(source, bars=progress is not None)
+    checkpoint = open_checkpoint(source, bars=progress is not None, activation=activation)
     ledger = account(checkpoint, ignore)
     if out is None:
         return _convert_in_place(checkpoint, ledger, opset, force, scan)
@@ -175,8 +176,8 @@ def _write_companions(
 ) -> None:
     """Everything beside graph and weights; files in ``keep`` are read but not changed."""
     config = ledger.config
-    for name in companions(checkpoint.folder):
-        shutil.copyfile(checkpoint.folder / name, stage / name)
+    for name, file in checkpoint.companions.items():
+        shutil.copyfile(file, stage / name)
     try:
         tokenizer.complete(stage, config.n_positions, keep)
     except GPT2Error as error:  # name the user's file, not its copy

@@ -63,7 +63,7 @@ def read_folder(folder: Path) -> tuple[str, dict[str, LazyTensor]]:
         file = folder / name
         if not file.is_file():
             continue
-        return name, _read_shards(file, reader) if name.endswith(".index.json") else _read_file(file, reader)
+        return name, _read_shards(file, reader) if name.endswith(".index.json") else read_weights(file, reader)
     present = sorted(entry.name for entry in folder.iterdir())
     raise CheckpointError(
         f"{folder} has no weights; expected one of {', '.join(name for name, _ in WEIGHT_FILES)}, "
@@ -71,7 +71,12 @@ def read_folder(folder: Path) -> tuple[str, dict[str, LazyTensor]]:
     )
 
 
-def _read_file(file: Path, reader: Reader) -> dict[str, LazyTensor]:
+def read_weights(file: Path, reader: Reader) -> dict[str, LazyTensor]:
+    """Every tensor of one file.
+
+    Raises:
+        CheckpointError: it is damaged, or only a pointer to where the weights are.
+    """
     with file.open("rb") as opened:
         if opened.read(len(LFS_POINTER)) == LFS_POINTER:
             raise CheckpointError(f"{file} is a Git LFS pointer and not the weights; fetch them with: git lfs pull")
@@ -105,7 +110,7 @@ def _read_shards(index: Path, reader: Reader) -> dict[str, LazyTensor]:
         shard = index.parent / name
         if not shard.is_file():
             raise CheckpointError(f"{shard} is missing; {index.name} names it, download it too")
-        for tensor in _read_file(shard, reader).values():
+        for tensor in read_weights(shard, reader).values():
             if tensor.name in tensors:
                 raise CheckpointError(f"tensor {tensor.name} is in two shards, {tensors[tensor.name].file} and {shard}")
             tensors[tensor.name] = tensor

@@ -53,6 +53,7 @@ def check(
     layers: bool = False,
     also: Iterable[str | os.PathLike[str]] = (),
     certify: bool = True,
+    activation: str | None = None,
     progress: Progress = lambda step, done, total: None,
 ) -> Report:
     """Judge whether the model folder ``out`` computes what ``source`` computes.
@@ -71,6 +72,7 @@ def check(
         files: compare initializers, config and tokenizer; without, the logits alone decide.
         layers: compare every operation, even if nothing is wrong.
         also: other ONNX files, with the inputs and outputs that Optimum gives them, to hold against the source.
+        activation: as for ``convert``.
         certify: write the verdict and the files' hashes into the folder's manifest, for ``verify``.
         progress: called before each step.
 
@@ -94,7 +96,7 @@ def check(
     for file in options.also:
         if not file.is_file():
             raise CheckError(f"there is no ONNX file {file}")
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, activation=activation)
     ledger = account(checkpoint, ignore)
     model_file(folder)
     compare_config(folder, checkpoint, ledger)  # what cannot be compared is refused before anything is computed
@@ -115,7 +117,7 @@ def _counter(progress: Progress, total: int) -> Callable[[str], None]:
 
 def _certified(report: Report, checkpoint: Checkpoint, ledger: Ledger) -> Report:
     """The report, once its certificate is written; with a note if the folder cannot be written to."""
-    read = {weight.file for weight in ledger.weights.values()} | {checkpoint.folder / "config.json"}
+    read = {weight.file for weight in ledger.weights.values()} | {checkpoint.config_file}
     legs = [{"name": leg.name, "rms": leg.rms, "maximum": leg.maximum, "fault": leg.fault} for leg in report.legs]
     try:
         facts = {"level": report.level, "limits": dict(report.limits), "legs": legs}
