@@ -168,11 +168,9 @@ def convert(
         click.echo(f"gpt2onnx: warning: {warning}", err=True)
     if not as_json and not quiet:
         click.echo(terminal.conversion_line(done, seconds))
-    report = (
-        run_check(source, done.out, show=not as_json and not quiet, ignore=ignore, activation=activation)
-        if then_check
-        else None
-    )
+    report = None
+    if then_check:
+        report = run_check(source, done.out, show=not as_json and not quiet, ignore=ignore, activation=activation)
     if as_json:
         facts = terminal.conversion_facts(done, seconds)
         click.echo(terminal.to_json(facts | ({"check": report.to_dict()} if report else {})))
@@ -186,11 +184,9 @@ def run_check(source: str, out: Path, show: bool, **options: Any) -> Report:
     """The report of a check, whose steps are shown as they are taken."""
     from converter import terminal
     from converter.parity import check as run
-    from converter.parity.memory import keep_large_blocks
 
-    keep_large_blocks()
     with terminal.steps(show) as progress:
-        return run(source, out, progress=progress, **options)
+        return run(source, out, own_process=True, progress=progress, **options)
 
 
 def parse_limits(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]) -> dict[str, float]:

@@ -51,11 +51,14 @@ def measure(command: list[str], expected: tuple[int, ...] = (0,)) -> Run:
     return Run(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), output)
 
 
-def median(runs: int, once: Callable[[], Run], warm: bool = False) -> str:
-    """``median s (min–max), peak``; ``warm`` says that it was run before."""
-    if not warm:
-        once()
-    done = [once() for _ in range(runs)]
+def median(runs: int, once: Callable[[], Run]) -> str:
+    """``median s (min–max), peak`` of runs after one that warms caches."""
+    once()
+    return figures([once() for _ in range(runs)])
+
+
+def figures(done: list[Run]) -> str:
+    """``median s (min–max), peak``."""
     seconds = sorted(run.seconds for run in done)
     peak = max(run.peak_bytes for run in done) / 1e6
     return f"{statistics.median(seconds):.2f} s ({seconds[0]:.2f}–{seconds[-1]:.2f}), peak {peak:.0f} MB"
@@ -137,12 +140,13 @@ def benchmark_check(work: Path, runs: int, size: str, level: str) -> None:
     remove(out)
     measure([*GPT2ONNX, "convert", str(source), str(out), "-q"])
     command = [*GPT2ONNX, "check", str(source), str(out), "--level", level, "--json"]
-    report = json.loads(measure(command).output)
+    done = [measure(command) for _ in range(runs)]
+    report = json.loads(done[0].output)
     click.echo(f"\n{size}: {report['verdict']}")
     for leg in report["legs"]:
         error = f"RMS {leg['rms']:.1e} = {leg['rms_floors']:.2f} × floor"
         click.echo(f"  {leg['name']:38} {error}, {leg['seconds']:.1f} s")
-    click.echo(f"  {f'check --level {level}':38} {median(runs, lambda: measure(command), warm=True)}")
+    click.echo(f"  {f'check --level {level}':38} {figures(done)}")
     remove(out)
 
 
@@ -152,12 +156,13 @@ def prove(settings: tuple[Path, int]) -> None:
     """Seeded defects in the bundled checkpoint."""
     _, runs = settings
     command = [*GPT2ONNX, "check", "--prove", "--json"]
-    proof = json.loads(measure(command).output)
+    done = [measure(command) for _ in range(runs)]
+    proof = json.loads(done[0].output)
     caught = sum(trial["caught"] and trial["caught_by_logits"] for trial in proof["trials"])
     named = sum(trial["named"] and trial["named_by_logits"] for trial in proof["trials"])
     click.echo(f"{len(proof['trials'])} defects: {caught} caught twice, {named} named twice")
     click.echo(f"smallest change of {proof['matrix']} that is caught: {proof['smallest']:.1e}")
-    click.echo(f"check --prove: {median(runs, lambda: measure(command), warm=True)}")
+    click.echo(f"check --prove: {figures(done)}")
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ def check(
     also: Iterable[str | os.PathLike[str]] = (),
     certify: bool = True,
     activation: str | None = None,
+    own_process: bool = False,
     progress: Progress = lambda step, done, total: None,
 ) -> Report:
     """Judge whether the model folder ``out`` computes what ``source`` computes.
@@ -74,6 +75,7 @@ def check(
         also: other ONNX files, with the inputs and outputs that Optimum gives them, to hold against the source.
         activation: as for ``convert``.
         certify: write the verdict and the files' hashes into the folder's manifest, for ``verify``.
+        own_process: the process does nothing else, and its memory allocator may be set for the check.
         progress: called before each step.
 
     Raises:
@@ -85,7 +87,7 @@ def check(
     from converter.parity.beside import compare_config
     from converter.parity.cases import Level
     from converter.parity.folder import Options, examine
-    from converter.parity.memory import quiet_collector
+    from converter.parity.memory import LARGE_MODEL, keep_large_blocks, quiet_collector
     from converter.parity.verdict import Limits
     from converter.runtime.session import model_file, provider_name
 
@@ -98,6 +100,8 @@ def check(
             raise CheckError(f"there is no ONNX file {file}")
     checkpoint = open_checkpoint(source, activation=activation)
     ledger = account(checkpoint, ignore)
+    if own_process and ledger.parameters < LARGE_MODEL:
+        keep_large_blocks()
     model_file(folder)
     compare_config(folder, checkpoint, ledger)  # what cannot be compared is refused before anything is computed
     step = _counter(progress, source_steps(asked) + 3 + len(options.also) + layers)

@@ -15,6 +15,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 LARGE_BLOCK = 2**30
 
+# Parameters from which blocks are not kept: weights would lie scattered among them and could not be given back.
+LARGE_MODEL = 500_000_000
+
 
 @contextmanager
 def quiet_collector() -> Iterator[None]:

@@ -288,10 +288,8 @@ def test_taps_that_a_graph_lacks_are_listed_and_nothing_else_is(save: Save) -> N
     folder = save()
     ledger, file = opened(folder)
     case = cases_of(ledger.config)[0]
-    truth, huggingface = (
-        truth_taps(ledger, case),
-        huggingface_taps(HuggingFace(open_checkpoint(folder), ledger), case, torch.float32),
-    )
+    truth = truth_taps(ledger, case)
+    huggingface = huggingface_taps(HuggingFace(open_checkpoint(folder), ledger), case, torch.float32)
 
     def located() -> module.Localisation:
         taps = [graph_taps(file, ledger.config, case, float64) for float64 in (False, True)]
