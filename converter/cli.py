@@ -83,6 +83,9 @@ ignore_option = click.option(
 activation_option = click.option(
     "--activation", metavar="NAME", help="activation_function of a checkpoint that does not record it, as nanoGPT's."
 )
+adapter_option = click.option(
+    "--adapter", metavar="DIR", type=click.Path(path_type=Path), help="Merge this PEFT LoRA adapter into SOURCE first."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 provider_option = click.option(
     "--provider", default="cpu", show_default=True, help="ONNX Runtime's execution provider: cpu, cuda, …"
@@ -117,6 +120,7 @@ def cli() -> None:
 )
 @ignore_option
 @activation_option
+@adapter_option
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @json_option
 @debug_option
@@ -130,6 +134,7 @@ def convert(
     then_check: bool,
     ignore: tuple[str, ...],
     activation: str | None,
+    adapter: Path | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -161,6 +166,7 @@ def convert(
             ignore=ignore,
             scan=not no_scan,
             activation=activation,
+            adapter=adapter,
             progress=progress,
         )
     seconds = time.monotonic() - began
@@ -170,7 +176,8 @@ def convert(
         click.echo(terminal.conversion_line(done, seconds))
     report = None
     if then_check:
-        report = run_check(source, done.out, show=not as_json and not quiet, ignore=ignore, activation=activation)
+        options = {"ignore": ignore, "activation": activation, "adapter": adapter}
+        report = run_check(source, done.out, show=not as_json and not quiet, **options)
     if as_json:
         facts = terminal.conversion_facts(done, seconds)
         click.echo(terminal.to_json(facts | ({"check": report.to_dict()} if report else {})))
@@ -233,6 +240,7 @@ def parse_limits(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str,
 @provider_option
 @ignore_option
 @activation_option
+@adapter_option
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with tables and plots.")
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write JUnit XML, for CI systems.")
 @json_option
@@ -250,6 +258,7 @@ def check(
     provider: str,
     ignore: tuple[str, ...],
     activation: str | None,
+    adapter: Path | None,
     report: Path | None,
     junit: Path | None,
     as_json: bool,
@@ -289,6 +298,7 @@ def check(
         files=not logits_only,
         limits=limits,
         activation=activation,
+        adapter=adapter,
     )
     if report is not None:
         from converter.parity import page
@@ -431,9 +441,10 @@ def generate(
 @click.argument("source")
 @ignore_option
 @activation_option
+@adapter_option
 @json_option
 @debug_option
-def inspect(source: str, ignore: tuple[str, ...], activation: str | None, as_json: bool) -> None:
+def inspect(source: str, ignore: tuple[str, ...], activation: str | None, adapter: Path | None, as_json: bool) -> None:
     """Show what SOURCE is: its config, its size, and what becomes of each of its tensors.
 
     \b
@@ -444,13 +455,13 @@ def inspect(source: str, ignore: tuple[str, ...], activation: str | None, as_jso
     from converter.checkpoint import open_checkpoint
     from converter.weights import account
 
-    checkpoint = open_checkpoint(source, activation=activation)
+    checkpoint = open_checkpoint(source, activation=activation, adapter=adapter)
     ledger = account(checkpoint, ignore)
     if as_json:
         click.echo(terminal.to_json(terminal.ledger_facts(checkpoint, ledger)))
     else:
         terminal.print_ledger(checkpoint, ledger)
-    for warning in ledger.warnings:
+    for warning in (*ledger.warnings, *checkpoint.notes):
         click.echo(f"gpt2onnx: warning: {warning}", err=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,17 +46,22 @@ def load(folder: str | os.PathLike[str]) -> Tokenizer | None:
     return None
 
 
-def of(companions: Mapping[str, Path]) -> Tokenizer | None:
+def of(companions: Mapping[str, Path], write: Callable[[Path], None] | None = None) -> Tokenizer | None:
     """The tokenizer of a source, whose files may have other names there.
+
+    Args:
+        write: writes what the source holds in its weights' own file into a folder.
 
     Raises:
         TokenizerError: its files are there and cannot be read.
     """
-    if all(file.name == name for name, file in companions.items()):
+    if write is None and all(file.name == name for name, file in companions.items()):
         return load(next(iter(companions.values())).parent) if companions else None
     with tempfile.TemporaryDirectory(prefix="gpt2onnx-") as folder:
         for name, file in companions.items():
             shutil.copyfile(file, Path(folder) / name)
+        if write is not None:
+            write(Path(folder))
         return load(folder)
 
 

@@ -66,6 +66,8 @@ BUFFERS = ("h.{i}.attn.bias", "h.{i}.attn.masked_bias")
 # Narrower types are widened, which is exact; nothing wider is narrowed behind the user's back.
 WEIGHT_DTYPES = ("float32", "float16", "bfloat16")
 
+PIECE_BYTES = 8 * 1024 * 1024  # of two tensors that are compared
+
 # Of tensors that nobody knows, this many are named.
 NAMES_SHOWN = 10
 
@@ -236,6 +238,15 @@ def same_bytes(a: LazyTensor, b: LazyTensor) -> bool:
         return False
     if a.in_file and b.in_file and (a.file, a.offset) == (b.file, b.offset):
         return True
-    if not (a.in_file and b.in_file):
-        return a.memmap().tobytes() == b.memmap().tobytes()
-    return all(x.tobytes() == y.tobytes() for x, y in zip(a.chunks(), b.chunks(), strict=True))
+    return all(x == y for x, y in zip(_pieces(a), _pieces(b), strict=True))
+
+
+def _pieces(tensor: LazyTensor) -> Iterator[bytes]:
+    """A tensor's bytes in pieces of one size, however it is stored."""
+    held = b""
+    for chunk in tensor.chunks():
+        held += chunk.tobytes()
+        while len(held) >= PIECE_BYTES:
+            yield held[:PIECE_BYTES]
+            held = held[PIECE_BYTES:]
+    yield held

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from converter.checkpoint.adapter import CONFIG as ADAPTER_CONFIG
+from converter.checkpoint.adapter import merge
 from converter.checkpoint.config import parse_config
 from converter.checkpoint.formats import read
 from converter.checkpoint.hub import fetch, is_hub_id
 from converter.checkpoint.source import Options
 from converter.checkpoint.tensor import LazyTensor
-from converter.errors import CheckpointError
+from converter.errors import CheckpointError, ConfigError
 from reference.config import GPT2Config
 
 __all__ = ["Checkpoint", "LazyTensor", "open_checkpoint"]
@@ -33,6 +36,8 @@ class Checkpoint:
         companions: what travels with the weights: its name in a model folder → the source's file.
         transformers_reads: whether transformers opens it itself.
         notes: sentences for the user, on what was taken for granted.
+        tokenizer: writes a tokenizer that the weights' own file holds into a folder, as Hugging Face's files.
+        adapter: the weights of the LoRA adapter that was merged into it.
     """
 
     name: str
@@ -45,6 +50,8 @@ class Checkpoint:
     companions: dict[str, Path]
     transformers_reads: bool
     notes: tuple[str, ...] = ()
+    tokenizer: Callable[[Path], None] | None = None
+    adapter: Path | None = None
 
     @property
     def config_file(self) -> Path:
@@ -52,8 +59,19 @@ class Checkpoint:
         file = self.folder / "config.json"
         return file if file.is_file() else self.folder / self.weight_file
 
+    @property
+    def described_by(self) -> set[Path]:
+        """What is read beside the files of its weights: its config, and a merged adapter."""
+        adapter = {self.adapter, self.adapter.with_name(ADAPTER_CONFIG)} if self.adapter else set()
+        return {self.config_file, *adapter}
 
-def open_checkpoint(source: str | os.PathLike[str], bars: bool = False, activation: str | None = None) -> Checkpoint:
+
+def open_checkpoint(
+    source: str | os.PathLike[str],
+    bars: bool = False,
+    activation: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+) -> Checkpoint:
     """Open a checkpoint: a Hugging Face folder, a Hub id such as ``openai-community/gpt2`` or ``user/model@revision``,
     or a folder or file of another format (see docs/sources.md).
 
@@ -62,6 +80,7 @@ def open_checkpoint(source: str | os.PathLike[str], bars: bool = False, activati
     Args:
         bars: let a download show its progress on standard error.
         activation: ``activation_function`` of a checkpoint that does not record it.
+        adapter: the folder of a PEFT LoRA adapter, to be merged into it.
 
     Raises:
         ConfigError: it is not a GPT-2, or one with parts that GPT-2 does not have.
@@ -83,10 +102,13 @@ def open_checkpoint(source: str | os.PathLike[str], bars: bool = False, activati
         found = read(path, Options(activation))
         folder = path if path.is_dir() else path.parent
         described = folder / "config.json"
+        recorded = found.values.get("activation_function")
+        if activation is not None and recorded not in (None, activation):
+            raise ConfigError(f"{source} records its activation, {recorded}; leave --activation {activation} away")
         config = parse_config(found.values, described if described.is_file() else folder / found.weight_file)
     except OSError as error:
         raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
-    return Checkpoint(
+    checkpoint = Checkpoint(
         name=name,
         format=found.format,
         folder=folder,
@@ -97,4 +119,11 @@ def open_checkpoint(source: str | os.PathLike[str], bars: bool = False, activati
         companions=dict(found.companions),
         transformers_reads=found.transformers_reads,
         notes=found.notes,
+        tokenizer=found.tokenizer,
     )
+    if adapter is None:
+        return checkpoint
+    try:
+        return merge(checkpoint, Path(adapter))
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or adapter} cannot be read: {error.strerror or error}") from error

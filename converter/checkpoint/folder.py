@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from converter.checkpoint import safetensors_file, torch_file
+from converter.checkpoint import h5_file, msgpack_file, safetensors_file, torch_file
 from converter.checkpoint.config import read_json
 from converter.checkpoint.tensor import LazyTensor
 from converter.errors import CheckpointError
@@ -19,7 +19,14 @@ WEIGHT_FILES: tuple[tuple[str, Reader], ...] = (
     ("model.safetensors.index.json", safetensors_file.read),
     ("pytorch_model.bin", torch_file.read),
     ("pytorch_model.bin.index.json", torch_file.read),
+    ("tf_model.h5", h5_file.read),
+    ("tf_model.h5.index.json", h5_file.read),
+    ("flax_model.msgpack", msgpack_file.read),
+    ("flax_model.msgpack.index.json", msgpack_file.read),
 )
+
+# What an index calls a tensor → what its reader does, where these differ.
+RENAMED: dict[Reader, Callable[[str], str]] = {h5_file.read: h5_file.hf_name, msgpack_file.read: msgpack_file.hf_name}
 
 LFS_POINTER = b"version https://git-lfs"  # what a clone without Git LFS has in the place of a large file
 
@@ -110,11 +117,13 @@ def _read_shards(index: Path, reader: Reader) -> dict[str, LazyTensor]:
         shard = index.parent / name
         if not shard.is_file():
             raise CheckpointError(f"{shard} is missing; {index.name} names it, download it too")
-        for tensor in read_weights(shard, reader).values():
-            if tensor.name in tensors:
-                raise CheckpointError(f"tensor {tensor.name} is in two shards, {tensors[tensor.name].file} and {shard}")
-            tensors[tensor.name] = tensor
+        for key, tensor in read_weights(shard, reader).items():
+            if key in tensors:
+                raise CheckpointError(f"tensor {tensor.name} is in two shards, {tensors[key].file} and {shard}")
+            tensors[key] = tensor
+    rename = RENAMED.get(reader, str)
     for tensor_name, name in weight_map.items():
-        if tensor_name not in tensors or tensors[tensor_name].file.name != name:
+        key = rename(tensor_name)
+        if key not in tensors or tensors[key].file.name != name:
             raise CheckpointError(f"{index} says that {name} holds tensor {tensor_name}, and it does not")
     return tensors

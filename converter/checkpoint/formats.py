@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from converter.checkpoint import huggingface
-from converter.checkpoint.source import Format, Options, Source
-from converter.errors import CheckpointError
+from converter.checkpoint import gguf_file, huggingface, llmc, megatron, nanogpt, openai
+from converter.checkpoint.folder import LFS_POINTER
+from converter.checkpoint.source import Format, Options, Source, starts_with
+from converter.errors import CheckpointError, ConfigError
 
 FORMATS: tuple[Format, ...] = (
     huggingface.FOLDER,
+    nanogpt.FORMAT,
+    megatron.FORMAT,
+    llmc.FORMAT,
     huggingface.FILE,
+    openai.FORMAT,
+    nanogpt.OTHER_TORCH_FILE,
+    gguf_file.FORMAT,
 )
 
 # In a folder that is no format of its own, the one file of these endings is the checkpoint.
@@ -29,6 +36,10 @@ def read(path: Path, options: Options) -> Source:
             return known.read(path, options)
     if path.is_dir():
         return read(_lone_file(path), options)
+    if starts_with(path, LFS_POINTER):
+        raise CheckpointError(f"{path} is a Git LFS pointer and not the weights; fetch them with: git lfs pull")
+    if starts_with(path, *huggingface.TORCH_MAGICS) or path.suffix in huggingface.SUFFIXES:
+        raise ConfigError(f"{path.parent} has no config.json, which says what the weights in {path.name} are")
     known_names = ", ".join(dict.fromkeys(known.name for known in FORMATS))
     raise CheckpointError(f"{path} is none of the formats that are known ({known_names})")
 

@@ -22,6 +22,7 @@ class Source:
         companions: what travels with the weights: its name in a model folder → the source's file.
         transformers_reads: whether transformers opens it itself, and so proves the mapping independently.
         notes: sentences for the user, on what was taken for granted.
+        tokenizer: writes a tokenizer that the weights' own file holds into a folder, as Hugging Face's files.
     """
 
     format: str
@@ -31,6 +32,7 @@ class Source:
     companions: Mapping[str, Path] = field(default_factory=dict)
     transformers_reads: bool = False
     notes: tuple[str, ...] = field(default=())
+    tokenizer: Callable[[Path], None] | None = None
 
 
 class Options(NamedTuple):

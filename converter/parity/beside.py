@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from converter import tokenizer
@@ -48,9 +47,9 @@ def compare_config(folder: Path, checkpoint: Checkpoint, ledger: Ledger) -> list
     return faults
 
 
-def compare_tokenizer(folder: Path, companions: Mapping[str, Path]) -> list[str]:
+def compare_tokenizer(folder: Path, checkpoint: Checkpoint) -> list[str]:
     """Whether text becomes the same tokens."""
-    ours, theirs = tokenizer.load(folder), tokenizer.of(companions)
+    ours, theirs = tokenizer.load(folder), tokenizer.of(checkpoint.companions, checkpoint.tokenizer)
     if ours is None or theirs is None:
         return [] if ours is theirs else ["the tokenizer is the source's only in part: one of the two has none"]
     if ours.get_vocab() != theirs.get_vocab():

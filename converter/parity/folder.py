@@ -135,7 +135,7 @@ def _files(
     beside = compare_config(out, baseline.checkpoint, baseline.ledger)
     if not options.files:
         return [], Exactness(0, ())
-    beside += compare_tokenizer(out, baseline.checkpoint.companions)
+    beside += compare_tokenizer(out, baseline.checkpoint)
     return beside, compare_initializers(graph_file, baseline.ledger)
 
 
