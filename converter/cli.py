@@ -80,6 +80,12 @@ def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
 ignore_option = click.option(
     "--ignore", metavar="GLOB", multiple=True, help="Leave tensors of this name aside, such as 'v_head.*'. Repeatable."
 )
+activation_option = click.option(
+    "--activation", metavar="NAME", help="activation_function of a checkpoint that does not record it, as nanoGPT's."
+)
+adapter_option = click.option(
+    "--adapter", metavar="DIR", type=click.Path(path_type=Path), help="Merge this PEFT LoRA adapter into SOURCE first."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 provider_option = click.option(
     "--provider", default="cpu", show_default=True, help="ONNX Runtime's execution provider: cpu, cuda, …"
@@ -113,6 +119,8 @@ def cli() -> None:
     "--check", "then_check", is_flag=True, help="Check the folder once it is written; a mismatch removes nothing."
 )
 @ignore_option
+@activation_option
+@adapter_option
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @json_option
 @debug_option
@@ -125,12 +133,15 @@ def convert(
     no_scan: bool,
     then_check: bool,
     ignore: tuple[str, ...],
+    activation: str | None,
+    adapter: Path | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
     """Convert SOURCE into the model folder OUT.
 
-    SOURCE is a Hugging Face folder or a Hub id such as openai-community/gpt2 or user/model@revision.
+    SOURCE is a Hugging Face folder, a Hub id such as openai-community/gpt2 or user/model@revision, or a folder or
+    file of another format: docs/sources.md lists them.
 
     \b
     gpt2onnx convert ./my-gpt2 ./my-gpt2-onnx
@@ -147,14 +158,26 @@ def convert(
         raise click.UsageError("--in-place writes into SOURCE: leave OUT away")
     with terminal.byte_progress("copying weights", show=not quiet and not as_json) as progress:
         done = run(
-            source, out, opset=opset, force=force, in_place=in_place, ignore=ignore, scan=not no_scan, progress=progress
+            source,
+            out,
+            opset=opset,
+            force=force,
+            in_place=in_place,
+            ignore=ignore,
+            scan=not no_scan,
+            activation=activation,
+            adapter=adapter,
+            progress=progress,
         )
     seconds = time.monotonic() - began
     for warning in () if quiet else done.warnings:
         click.echo(f"gpt2onnx: warning: {warning}", err=True)
     if not as_json and not quiet:
         click.echo(terminal.conversion_line(done, seconds))
-    report = run_check(source, done.out, show=not as_json and not quiet, ignore=ignore) if then_check else None
+    report = None
+    if then_check:
+        options = {"ignore": ignore, "activation": activation, "adapter": adapter}
+        report = run_check(source, done.out, show=not as_json and not quiet, **options)
     if as_json:
         facts = terminal.conversion_facts(done, seconds)
         click.echo(terminal.to_json(facts | ({"check": report.to_dict()} if report else {})))
@@ -216,6 +239,8 @@ def parse_limits(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str,
 )
 @provider_option
 @ignore_option
+@activation_option
+@adapter_option
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with tables and plots.")
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write JUnit XML, for CI systems.")
 @json_option
@@ -232,6 +257,8 @@ def check(
     limits: dict[str, float],
     provider: str,
     ignore: tuple[str, ...],
+    activation: str | None,
+    adapter: Path | None,
     report: Path | None,
     junit: Path | None,
     as_json: bool,
@@ -273,6 +300,8 @@ def check(
         also=also,
         files=not logits_only,
         limits=limits,
+        activation=activation,
+        adapter=adapter,
     )
     if report is not None:
         from converter.parity import page
@@ -414,9 +443,11 @@ def generate(
 @cli.command()
 @click.argument("source")
 @ignore_option
+@activation_option
+@adapter_option
 @json_option
 @debug_option
-def inspect(source: str, ignore: tuple[str, ...], as_json: bool) -> None:
+def inspect(source: str, ignore: tuple[str, ...], activation: str | None, adapter: Path | None, as_json: bool) -> None:
     """Show what SOURCE is: its config, its size, and what becomes of each of its tensors.
 
     \b
@@ -427,13 +458,13 @@ def inspect(source: str, ignore: tuple[str, ...], as_json: bool) -> None:
     from converter.checkpoint import open_checkpoint
     from converter.weights import account
 
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, activation=activation, adapter=adapter)
     ledger = account(checkpoint, ignore)
     if as_json:
         click.echo(terminal.to_json(terminal.ledger_facts(checkpoint, ledger)))
     else:
         terminal.print_ledger(checkpoint, ledger)
-    for warning in ledger.warnings:
+    for warning in (*ledger.warnings, *checkpoint.notes):
         click.echo(f"gpt2onnx: warning: {warning}", err=True)
 
 

@@ -124,7 +124,7 @@ def scan_all(weights: Mapping[str, LazyTensor]) -> None:
 
 
 def _write_tensor(target: FileIO, tensor: LazyTensor, progress: Progress) -> None:
-    if tensor.dtype == "float32" and tensor.strides is None:
+    if tensor.dtype == "float32" and tensor.in_file:
         with tensor.file.open("rb", buffering=0) as source:
             copy(source, target, tensor.offset, tensor.nbytes, progress)
         return

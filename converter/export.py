@@ -12,7 +12,6 @@ from typing import Any
 from converter import data_file, tokenizer
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.checkpoint.config import read_json
-from converter.checkpoint.folder import companions
 from converter.clients import config_json, genai_config, model_card, token_ids, write_json
 from converter.errors import ConfigError, GPT2Error, OutputError, TokenizerError
 from converter.staging import MANIFEST, files_in, reason, stage_name, staged, sweep, written_files
@@ -37,11 +36,13 @@ class Conversion:
         out: the model folder.
         ledger: what became of every tensor of the source.
         bytes_written: the size of the files that are new.
+        notes: on what was taken for granted about the source.
     """
 
     out: Path
     ledger: Ledger
     bytes_written: int
+    notes: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -50,7 +51,7 @@ class Conversion:
         missing = (
             f"{self.out} has no tokenizer, as the source has none that can be read: generate takes token ids (--ids)"
         )
-        return self.ledger.warnings if has_tokenizer else (*self.ledger.warnings, missing)
+        return (*self.ledger.warnings, *self.notes, *([] if has_tokenizer else [missing]))
 
 
 def convert(
@@ -62,6 +63,8 @@ def convert(
     in_place: bool = False,
     ignore: Iterable[str] = (),
     scan: bool = True,
+    activation: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
     """Convert a GPT-2 checkpoint into a model folder that ONNX Runtime and other ONNX clients open.
@@ -70,11 +73,13 @@ def convert(
     safetensors and copies no weights.
 
     Args:
-        source: a Hugging Face folder, or a Hub id such as ``openai-community/gpt2``.
+        source: a folder or file of a known format (docs/sources.md), or a Hub id such as ``openai-community/gpt2``.
         opset: of the graph, from 17.
         force: replace an ``out`` (or, in place, a graph) that an earlier conversion wrote.
         ignore: globs of tensors to leave aside.
         scan: refuse weights that hold NaN or infinity.
+        activation: ``activation_function`` of a checkpoint that does not record it (nanoGPT's).
+        adapter: the folder of a PEFT LoRA adapter, to be merged into the source's weights.
         progress: called with the bytes written so far and in all.
 
     Raises:
@@ -87,7 +92,7 @@ def convert(
         raise ConfigError(f"opset is {opset}; expected {MIN_OPSET} to {MAX_OPSET}")
     if in_place == (out is not None):
         raise OutputError("a conversion writes to OUT or works in place: give one of the two")
-    checkpoint = open_checkpoint(source, bars=progress is not None)
+    checkpoint = open_checkpoint(source, bars=progress is not None, activation=activation, adapter=adapter)
     ledger = account(checkpoint, ignore)
     if out is None:
         return _convert_in_place(checkpoint, ledger, opset, force, scan)
@@ -109,7 +114,7 @@ def convert(
             (stage / "model.safetensors").symlink_to(DATA)
         _write_companions(checkpoint, stage, ledger, opset, MODEL, DATA)
         bytes_written = sum(f.stat().st_size for f in stage.rglob("*") if f.is_file() and not f.is_symlink())
-    return Conversion(Path(out), ledger, bytes_written)
+    return Conversion(Path(out), ledger, bytes_written, checkpoint.notes)
 
 
 def _convert_in_place(checkpoint: Checkpoint, ledger: Ledger, opset: int, force: bool, scan: bool) -> Conversion:
@@ -140,7 +145,8 @@ def _convert_in_place(checkpoint: Checkpoint, ledger: Ledger, opset: int, force:
         raise OutputError(
             f"{folder} cannot be written to: {reason(error)}; convert to a folder of its own (OUT)"
         ) from error
-    return Conversion(folder, ledger, sum((folder / name).stat().st_size for name in new))
+    new_bytes = sum((folder / name).stat().st_size for name in new)
+    return Conversion(folder, ledger, new_bytes, checkpoint.notes)
 
 
 def _refuse_in_place(checkpoint: Checkpoint, ledger: Ledger) -> None:
@@ -153,8 +159,10 @@ def _refuse_in_place(checkpoint: Checkpoint, ledger: Ledger) -> None:
         raise OutputError(
             f"--in-place needs safetensors; {checkpoint.folder / checkpoint.weight_file} is not: give an OUT"
         )
+    if checkpoint.adapter is not None:
+        raise OutputError("--in-place copies no weights, and a merged adapter changes them: give an OUT")
     for weight in ledger.weights.values():
-        if weight.dtype != "float32":
+        if weight.dtype != "float32" or not weight.in_file:
             raise OutputError(
                 f"--in-place needs float32; {weight.file}: tensor {weight.name} is {weight.dtype}: give an OUT"
             )
@@ -175,8 +183,10 @@ def _write_companions(
 ) -> None:
     """Everything beside graph and weights; files in ``keep`` are read but not changed."""
     config = ledger.config
-    for name in companions(checkpoint.folder):
-        shutil.copyfile(checkpoint.folder / name, stage / name)
+    for name, file in checkpoint.companions.items():
+        shutil.copyfile(file, stage / name)
+    if checkpoint.tokenizer is not None:
+        checkpoint.tokenizer(stage)
     try:
         tokenizer.complete(stage, config.n_positions, keep)
     except GPT2Error as error:  # name the user's file, not its copy
@@ -187,7 +197,7 @@ def _write_companions(
     write_json(stage / "genai_config.json", genai_config(config, ids, model))
     widened = sorted({weight.dtype for weight in ledger.weights.values()} - {"float32"})
     card = model_card(
-        name=checkpoint.name,
+        name=checkpoint.name + (f" + {checkpoint.adapter.parent.resolve().name}" if checkpoint.adapter else ""),
         version=VERSION,
         parameters=ledger.parameters,
         opset=opset,
@@ -209,13 +219,18 @@ def _manifest(checkpoint: Checkpoint, ledger: Ledger, opset: int, model: str) ->
     return {
         "format": MANIFEST_FORMAT,
         "versions": {"gpt2onnx": VERSION, "onnx": onnx.__version__, "onnxscript": onnxscript.__version__},
-        "source": {"name": checkpoint.name, "weight_file": checkpoint.weight_file},
+        "source": {"name": checkpoint.name, "weight_file": checkpoint.weight_file, **_adapter(checkpoint)},
         "model": model,
         "opset": opset,
         "precision": "fp32",
         "parameters": ledger.parameters,
         "ledger": [_row(entry) for entry in ledger.entries],
     }
+
+
+def _adapter(checkpoint: Checkpoint) -> dict[str, str]:
+    """The name of an adapter's folder, where there is one."""
+    return {"adapter": checkpoint.adapter.parent.resolve().name} if checkpoint.adapter else {}
 
 
 def _row(entry: Entry) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from converter.checkpoint.config import dead_keys
 from converter.errors import PromptError
 
 if TYPE_CHECKING:
@@ -294,12 +295,14 @@ def print_ledger(checkpoint: Checkpoint, ledger: Ledger) -> None:
     out = console()
     out.print(
         f"{checkpoint.name}: GPT-2 with {ledger.parameters:,} parameters, "
-        f"{len(ledger.entries)} tensors in {checkpoint.weight_file}",
+        f"{len(ledger.entries)} tensors in {checkpoint.weight_file} ({checkpoint.format})",
         markup=False,
     )
     out.print(
         ", ".join(f"{key} {value}" for key, value in asdict(ledger.config).items() if value is not None), markup=False
     )
+    if dead := dead_keys(checkpoint.config_values):
+        out.print(f"not read by any GPT-2: {', '.join(dead)}", markup=False)
     numbers = ("shape", "bytes")
     rows = table("source name", "canonical name", "role", "layout", "dtype", *numbers, "file", right=numbers)
     for entry in ledger.entries:
@@ -321,8 +324,10 @@ def ledger_facts(checkpoint: Checkpoint, ledger: Ledger) -> dict[str, Any]:
     """A source for JSON."""
     return {
         "name": checkpoint.name,
+        "format": checkpoint.format,
         "weight_file": checkpoint.weight_file,
         "config": asdict(ledger.config),
+        "dead_keys": dead_keys(checkpoint.config_values),
         "parameters": ledger.parameters,
         "warnings": list(ledger.warnings),
         "tensors": [

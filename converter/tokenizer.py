@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +44,25 @@ def load(folder: str | os.PathLike[str]) -> Tokenizer | None:
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return from_vocab_and_merges(folder)
     return None
+
+
+def of(companions: Mapping[str, Path], write: Callable[[Path], None] | None = None) -> Tokenizer | None:
+    """The tokenizer of a source, whose files may have other names there.
+
+    Args:
+        write: writes what the source holds in its weights' own file into a folder.
+
+    Raises:
+        TokenizerError: its files are there and cannot be read.
+    """
+    if write is None and all(file.name == name for name, file in companions.items()):
+        return load(next(iter(companions.values())).parent) if companions else None
+    with tempfile.TemporaryDirectory(prefix="gpt2onnx-") as folder:
+        for name, file in companions.items():
+            shutil.copyfile(file, Path(folder) / name)
+        if write is not None:
+            write(Path(folder))
+        return load(folder)
 
 
 def from_vocab_and_merges(folder: Path) -> Tokenizer:

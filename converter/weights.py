@@ -66,6 +66,8 @@ BUFFERS = ("h.{i}.attn.bias", "h.{i}.attn.masked_bias")
 # Narrower types are widened, which is exact; nothing wider is narrowed behind the user's back.
 WEIGHT_DTYPES = ("float32", "float16", "bfloat16")
 
+PIECE_BYTES = 8 * 1024 * 1024  # of two tensors that are compared
+
 # Of tensors that nobody knows, this many are named.
 NAMES_SHOWN = 10
 
@@ -152,7 +154,7 @@ def account(checkpoint: Checkpoint, ignore: Iterable[str] = ()) -> Ledger:
         tied = "wte.weight" in found and same_bytes(head, found["wte.weight"])
         if not tied and config.tie_word_embeddings:
             warnings.append(
-                f"{checkpoint.folder / 'config.json'} ties lm_head.weight to wte.weight, but the checkpoint holds a "
+                f"{checkpoint.config_file} ties lm_head.weight to wte.weight, but the checkpoint holds a "
                 f"different {head.name}; it is used, as transformers does"
             )
         config = replace(config, tie_word_embeddings=tied)
@@ -169,15 +171,15 @@ def _sort(checkpoint: Checkpoint, globs: tuple[str, ...]) -> tuple[list[Entry], 
     entries: list[Entry] = []
     found: dict[str, LazyTensor] = {}
     unknown: list[str] = []
-    for tensor in checkpoint.tensors.values():
-        name = canonical(tensor.name)
+    for source_name, tensor in checkpoint.tensors.items():
+        name = canonical(source_name)
         pattern = _LAYER.sub("h.{i}.", name)
         if any(fnmatchcase(tensor.name, glob) or fnmatchcase(name, glob) for glob in globs):
             entries.append(Entry(tensor, name, Role.IGNORED))
         elif pattern in BUFFERS:
             entries.append(Entry(tensor, name, Role.BUFFER))
         elif pattern not in known:
-            unknown.append(tensor.name)
+            unknown.append(source_name)
         elif name in found:
             raise CheckpointError(f"{checkpoint.folder} holds {name} twice: as {found[name].name} and as {tensor.name}")
         else:
@@ -234,8 +236,17 @@ def same_bytes(a: LazyTensor, b: LazyTensor) -> bool:
     """Whether two tensors are equal bit for bit; read a piece at a time unless they are one and the same."""
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
-    if (a.file, a.offset, a.strides) == (b.file, b.offset, b.strides):
+    if a.in_file and b.in_file and (a.file, a.offset) == (b.file, b.offset):
         return True
-    if a.strides is not None or b.strides is not None:
-        return a.memmap().tobytes() == b.memmap().tobytes()
-    return all(x.tobytes() == y.tobytes() for x, y in zip(a.chunks(), b.chunks(), strict=True))
+    return all(x == y for x, y in zip(_pieces(a), _pieces(b), strict=True))
+
+
+def _pieces(tensor: LazyTensor) -> Iterator[bytes]:
+    """A tensor's bytes in pieces of one size, however it is stored."""
+    held = b""
+    for chunk in tensor.chunks():
+        held += chunk.tobytes()
+        while len(held) >= PIECE_BYTES:
+            yield held[:PIECE_BYTES]
+            held = held[PIECE_BYTES:]
+    yield held

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.config import parse_config, read_json
-from converter.checkpoint.folder import read_folder
+from converter.checkpoint.adapter import CONFIG as ADAPTER_CONFIG
+from converter.checkpoint.adapter import merge
+from converter.checkpoint.config import parse_config
+from converter.checkpoint.formats import read
 from converter.checkpoint.hub import fetch, is_hub_id
+from converter.checkpoint.source import Options
 from converter.checkpoint.tensor import LazyTensor
-from converter.errors import CheckpointError
+from converter.errors import CheckpointError, ConfigError
 from reference.config import GPT2Config
 
 __all__ = ["Checkpoint", "LazyTensor", "open_checkpoint"]
@@ -22,37 +26,69 @@ class Checkpoint:
     """A GPT-2 checkpoint as its files describe it, before any weight is accounted for.
 
     Attributes:
-        name: the folder's name, or ``user/model@commit`` for a Hub model: the same wherever it lies.
+        name: the folder's or file's name, or ``user/model@commit`` for a Hub model: the same wherever it lies.
+        format: what wrote it: ``Hugging Face``, ``nanoGPT``, …
         folder: where its files are.
         weight_file: the file that holds the weights, or indexes their shards.
         config: the architecture.
-        config_values: ``config.json`` as it stands.
-        tensors: every tensor of the source by its name there.
+        config_values: ``config.json`` as it stands, or as it would be.
+        tensors: every tensor of the source by Hugging Face's name; ``tensor.name`` is the source's own.
+        companions: what travels with the weights: its name in a model folder → the source's file.
+        transformers_reads: whether transformers opens it itself.
+        notes: sentences for the user, on what was taken for granted.
+        tokenizer: writes a tokenizer that the weights' own file holds into a folder, as Hugging Face's files.
+        adapter: the weights of the LoRA adapter that was merged into it.
     """
 
     name: str
+    format: str
     folder: Path
     weight_file: str
     config: GPT2Config
     config_values: dict[str, Any]
     tensors: dict[str, LazyTensor]
+    companions: dict[str, Path]
+    transformers_reads: bool
+    notes: tuple[str, ...] = ()
+    tokenizer: Callable[[Path], None] | None = None
+    adapter: Path | None = None
+
+    @property
+    def config_file(self) -> Path:
+        """Where the architecture is written: ``config.json``, or the weights' own file."""
+        file = self.folder / "config.json"
+        return file if file.is_file() else self.folder / self.weight_file
+
+    @property
+    def described_by(self) -> set[Path]:
+        """What is read beside the files of its weights: its config, and a merged adapter."""
+        adapter = {self.adapter, self.adapter.with_name(ADAPTER_CONFIG)} if self.adapter else set()
+        return {self.config_file, *adapter}
 
 
-def open_checkpoint(source: str | os.PathLike[str], bars: bool = False) -> Checkpoint:
-    """Open a Hugging Face folder, or a Hub id such as ``openai-community/gpt2`` or ``user/model@revision``.
+def open_checkpoint(
+    source: str | os.PathLike[str],
+    bars: bool = False,
+    activation: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+) -> Checkpoint:
+    """Open a checkpoint: a Hugging Face folder, a Hub id such as ``openai-community/gpt2`` or ``user/model@revision``,
+    or a folder or file of another format (see docs/sources.md).
 
     What exists on this machine is never looked up on the network.
 
     Args:
         bars: let a download show its progress on standard error.
+        activation: ``activation_function`` of a checkpoint that does not record it.
+        adapter: the folder of a PEFT LoRA adapter, to be merged into it.
 
     Raises:
         ConfigError: it is not a GPT-2, or one with parts that GPT-2 does not have.
         CheckpointError: it does not exist, is incomplete or damaged.
     """
-    folder = Path(source)
+    path = Path(source)
     try:
-        exists, name = folder.exists(), folder.resolve().name
+        exists, name = path.exists(), path.resolve().name
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL byte, links in a circle
         raise CheckpointError(f"{os.fspath(source)!r} cannot be a folder ({error})") from error
     if not exists:
@@ -61,17 +97,33 @@ def open_checkpoint(source: str | os.PathLike[str], bars: bool = False) -> Check
                 f"there is no folder {source}; expected a Hugging Face model folder, "
                 f"or a Hub id such as openai-community/gpt2"
             )
-        folder, name = fetch(os.fspath(source), bars)
-    if not folder.is_dir():
-        raise CheckpointError(f"{source} is a file; expected the folder that holds it with its config.json")
+        path, name = fetch(os.fspath(source), bars)
     try:
-        if not any(folder.iterdir()):
-            raise CheckpointError(
-                f"{source} is empty; expected a Hugging Face model folder with config.json and weights"
-            )
-        values = read_json(folder / "config.json")
-        config = parse_config(values, folder / "config.json")
-        weight_file, tensors = read_folder(folder)
+        found = read(path, Options(activation))
+        folder = path if path.is_dir() else path.parent
+        described = folder / "config.json"
+        recorded = found.values.get("activation_function")
+        if activation is not None and recorded not in (None, activation):
+            raise ConfigError(f"{source} records its activation, {recorded}; leave --activation {activation} away")
+        config = parse_config(found.values, described if described.is_file() else folder / found.weight_file)
     except OSError as error:
-        raise CheckpointError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from error
-    return Checkpoint(name, folder, weight_file, config, values, tensors)
+        raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
+    checkpoint = Checkpoint(
+        name=name,
+        format=found.format,
+        folder=folder,
+        weight_file=found.weight_file,
+        config=config,
+        config_values=dict(found.values),
+        tensors=dict(found.tensors),
+        companions=dict(found.companions),
+        transformers_reads=found.transformers_reads,
+        notes=found.notes,
+        tokenizer=found.tokenizer,
+    )
+    if adapter is None:
+        return checkpoint
+    try:
+        return merge(checkpoint, Path(adapter))
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or adapter} cannot be read: {error.strerror or error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,25 @@ REFUSED = {
     "add_cross_attention": "it attends to an encoder; only decoders are converted",
     "is_encoder_decoder": "it has an encoder; only decoders are converted",
 }
+
+
+# Keys of transformers' GPT2Config that say nothing about the architecture, of this version and of earlier ones.
+OTHER_KEYS = frozenset(
+    (
+        "_attn_implementation_autoset", "_name_or_path", "architectures", "bad_words_ids", "bos_token_id",
+        "chunk_size_feed_forward", "do_sample", "dtype", "eos_token_id", "finetuning_task", "gradient_checkpointing",
+        "id2label", "label2id", "max_length", "model_type", "n_ctx", "output_attentions", "output_hidden_states",
+        "output_past", "pad_token_id", "predict_special_tokens", "problem_type", "return_dict", "summary_activation",
+        "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj",
+        "task_specific_params", "tokenizer_class", "torch_dtype", "transformers_version", "use_cache",
+    )
+)  # fmt: skip
+
+
+def dead_keys(values: Mapping[str, Any]) -> list[str]:
+    """The keys of a ``config.json`` that no GPT-2 reads: another project's, or a misunderstanding."""
+    known = {field.name for field in fields(GPT2Config)} | OTHER_KEYS | ALIASES.keys() | REFUSED.keys()
+    return sorted(values.keys() - known)
 
 
 def read_json(file: Path) -> dict[str, Any]:

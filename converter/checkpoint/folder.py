@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from converter.checkpoint import safetensors_file, torch_file
+from converter.checkpoint import h5_file, msgpack_file, safetensors_file, torch_file
 from converter.checkpoint.config import read_json
 from converter.checkpoint.tensor import LazyTensor
 from converter.errors import CheckpointError
@@ -19,7 +19,14 @@ WEIGHT_FILES: tuple[tuple[str, Reader], ...] = (
     ("model.safetensors.index.json", safetensors_file.read),
     ("pytorch_model.bin", torch_file.read),
     ("pytorch_model.bin.index.json", torch_file.read),
+    ("tf_model.h5", h5_file.read),
+    ("tf_model.h5.index.json", h5_file.read),
+    ("flax_model.msgpack", msgpack_file.read),
+    ("flax_model.msgpack.index.json", msgpack_file.read),
 )
+
+# What an index calls a tensor → what its reader does, where these differ.
+RENAMED: dict[Reader, Callable[[str], str]] = {h5_file.read: h5_file.hf_name, msgpack_file.read: msgpack_file.hf_name}
 
 LFS_POINTER = b"version https://git-lfs"  # what a clone without Git LFS has in the place of a large file
 
@@ -63,7 +70,7 @@ def read_folder(folder: Path) -> tuple[str, dict[str, LazyTensor]]:
         file = folder / name
         if not file.is_file():
             continue
-        return name, _read_shards(file, reader) if name.endswith(".index.json") else _read_file(file, reader)
+        return name, _read_shards(file, reader) if name.endswith(".index.json") else read_weights(file, reader)
     present = sorted(entry.name for entry in folder.iterdir())
     raise CheckpointError(
         f"{folder} has no weights; expected one of {', '.join(name for name, _ in WEIGHT_FILES)}, "
@@ -71,7 +78,12 @@ def read_folder(folder: Path) -> tuple[str, dict[str, LazyTensor]]:
     )
 
 
-def _read_file(file: Path, reader: Reader) -> dict[str, LazyTensor]:
+def read_weights(file: Path, reader: Reader) -> dict[str, LazyTensor]:
+    """Every tensor of one file.
+
+    Raises:
+        CheckpointError: it is damaged, or only a pointer to where the weights are.
+    """
     with file.open("rb") as opened:
         if opened.read(len(LFS_POINTER)) == LFS_POINTER:
             raise CheckpointError(f"{file} is a Git LFS pointer and not the weights; fetch them with: git lfs pull")
@@ -105,11 +117,13 @@ def _read_shards(index: Path, reader: Reader) -> dict[str, LazyTensor]:
         shard = index.parent / name
         if not shard.is_file():
             raise CheckpointError(f"{shard} is missing; {index.name} names it, download it too")
-        for tensor in _read_file(shard, reader).values():
-            if tensor.name in tensors:
-                raise CheckpointError(f"tensor {tensor.name} is in two shards, {tensors[tensor.name].file} and {shard}")
-            tensors[tensor.name] = tensor
+        for key, tensor in read_weights(shard, reader).items():
+            if key in tensors:
+                raise CheckpointError(f"tensor {tensor.name} is in two shards, {tensors[key].file} and {shard}")
+            tensors[key] = tensor
+    rename = RENAMED.get(reader, str)
     for tensor_name, name in weight_map.items():
-        if tensor_name not in tensors or tensors[tensor_name].file.name != name:
+        key = rename(tensor_name)
+        if key not in tensors or tensors[key].file.name != name:
             raise CheckpointError(f"{index} says that {name} holds tensor {tensor_name}, and it does not")
     return tensors

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
 
@@ -14,6 +14,9 @@ from converter.errors import CheckpointError
 
 # One read: fits the second-level cache, so that looking at the bytes costs no second trip to memory.
 CHUNK_BYTES = 256 * 1024
+
+# One piece of a tensor that is transposed or computed: rows enough that a page of the file is read once or twice.
+STRIDED_BYTES = 8 * 1024 * 1024
 
 # bfloat16 is the upper half of a float32; numpy has no such type, so its bits travel as uint16.
 DTYPES: dict[str, np.dtype] = {
@@ -41,7 +44,8 @@ class LazyTensor:
         shape: its dimensions.
         file: the file that holds it.
         offset: of its first element, in bytes from the file's start.
-        strides: in elements; None where elements lie in row-major order without gaps.
+        strides: in elements, of ``view``; None where elements lie in row-major order without gaps.
+        view: the dimensions that the file has it in, where ``shape`` joins some of them; else the same.
     """
 
     name: str
@@ -50,6 +54,12 @@ class LazyTensor:
     file: Path
     offset: int
     strides: tuple[int, ...] | None = None
+    view: tuple[int, ...] | None = None
+
+    @property
+    def in_file(self) -> bool:
+        """Whether its bytes lie in the file just as they are wanted, and can be moved without being looked at."""
+        return self.strides is None
 
     @property
     def size(self) -> int:
@@ -66,14 +76,36 @@ class LazyTensor:
         dtype = DTYPES[self.dtype]
         if not self.size:
             return np.empty(self.shape, dtype)
-        strides = self.strides or row_major(self.shape)
-        extent = 1 + sum((n - 1) * step for n, step in zip(self.shape, strides, strict=True))
+        view = self.view or self.shape
+        strides = self.strides or row_major(view)
+        extent = 1 + sum((n - 1) * step for n, step in zip(view, strides, strict=True))
         try:
             flat = np.memmap(self.file, dtype, mode="c", offset=self.offset, shape=(extent,))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.file}: tensor {self.name} cannot be mapped ({error})") from error
         steps = tuple(step * dtype.itemsize for step in strides)
-        return np.lib.stride_tricks.as_strided(np.asarray(flat), self.shape, steps)
+        return np.lib.stride_tricks.as_strided(np.asarray(flat), view, steps).reshape(self.shape)
+
+    def reshaped(self, *shape: int) -> LazyTensor:
+        """The same elements in other dimensions; of a tensor without gaps."""
+        assert self.strides is None
+        assert math.prod(shape) == self.size
+        return replace(self, shape=shape)
+
+    def transposed(self) -> LazyTensor:
+        """A matrix with rows and columns exchanged; nothing is read or moved."""
+        strides = self.strides or row_major(self.shape)
+        return replace(self, shape=self.shape[::-1], strides=strides[::-1])
+
+    def part(self, index: int) -> LazyTensor:
+        """One of what is stacked along the first dimension; of a tensor without gaps."""
+        assert self.strides is None
+        rest = self.shape[1:]
+        return replace(self, shape=rest, offset=self.offset + index * math.prod(rest) * DTYPES[self.dtype].itemsize)
+
+    def rows(self, count: int) -> LazyTensor:
+        """The first ``count`` along the first dimension."""
+        return replace(self, shape=(count, *self.shape[1:]))
 
     def chunks(self) -> Iterator[np.ndarray]:
         """The elements in row-major order, a bounded piece (with strides: a row, at least) at a time.
@@ -106,11 +138,41 @@ class LazyTensor:
             raise CheckpointError(f"{self.file}: tensor {self.name} cannot be read ({error.strerror})") from error
 
     def _strided_chunks(self) -> Iterator[np.ndarray]:
-        mapped = self.memmap()
-        rows = mapped.reshape(1) if mapped.ndim == 0 else mapped
-        step = max(1, CHUNK_BYTES * len(rows) // max(1, self.nbytes)) if len(rows) else 1
-        for first in range(0, len(rows), step):
-            yield np.ascontiguousarray(rows[first : first + step]).ravel()
+        rows = max(1, self.shape[0] if self.shape else 1)
+        step = max(1, STRIDED_BYTES * rows // max(1, self.nbytes))
+        view = replace(self, shape=self.view or self.shape, view=None).memmap()  # a reshape would read all of it
+        for first in range(0, rows, step):
+            yield np.ascontiguousarray(view[first : first + step] if self.shape else view).ravel()
+
+
+@dataclass(frozen=True)
+class Computed(LazyTensor):
+    """A tensor that is not in the file as such, float32: ``compute`` gives its rows from one to another.
+
+    ``file`` and ``offset`` say for messages where what it is made of lies.
+    """
+
+    compute: Callable[[int, int], np.ndarray] = field(kw_only=True)  # (first, end) → [end - first, …] float32
+
+    @property
+    def in_file(self) -> bool:
+        """Never."""
+        return False
+
+    def memmap(self) -> np.ndarray:
+        """All of it, in memory."""
+        return np.ascontiguousarray(self.compute(0, self.shape[0]), np.float32)
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """A bounded number of rows at a time."""
+        step = max(1, STRIDED_BYTES * self.shape[0] // max(1, self.nbytes))
+        for first in range(0, self.shape[0], step):
+            yield np.ascontiguousarray(self.compute(first, min(first + step, self.shape[0])), np.float32).ravel()
+
+
+def zeros(name: str, shape: tuple[int, ...], file: Path) -> Computed:
+    """What a format leaves out because it is zero, such as the biases of a model without."""
+    return Computed(name, "float32", shape, file, 0, compute=lambda a, b: np.zeros((b - a, *shape[1:]), np.float32))
 
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,5 +1,7 @@
 """PyTorch's ``.bin``/``.pt`` files, read without torch and without executing anything.
 
+``read`` gives a plain state dict; ``load`` any structure around the tensors, as training checkpoints have it.
+
 A state dict is a pickle, a program for a stack machine, that names storages. The machine here knows the few
 instructions that plain tensors need and can call nothing: it puts together (storage, offset, shape, strides), which
 become byte ranges of the file. Both containers are understood: the zip archive of torch >= 1.6 and the older one of
@@ -13,7 +15,8 @@ import pickletools
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -22,6 +25,10 @@ from converter.errors import CheckpointError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
+
+# How a file starts → what comes soon after: the name of its pickle, or the number that is the first.
+BEGINNINGS = {b"PK\x03\x04": b"/data.pkl", b"\x80": LEGACY_MAGIC.to_bytes(10, "little")}
+
 LOCAL_HEADER = struct.Struct("<4s2B4HL2L2H")  # a zip entry's own header, before its name and extra field
 
 STORAGES = {
@@ -35,6 +42,11 @@ ZIP_DAMAGE = (zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error,
 
 # What a damaged pickle makes the machine stumble over.
 PICKLE_DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, EOFError, MemoryError)
+
+INTEGER_BITS = 256  # the longest that occurs is in the state of a random number generator
+
+# The longest path to a tensor in a nested checkpoint; also bounds how deep one can nest.
+LONGEST_PATH = 250
 
 
 class Storage(NamedTuple):
@@ -61,11 +73,36 @@ class Global(NamedTuple):
     name: str
 
 
+@dataclass
+class Inert:
+    """An object of a class that a pickle names: never made, only described; what it was made from is dropped."""
+
+    kind: Global
+    attributes: dict[str | int, Any] = field(default_factory=dict)
+
+
 ORDERED_DICT = Global("collections", "OrderedDict")
 REBUILD_TENSOR = (Global("torch._utils", "_rebuild_tensor_v2"), Global("torch._utils", "_rebuild_tensor"))
 REBUILD_PARAMETER = Global("torch._utils", "_rebuild_parameter")
 STORAGE_TYPES = {Global("torch", name): dtype for name, dtype in STORAGES.items()}
 KNOWN_GLOBALS = {ORDERED_DICT, *REBUILD_TENSOR, REBUILD_PARAMETER, *STORAGE_TYPES}
+
+# What a training checkpoint names besides: tensors with attributes, and data that is put aside as ``Inert``.
+TORCH_SIZE = Global("torch", "Size")
+REBUILD_WITH_STATE = (
+    Global("torch._tensor", "_rebuild_from_type_v2"),  # (builder, type, its arguments, attributes)
+    Global("torch._utils", "_rebuild_parameter_with_state"),  # (tensor, …, attributes)
+)
+NUMPY_CORES = ("numpy.core.multiarray", "numpy._core.multiarray")
+INERT = {
+    Global("argparse", "Namespace"), Global("torch", "device"), Global("torch", "Tensor"),
+    Global("torch.nn.parameter", "Parameter"), Global("_codecs", "encode"), Global("_io", "BytesIO"),
+    Global("numpy", "dtype"), Global("numpy", "ndarray"),
+    *(Global(core, name) for core in NUMPY_CORES for name in ("scalar", "_reconstruct")),
+    *(Global("torch", dtype) for dtype in DTYPES),
+}  # fmt: skip
+INERT_PACKAGE = "megatron."  # its enumerations stand among its arguments
+TRAINING_GLOBALS = {*KNOWN_GLOBALS, *INERT, TORCH_SIZE, *REBUILD_WITH_STATE}
 
 
 def read(file: Path) -> dict[str, LazyTensor]:
@@ -74,13 +111,86 @@ def read(file: Path) -> dict[str, LazyTensor]:
     Raises:
         CheckpointError: the file is truncated, compressed, no plain state dict, or asks for code to be run.
     """
-    with file.open("rb") as opened:
-        zipped = opened.read(4) == b"PK\x03\x04"
-        opened.seek(0)
-        state, starts = (_read_zip if zipped else _read_legacy)(file, opened)
+    state, starts = _read_file(file, Machine)
     if not isinstance(state, dict):
         raise CheckpointError(f"{file} holds a {type(state).__name__}; expected a state dict, tensor name → tensor")
     return {name: _locate(file, name, value, starts) for name, value in state.items()}
+
+
+def load(file: Path) -> Any:
+    """The whole structure in ``file``: dicts, lists, tuples, numbers, texts, and at any depth lazy tensors.
+
+    A tensor's name is its path, keys joined by dots. Objects of a few known classes are ``Inert``.
+
+    Raises:
+        CheckpointError: the file is truncated, compressed, nested too deep, or asks for code to be run.
+    """
+    state, starts = _read_file(file, TrainingMachine)
+    return _Resolver(file, starts).resolve(state, "")
+
+
+def parts(file: Path) -> dict[Any, Any]:
+    """The dict that ``load`` gives; empty for anything else, whatever is wrong with it."""
+    try:
+        loaded = load(file) if is_torch_file(file) else None
+    except (CheckpointError, OSError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def is_torch_file(path: Path) -> bool:
+    """Whether ``torch.save`` may have written it: a zip archive with a ``data.pkl``, or consecutive pickles."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as opened:
+        head = opened.read(1000)
+    return any(head.startswith(start) and content in head for start, content in BEGINNINGS.items())
+
+
+def _read_file(file: Path, machine: type[Machine]) -> tuple[Any, dict[str, tuple[int, int]]]:
+    """What is pickled, followed by ``machine``, and where each storage starts and how long it is."""
+    with file.open("rb") as opened:
+        zipped = opened.read(4) == b"PK\x03\x04"
+        opened.seek(0)
+        return (_read_zip if zipped else _read_legacy)(file, opened, machine(file))
+
+
+class _Resolver:
+    """Puts lazy tensors in the place of references, in lists and dicts where they are.
+
+    Each container is visited once: a small pickle can describe one that holds itself a billion times over.
+    """
+
+    def __init__(self, file: Path, starts: dict[str, tuple[int, int]]) -> None:
+        self.file = file
+        self.starts = starts
+        self.seen: dict[int, tuple[Any, Any]] = {}  # by identity; the original is kept alive, or another could have it
+
+    def resolve(self, value: Any, path: str) -> Any:
+        """``value`` with lazy tensors; ``path``, a dot before every key, leads to it."""
+        if isinstance(value, TensorRef):
+            return _locate(self.file, path.removeprefix("."), value, self.starts)
+        if type(value) not in (dict, list, tuple, Inert):
+            return value
+        if id(value) in self.seen:
+            return self.seen[id(value)][1]
+        if len(path) > LONGEST_PATH:
+            raise CheckpointError(f"{self.file} is nested deeper than any checkpoint: {path[1:40]}…")
+        self.seen[id(value)] = value, value
+        if isinstance(value, tuple):
+            resolved = list(value)
+            self._fill(resolved, enumerate(value), path)
+            self.seen[id(value)] = value, tuple(resolved)
+        elif isinstance(value, list):
+            self._fill(value, enumerate(value), path)
+        else:
+            attributes = value.attributes if isinstance(value, Inert) else value
+            self._fill(attributes, list(attributes.items()), path)
+        return self.seen[id(value)][1]
+
+    def _fill(self, target: Any, items: Iterable[tuple[Any, Any]], path: str) -> None:
+        for key, item in items:
+            target[key] = self.resolve(item, f"{path}.{key}")
 
 
 def _locate(file: Path, name: object, ref: object, starts: dict[str, tuple[int, int]]) -> LazyTensor:
@@ -101,7 +211,7 @@ def _locate(file: Path, name: object, ref: object, starts: dict[str, tuple[int, 
     return LazyTensor(name, ref.storage.dtype, ref.shape, file, start + ref.offset * item, strides)
 
 
-def _read_zip(file: Path, opened: BinaryIO) -> tuple[Any, dict[str, tuple[int, int]]]:
+def _read_zip(file: Path, opened: BinaryIO, machine: Machine) -> tuple[Any, dict[str, tuple[int, int]]]:
     try:
         with zipfile.ZipFile(opened) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
@@ -120,7 +230,7 @@ def _read_zip(file: Path, opened: BinaryIO) -> tuple[Any, dict[str, tuple[int, i
                 raise CheckpointError(
                     f"{file} was written on a big-endian machine; save it again on a little-endian one"
                 )
-            state = Machine(file).run(io.BytesIO(archive.read(pickles[0])))
+            state = machine.run(io.BytesIO(archive.read(pickles[0])))
     except CheckpointError:
         raise
     except ZIP_DAMAGE as error:
@@ -141,13 +251,12 @@ def _data_start(file: Path, opened: BinaryIO, entry: zipfile.ZipInfo) -> int:
     return entry.header_offset + LOCAL_HEADER.size + name_bytes + extra_bytes
 
 
-def _read_legacy(file: Path, opened: BinaryIO) -> tuple[Any, dict[str, tuple[int, int]]]:
+def _read_legacy(file: Path, opened: BinaryIO, machine: Machine) -> tuple[Any, dict[str, tuple[int, int]]]:
     if Machine(file).run(opened) != LEGACY_MAGIC or Machine(file).run(opened) != LEGACY_PROTOCOL:
         raise CheckpointError(f"{file} is not a file written by torch.save")
     system = Machine(file).run(opened)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise CheckpointError(f"{file} was written on a big-endian machine; save it again on a little-endian one")
-    machine = Machine(file)
     state = machine.run(opened)
     keys = Machine(file).run(opened)
     if not isinstance(keys, list) or not all(isinstance(key, str) and key in machine.storages for key in keys):
@@ -167,6 +276,8 @@ def _read_legacy(file: Path, opened: BinaryIO) -> tuple[Any, dict[str, tuple[int
 
 class Machine:
     """Follows one pickle. Values are numbers, texts, lists, dicts, tuples, and the named tuples above."""
+
+    mend = "save model.state_dict() instead"
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -199,6 +310,12 @@ class Machine:
         """Put a value on the stack."""
         self.stack.append(value)
 
+    def push_integer(self, value: int) -> None:
+        """Put an integer on the stack; one without bounds could not even be written into a message."""
+        if value.bit_length() > INTEGER_BITS:
+            raise ValueError(f"an integer of more than {INTEGER_BITS} bits")
+        self.stack.append(value)
+
     def pop_to_mark(self) -> list[Any]:
         """Take off what was put on since the last mark."""
         mark = self.marks.pop()
@@ -218,12 +335,16 @@ class Machine:
         if not isinstance(module, str) or not isinstance(name, str):
             raise TypeError("a global whose name is no text")
         found = Global(module, name)
-        if found not in KNOWN_GLOBALS:
+        if not self.knows(found):
             raise CheckpointError(
                 f"{self.file} asks to import {module}.{name}; only plain tensors are read, nothing is executed: "
-                f"save model.state_dict() instead"
+                f"{self.mend}"
             )
         self.push(found)
+
+    def knows(self, found: Global) -> bool:
+        """Whether a pickle may name it."""
+        return found in KNOWN_GLOBALS
 
     def set_items(self, pairs: list[Any]) -> None:
         """Fill the dict on top of the stack."""
@@ -253,6 +374,10 @@ class Machine:
         function, arguments = self.pop(2)
         if not isinstance(function, Global):
             raise TypeError("a call of something else than a tensor's builder")
+        self.call(function, arguments)
+
+    def call(self, function: Global, arguments: Any) -> None:
+        """Put on the stack what ``function`` would have returned."""
         if function in REBUILD_TENSOR:
             self.push(rebuild_tensor(*arguments))
         elif function == REBUILD_PARAMETER and isinstance(arguments[0], TensorRef):
@@ -269,6 +394,43 @@ class Machine:
         if not isinstance(self.stack[-2], dict):
             raise TypeError("attributes for what has none")
         self.stack.pop()
+
+
+class TrainingMachine(Machine):
+    """Also follows what surrounds the weights in a training checkpoint; still makes nothing and calls nothing."""
+
+    mend = "save {'model': model.state_dict(), …} of plain values instead"
+
+    def knows(self, found: Global) -> bool:
+        """Also classes of inert data."""
+        return found in TRAINING_GLOBALS or _is_inert(found)
+
+    def call(self, function: Global, arguments: Any) -> None:
+        """Also sizes, tensors with attributes, which are dropped, and inert objects."""
+        if function == TORCH_SIZE:
+            self.push(tuple(arguments[0]))
+        elif function == REBUILD_WITH_STATE[0]:
+            super().call(arguments[0], arguments[2])
+        elif function == REBUILD_WITH_STATE[1]:
+            super().call(REBUILD_PARAMETER, arguments)
+        elif _is_inert(function):
+            self.push(Inert(function))
+        else:
+            super().call(function, arguments)
+
+    def build(self) -> None:
+        """Attributes of inert objects are kept if they are a plain dict, else dropped (a numpy array's bytes)."""
+        target, state = self.stack[-2:]
+        if not isinstance(target, Inert):
+            super().build()
+            return
+        self.stack.pop()
+        if isinstance(state, dict):
+            target.attributes |= state
+
+
+def _is_inert(found: object) -> bool:
+    return isinstance(found, Global) and (found in INERT or found.module.startswith(INERT_PACKAGE))
 
 
 def rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> TensorRef:
@@ -297,6 +459,7 @@ NUMBERS_AND_TEXTS = (
 INSTRUCTIONS: dict[str, Instruction] = {
     **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda m, _: None),
     **dict.fromkeys(NUMBERS_AND_TEXTS, Machine.push),
+    **dict.fromkeys(("INT", "LONG", "LONG1", "LONG4"), Machine.push_integer),
     "NONE": lambda m, _: m.push(None),
     "NEWTRUE": lambda m, _: m.push(True),
     "NEWFALSE": lambda m, _: m.push(False),
@@ -318,5 +481,6 @@ INSTRUCTIONS: dict[str, Instruction] = {
     "STACK_GLOBAL": lambda m, _: m.name_global(*m.pop(2)),
     "BINPERSID": lambda m, _: m.name_storage(),
     "REDUCE": lambda m, _: m.reduce(),
+    "NEWOBJ": lambda m, _: m.reduce(),  # a class instead of a function
     "BUILD": lambda m, _: m.build(),
 }

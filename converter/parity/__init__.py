@@ -53,6 +53,8 @@ def check(
     layers: bool = False,
     also: Iterable[str | os.PathLike[str]] = (),
     certify: bool = True,
+    activation: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
     own_process: bool = False,
     progress: Progress = lambda step, done, total: None,
 ) -> Report:
@@ -72,6 +74,7 @@ def check(
         files: compare initializers, config and tokenizer; without, the logits alone decide.
         layers: compare every operation, even if nothing is wrong.
         also: other ONNX files, with the inputs and outputs that Optimum gives them, to hold against the source.
+        activation, adapter: as for ``convert``.
         certify: write the verdict and the files' hashes into the folder's manifest, for ``verify``.
         own_process: the process does nothing else, and its memory allocator may be set for the check.
         progress: called before each step.
@@ -96,7 +99,7 @@ def check(
     for file in options.also:
         if not file.is_file():
             raise CheckError(f"there is no ONNX file {file}")
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, activation=activation, adapter=adapter)
     ledger = account(checkpoint, ignore)
     if own_process and ledger.parameters < LARGE_MODEL:
         keep_large_blocks()
@@ -119,7 +122,7 @@ def _counter(progress: Progress, total: int) -> Callable[[str], None]:
 
 def _certified(report: Report, checkpoint: Checkpoint, ledger: Ledger) -> Report:
     """The report, once its certificate is written; with a note if the folder cannot be written to."""
-    read = {weight.file for weight in ledger.weights.values()} | {checkpoint.folder / "config.json"}
+    read = {weight.file for weight in ledger.weights.values()} | checkpoint.described_by
     legs = [{"name": leg.name, "rms": leg.rms, "maximum": leg.maximum, "fault": leg.fault} for leg in report.legs]
     try:
         facts = {"level": report.level, "limits": dict(report.limits), "legs": legs}

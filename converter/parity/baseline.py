@@ -106,7 +106,7 @@ def measure_source(
         CheckError: the text cannot be used, or the source's logits are not finite.
     """
     config = ledger.config
-    read = tokenizer.load(checkpoint.folder)
+    read = tokenizer.of(checkpoint.companions, checkpoint.tokenizer)
     tokens, what = held_out_tokens(read, config) if text is None else tokens_of(text, read, config)
     cases = grid(config, tokens, level)
     step("the truth: reference in float64")
@@ -117,12 +117,12 @@ def measure_source(
             f"{checkpoint.folder} gives logits that are NaN or infinite, even in float64; its weights are damaged"
         )
     baseline = Baseline(checkpoint, ledger, cases, what, limits, level, true, scale)
-    huggingface = HuggingFace(checkpoint.folder, ledger)
+    huggingface = HuggingFace(checkpoint, ledger)
     for row in source_rows(huggingface, ledger, limits, level):
         step(row.name)
         baseline.legs.append(baseline.measure(row))
     aside = (f"{entry.tensor.name} was left aside" for entry in ledger.entries if entry.role is Role.IGNORED)
-    baseline.notes = (*ledger.warnings, *aside, *([huggingface.note] if huggingface.note else []))
+    baseline.notes = (*ledger.warnings, *checkpoint.notes, *aside, *([huggingface.note] if huggingface.note else []))
     release_memory()
     return baseline
 

@@ -47,9 +47,9 @@ def compare_config(folder: Path, checkpoint: Checkpoint, ledger: Ledger) -> list
     return faults
 
 
-def compare_tokenizer(folder: Path, source: Path) -> list[str]:
+def compare_tokenizer(folder: Path, checkpoint: Checkpoint) -> list[str]:
     """Whether text becomes the same tokens."""
-    ours, theirs = tokenizer.load(folder), tokenizer.load(source)
+    ours, theirs = tokenizer.load(folder), tokenizer.of(checkpoint.companions, checkpoint.tokenizer)
     if ours is None or theirs is None:
         return [] if ours is theirs else ["the tokenizer is the source's only in part: one of the two has none"]
     if ours.get_vocab() != theirs.get_vocab():

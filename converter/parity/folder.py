@@ -73,7 +73,7 @@ class TapCache:
     def __getitem__(self, case: Case) -> tuple[Taps, Taps]:
         if case.name not in self.known:
             ledger = self.baseline.ledger
-            huggingface = HuggingFace(self.baseline.checkpoint.folder, ledger)
+            huggingface = HuggingFace(self.baseline.checkpoint, ledger)
             truth = truth_taps(ledger, case)
             self.known[case.name] = truth, huggingface_taps(huggingface, case, torch.float32)
         return self.known[case.name]
@@ -135,7 +135,7 @@ def _files(
     beside = compare_config(out, baseline.checkpoint, baseline.ledger)
     if not options.files:
         return [], Exactness(0, ())
-    beside += compare_tokenizer(out, baseline.checkpoint.folder)
+    beside += compare_tokenizer(out, baseline.checkpoint)
     return beside, compare_initializers(graph_file, baseline.ledger)
 
 
@@ -194,7 +194,7 @@ def _explain(
     suspect, limit = (exact, FLOAT64_LIMIT) if means else (rounded, FLOAT32_LIMIT)
     subject = Subject.GRAPH
     if any(leg.name.startswith(HUGGINGFACE) and leg.kind is Kind.SEMANTICS for leg in guilty):
-        source = HuggingFace(baseline.checkpoint.folder, baseline.ledger)
+        source = HuggingFace(baseline.checkpoint, baseline.ledger)
         other = huggingface_taps(source, case, torch.float64)
         if not means:
             subject, suspect, limit = Subject.HUGGINGFACE, other, FLOAT64_LIMIT

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
+from converter.checkpoint import Checkpoint
 from converter.parity.legs import Leg, Step, run
 from converter.parity.memory import forget_pages
 from converter.parity.truth import to_torch
@@ -31,10 +31,15 @@ class HuggingFace:
     given the weights as the ledger maps them, and ``note`` says that the mapping is not proven by a second reader.
     """
 
-    def __init__(self, folder: Path, ledger: Ledger) -> None:
-        self.folder, self.ledger = folder, ledger
+    def __init__(self, checkpoint: Checkpoint, ledger: Ledger) -> None:
+        self.folder, self.ledger = checkpoint.folder, ledger
         self.files = {weight.file for weight in ledger.weights.values()}
         self.note: str | None = None
+        if not checkpoint.transformers_reads:
+            self.note = (
+                f"transformers does not read {checkpoint.format} checkpoints such as {checkpoint.name}: its code was "
+                f"given the weights as gpt2onnx maps them, so the mapping is not independently proven"
+            )
         self._model: GPT2LMHeadModel | None = None
         self._upcast: bool | None = None
 

@@ -435,7 +435,8 @@ class Position:
 
 def worst_positions(details: Details) -> list[Position]:
     """Where the leg that ships is furthest from the truth; of the cases with one text before it only the worst."""
-    leg, read = shown_leg(details), tokenizer.load(details.baseline.checkpoint.folder)
+    checkpoint = details.baseline.checkpoint
+    leg, read = shown_leg(details), tokenizer.of(checkpoint.companions, checkpoint.tokenizer)
     found = [
         (float(distance.maximum[index]), case, index)
         for case, distance in plots.usable(leg, details.baseline.cases)
@@ -537,9 +538,7 @@ def hashes(report: Report) -> list[tuple[str, str, str]]:
     found: list[tuple[str, str, str]] = []
     if report.details is not None:
         baseline = report.details.baseline
-        read = {weight.file for weight in baseline.ledger.weights.values()} | {
-            baseline.checkpoint.folder / "config.json"
-        }
+        read = {weight.file for weight in baseline.ledger.weights.values()} | baseline.checkpoint.described_by
         found += [("source", file.name, _hash(file)) for file in sorted(read)]
     out = Path(report.out)
     return found + [("folder", str(file.relative_to(out)), _hash(file)) for file in shipped_files(out)]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,11 +20,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
+from converter import convert, load
 from converter.checkpoint import LazyTensor
+from converter.checkpoint.tensor import to_float32
 from converter.errors import CheckpointError
 
 DTYPES = (
@@ -296,3 +302,78 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     found = Hub(tmp_path / "hf-home")
     with found.serving():
         yield found
+
+
+def _linear_gpt(
+    state: dict[str, torch.Tensor], ids: torch.Tensor, n_head: int, gelu: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """A GPT-2 whose projections are torch.nn.Linear, [out, in], written out: ids [B, S] → logits [B, S, V]."""
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state.get(f"{name}.bias"), 1e-5)
+
+    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
+        return F.linear(x, state[f"{name}.weight"], state.get(f"{name}.bias"))
+
+    state = {name.removeprefix("transformer."): tensor.float() for name, tensor in state.items()}
+    x = state["wte.weight"][ids] + state["wpe.weight"][: ids.size(1)]
+    i = 0
+    while f"h.{i}.ln_1.weight" in state:
+        qkv = linear(norm(x, f"h.{i}.ln_1"), f"h.{i}.attn.c_attn")
+        q, k, v = (part.unflatten(-1, (n_head, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        x = x + linear(attended, f"h.{i}.attn.c_proj")
+        x = x + linear(gelu(linear(norm(x, f"h.{i}.ln_2"), f"h.{i}.mlp.c_fc")), f"h.{i}.mlp.c_proj")
+        i += 1
+    return F.linear(norm(x, "ln_f"), state.get("lm_head.weight", state["wte.weight"]))
+
+
+@pytest.fixture(scope="session")
+def linear_gpt() -> Callable[..., torch.Tensor]:
+    """``linear_gpt(state, ids, n_head, gelu)``: logits of a state dict of Linears, as nanoGPT and llm.c have them."""
+    return _linear_gpt
+
+
+@pytest.fixture
+def converted_logits(tmp_path: Path) -> Callable[..., torch.Tensor]:
+    """``converted_logits(source, ids, **options)``: converts and runs, ids [S] → logits [S, V]."""
+
+    def run(source: Path, ids: torch.Tensor, **options: Any) -> torch.Tensor:
+        convert(source, tmp_path / "converted", force=True, **options)
+        return torch.tensor(load(tmp_path / "converted").logits(ids.tolist()))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def written() -> Path:
+    """Checkpoints that TensorFlow and Flax wrote; see the README.md there."""
+    return Path(__file__).parent / "written"
+
+
+@pytest.fixture(scope="session")
+def assert_written() -> Callable[..., None]:
+    """``assert_written(found, inner=…, tied=…, dtype=…)``: these are the tensors of a checkpoint in ``written``."""
+
+    def check(found: dict[str, LazyTensor], inner: int = 6, tied: bool = True, dtype: str = "float32") -> None:
+        vectors = {"ln_1.weight": 4, "ln_1.bias": 4, "ln_2.weight": 4, "ln_2.bias": 4}
+        layer: dict[str, tuple[int, ...]] = {name: (size,) for name, size in vectors.items()}
+        for name, rows, columns in (
+            ("attn.c_attn", 4, 12), ("attn.c_proj", 4, 4), ("mlp.c_fc", 4, inner), ("mlp.c_proj", inner, 4)
+        ):  # fmt: skip
+            layer |= {f"{name}.weight": (rows, columns), f"{name}.bias": (columns,)}
+        shapes = {"wte.weight": (7, 4), "wpe.weight": (5, 4), "ln_f.weight": (4,), "ln_f.bias": (4,)}
+        shapes |= {f"h.0.{name}": shape for name, shape in layer.items()} | ({} if tied else {"lm_head.weight": (7, 4)})
+        assert {n: (t.dtype, t.shape) for n, t in found.items()} == {n: (dtype, s) for n, s in shapes.items()}
+        for name, tensor in found.items():
+            expected = (torch.arange(tensor.size) + zlib.crc32(name.encode())) % 256 / 8 - 16
+            for array in (tensor.memmap().ravel(), np.concatenate(list(tensor.chunks()))):
+                assert to_float32(array, dtype).tolist() == expected.tolist(), name
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def bytes_read() -> Callable[[], int]:
+    """How many bytes this process has read from files so far, by whatever library."""
+    return lambda: int(re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())[1])

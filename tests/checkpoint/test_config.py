@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from converter.checkpoint import open_checkpoint
-from converter.checkpoint.config import ALIASES, parse_config, read_json
+from converter.checkpoint.config import ALIASES, dead_keys, parse_config, read_json
 from converter.errors import ConfigError
 from reference.config import ACTIVATION_NAMES, GPT2Config
 
@@ -196,3 +196,9 @@ def test_a_saved_checkpoint_keeps_its_config_as_it_stands(save: Callable[..., Pa
     checkpoint = open_checkpoint(folder)
     assert checkpoint.config_values == json.loads((folder / "config.json").read_text())
     assert (checkpoint.config.activation_function, checkpoint.config.inner_dim) == ("quick_gelu", 48)
+
+
+def test_keys_that_no_gpt2_reads_are_known_as_such() -> None:
+    values = transformers.GPT2Config().to_dict() | {"n_ctx": 512, "hidden_size": 12}
+    assert dead_keys(values) == []
+    assert dead_keys(values | {"intermediate_size": 7, "rotary_dim": 3}) == ["intermediate_size", "rotary_dim"]

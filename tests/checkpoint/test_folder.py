@@ -157,13 +157,13 @@ def test_a_damaged_shard_is_named(folder: Path) -> None:
 
 
 def test_a_folder_without_weights_lists_what_it_has(folder: Path) -> None:
-    for name in ("tf_model.h5", "flax_model.msgpack", "model.safetensors.part"):
+    for name in ("rust_model.ot", "model.ckpt.meta", "model.safetensors.part"):
         (folder / name).write_bytes(b"")
     (folder / "pytorch_model.bin").mkdir()
     refused(
         folder,
-        r"some-model has no weights; expected one of model\.safetensors, .*pytorch_model\.bin\.index\.json, "
-        r"found config\.json, flax_model\.msgpack, model\.safetensors\.part, pytorch_model\.bin, tf_model\.h5$",
+        r"some-model has no weights; expected one of model\.safetensors, .*flax_model\.msgpack\.index\.json, "
+        r"found config\.json, model\.ckpt\.meta, model\.safetensors\.part, pytorch_model\.bin, rust_model\.ot$",
     )
 
 
@@ -177,9 +177,17 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     refused(tmp_path, rf"{re.escape(str(tmp_path))} is empty; expected a Hugging Face model folder with config\.json")
 
 
-def test_a_file_instead_of_a_folder_is_refused(folder: Path) -> None:
-    save_file({"a": A}, folder / "model.safetensors")
-    refused(folder / "model.safetensors", r"model\.safetensors is a file; expected the folder that holds it")
+def test_one_file_of_weights_beside_a_config_is_a_source_under_any_name(folder: Path) -> None:
+    for name in ("mine.safetensors", "mine.pt"):
+        save = save_file if name.endswith("safetensors") else torch.save
+        save({"a": A}, folder / name)
+        for source in (folder, folder / name):
+            opened = open_checkpoint(source)
+            assert opened.weight_file == name
+            assert opened.folder == folder
+            assert list(opened.tensors) == ["a"]
+            assert not opened.transformers_reads
+        (folder / name).unlink()
 
 
 @pytest.mark.parametrize(
@@ -225,7 +233,9 @@ def test_companions_are_the_files_a_client_reads_beside_the_weights(tmp_path: Pa
     [
         ({"pytorch_model.bin", "model.safetensors", "x"}, "model.safetensors"),
         ({"pytorch_model.bin", "pytorch_model.bin.index.json"}, "pytorch_model.bin"),
-        ({"onnx/model.safetensors", "tf_model.h5"}, None),
+        ({"flax_model.msgpack", "tf_model.h5", "pytorch_model.bin.index.json"}, "pytorch_model.bin.index.json"),
+        ({"flax_model.msgpack", "tf_model.h5.index.json"}, "tf_model.h5.index.json"),
+        ({"onnx/model.safetensors", "rust_model.ot"}, None),
         (set(), None),
     ],
 )

@@ -170,7 +170,7 @@ def test_the_network_is_not_asked_for_what_exists_here(hub: Hub, tmp_path: Path)
 )
 def test_what_the_hub_does_not_give_is_said_in_a_sentence(hub: Hub, source: str, sentence: str) -> None:
     hub.repo("user/model").commit(SMALL, "main")
-    hub.repo("user/weightless").commit({"config.json": CONFIG, "tf_model.h5": b"x"}, "main")
+    hub.repo("user/weightless").commit({"config.json": CONFIG, "rust_model.ot": b"x"}, "main")
     hub.repo("user/configless").commit({"model.safetensors": WEIGHTS}, "main")
     hub.repo("user/gated").commit(SMALL, "main")
     hub.gated.add("user/gated")

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converter.checkpoint.tensor import CHUNK_BYTES, DTYPES, LazyTensor, row_major, to_float32
+from converter.checkpoint.tensor import CHUNK_BYTES, DTYPES, Computed, LazyTensor, row_major, to_float32, zeros
 from converter.errors import CheckpointError
 
 PREFIX = b"\xa5" * 13  # no tensor starts where its type would be aligned
@@ -86,8 +86,9 @@ def test_any_strided_view_comes_back_bit_for_bit(
     ids=["transposed", "sliced", "expanded", "one element"],
 )
 def test_a_large_strided_view_comes_in_bounded_pieces(
-    tmp_path: Path, shape: tuple[int, ...], strides: tuple[int, ...]
+    tmp_path: Path, shape: tuple[int, ...], strides: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("converter.checkpoint.tensor.STRIDED_BYTES", CHUNK_BYTES)
     base = np.random.default_rng(5).standard_normal(310_000).astype(np.float32)
     view = np.lib.stride_tricks.as_strided(base, shape, [4 * step for step in strides])
     tensor = LazyTensor("x", "float32", shape, write(tmp_path, base.tobytes()), len(PREFIX), strides)
@@ -143,3 +144,62 @@ def test_every_16_bit_float_widens_to_the_same_number(name: str, dtype: type, bi
 def test_float32_stays_as_it_is() -> None:
     chunk = np.array([1.5, -0.0, np.nan], np.float32)
     assert to_float32(chunk, "float32") is chunk
+
+
+def on_disk(tmp_path: Path, *shape: int) -> tuple[np.ndarray, LazyTensor]:
+    array = np.random.default_rng(7).standard_normal(shape).astype(np.float32)
+    return array, LazyTensor("x", "float32", shape, write(tmp_path, array.tobytes()), len(PREFIX))
+
+
+def test_a_transposed_matrix_and_its_transpose_are_views_of_the_same_bytes(tmp_path: Path) -> None:
+    array, tensor = on_disk(tmp_path, 5, 3)
+    turned = tensor.transposed()
+    assert turned.shape == (3, 5)
+    assert not turned.in_file
+    np.testing.assert_array_equal(turned.memmap(), array.T)
+    np.testing.assert_array_equal(np.concatenate(list(turned.chunks())), array.T.ravel())
+    np.testing.assert_array_equal(turned.transposed().memmap(), array)
+
+
+def test_parts_and_first_rows_of_what_is_stacked_lie_in_the_file_as_they_are(tmp_path: Path) -> None:
+    array, tensor = on_disk(tmp_path, 4, 5, 3)
+    for index in range(4):
+        assert tensor.part(index).in_file
+        np.testing.assert_array_equal(tensor.part(index).memmap(), array[index])
+        np.testing.assert_array_equal(tensor.part(index).transposed().memmap(), array[index].T)
+    np.testing.assert_array_equal(tensor.rows(2).memmap(), array[:2])
+    np.testing.assert_array_equal(tensor.reshaped(20, 3).memmap(), array.reshape(20, 3))
+
+
+def test_a_view_joins_dimensions_that_the_file_has_in_another_order(tmp_path: Path) -> None:
+    """As q, k and v of each head side by side become q, k and v one after the other."""
+    array, tensor = on_disk(tmp_path, 2, 3, 4, 5)  # head, part, width, input
+    steps = (1, 20, 60, 5)
+    joined_view = LazyTensor("x", "float32", (5, 24), tensor.file, tensor.offset, steps, view=(5, 3, 2, 4))
+    expected = array.transpose(3, 1, 0, 2).reshape(5, 24)
+    np.testing.assert_array_equal(joined_view.memmap(), expected)
+    np.testing.assert_array_equal(np.concatenate(list(joined_view.chunks())), expected.ravel())
+
+
+def test_what_is_computed_comes_in_rows_and_is_never_asked_for_all_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("converter.checkpoint.tensor.STRIDED_BYTES", 100)
+    array, asked = np.arange(60, dtype=np.float32).reshape(12, 5), []
+
+    def compute(first: int, end: int) -> np.ndarray:
+        asked.append(end - first)
+        return array[first:end]
+
+    tensor = Computed("x", "float32", (12, 5), tmp_path / "nowhere", 0, compute=compute)
+    np.testing.assert_array_equal(np.concatenate(list(tensor.chunks())), array.ravel())
+    assert max(asked) == 5
+    assert not tensor.in_file
+    np.testing.assert_array_equal(tensor.memmap(), array)
+
+
+def test_zeros_need_no_file(tmp_path: Path) -> None:
+    tensor = zeros("bias", (7,), tmp_path / "nowhere")
+    assert tensor.dtype == "float32"
+    np.testing.assert_array_equal(tensor.memmap(), np.zeros(7))
+    assert sum(len(chunk) for chunk in tensor.chunks()) == 7

@@ -219,7 +219,8 @@ def test_as_many_steps_are_told_of_as_are_taken(save: Save, level: Level) -> Non
 
 
 def opened(folder: Path) -> HuggingFace:
-    return HuggingFace(folder, account(open_checkpoint(folder)))
+    checkpoint = open_checkpoint(folder)
+    return HuggingFace(checkpoint, account(checkpoint))
 
 
 def weights_of(model: GPT2LMHeadModel) -> dict[str, torch.Tensor]:

@@ -76,7 +76,7 @@ def test_every_tap_is_the_same_in_the_truth_in_hugging_face_and_in_the_graph(
 ) -> None:
     folder = save(**config)
     ledger, file = opened(folder, opset)
-    huggingface, names = HuggingFace(folder, ledger), tap_names(ledger.config)
+    huggingface, names = HuggingFace(open_checkpoint(folder), ledger), tap_names(ledger.config)
     for case in cases_of(ledger.config):
         truth = {name: tap for name, tap in truth_taps(ledger, case).items() if name in names}
         assert sorted(truth) == sorted(names)
@@ -132,7 +132,7 @@ def test_taps_of_a_long_case_are_cut_to_the_kept_positions_but_for_keys_and_valu
     ledger, file = opened(folder)
     cut = cases_of(ledger.config)[-1]
     whole = Case("whole", cut.input_ids, cut.attention_mask, cut.chunks)
-    huggingface = HuggingFace(folder, ledger)
+    huggingface = HuggingFace(open_checkpoint(folder), ledger)
     for taps_of in (
         lambda case: truth_taps(ledger, case),
         lambda case: graph_taps(file, ledger.config, case, float64=True),
@@ -175,7 +175,7 @@ def test_the_graph_in_the_folder_stays_as_it_is(save: Save) -> None:
 def test_hooks_are_gone_when_the_taps_are_taken(save: Save) -> None:
     folder = save()
     ledger, _ = opened(folder)
-    huggingface = HuggingFace(folder, ledger)
+    huggingface = HuggingFace(open_checkpoint(folder), ledger)
     huggingface_taps(huggingface, cases_of(ledger.config)[0], torch.float64)
     for part in huggingface.model(torch.float64, "eager").modules():
         assert not part._forward_hooks
@@ -279,7 +279,8 @@ def test_taps_that_a_graph_lacks_are_listed_and_nothing_else_is(save: Save) -> N
     folder = save()
     ledger, file = opened(folder)
     case = cases_of(ledger.config)[0]
-    truth, huggingface = truth_taps(ledger, case), huggingface_taps(HuggingFace(folder, ledger), case, torch.float32)
+    truth = truth_taps(ledger, case)
+    huggingface = huggingface_taps(HuggingFace(open_checkpoint(folder), ledger), case, torch.float32)
 
     def located() -> module.Localisation:
         taps = [graph_taps(file, ledger.config, case, float64) for float64 in (False, True)]

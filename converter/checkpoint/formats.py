@@ -1,0 +1,64 @@
+"""Every format there is, in the order in which they are tried; each is recognised by content, never by a name alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from converter.checkpoint import gguf_file, huggingface, llmc, megatron, nanogpt, openai
+from converter.checkpoint.folder import LFS_POINTER
+from converter.checkpoint.source import Format, Options, Source, starts_with
+from converter.errors import CheckpointError, ConfigError
+
+FORMATS: tuple[Format, ...] = (
+    huggingface.FOLDER,
+    nanogpt.FORMAT,
+    megatron.FORMAT,
+    llmc.FORMAT,
+    huggingface.FILE,
+    openai.FORMAT,
+    nanogpt.OTHER_TORCH_FILE,
+    gguf_file.FORMAT,
+)
+
+# In a folder that is no format of its own, the one file of these endings is the checkpoint.
+LONE_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack")
+
+
+def read(path: Path, options: Options) -> Source:
+    """Read a file or folder with the first format that recognises it.
+
+    Raises:
+        CheckpointError: none does, or the one that does finds it damaged.
+        ConfigError: it is not a GPT-2.
+    """
+    for known in FORMATS:
+        if known.recognises(path):
+            return known.read(path, options)
+    if path.is_dir():
+        return read(_lone_file(path), options)
+    if starts_with(path, LFS_POINTER):
+        raise CheckpointError(f"{path} is a Git LFS pointer and not the weights; fetch them with: git lfs pull")
+    if starts_with(path, *huggingface.TORCH_MAGICS) or path.suffix in huggingface.SUFFIXES:
+        raise ConfigError(f"{path.parent} has no config.json, which says what the weights in {path.name} are")
+    known_names = ", ".join(dict.fromkeys(known.name for known in FORMATS))
+    raise CheckpointError(f"{path} is none of the formats that are known ({known_names})")
+
+
+def _lone_file(folder: Path) -> Path:
+    """The one file in a folder that may hold a checkpoint.
+
+    Raises:
+        CheckpointError: there is none, or more than one.
+    """
+    found = sorted({file for pattern in LONE_FILES for file in folder.glob(pattern) if file.is_file()})
+    present = sorted(entry.name for entry in folder.iterdir())
+    if not present:
+        raise CheckpointError(f"{folder} is empty; expected a Hugging Face model folder with config.json and weights")
+    if not found:
+        raise CheckpointError(
+            f"{folder} has no config.json and no weights of a known format; found {', '.join(present[:8])}"
+        )
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found[:8])
+        raise CheckpointError(f"{folder} has no config.json and several files of weights ({names}); name one of them")
+    return found[0]

@@ -1,0 +1,73 @@
+"""Hugging Face's own: a folder with ``config.json`` and weights, or one file of weights beside a ``config.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from converter.checkpoint import h5_file, msgpack_file, safetensors_file, torch_file
+from converter.checkpoint.config import read_json
+from converter.checkpoint.folder import WEIGHT_FILES, Reader, choose_weight_file, read_folder, read_weights
+from converter.checkpoint.folder import companions as names_of_companions
+from converter.checkpoint.source import Format, Options, Source
+
+CONFIG = "config.json"
+
+
+def read(folder: Path, options: Options) -> Source:
+    """A folder, as transformers writes it; or with one file of weights of another name."""
+    if choose_weight_file([entry.name for entry in folder.iterdir()]) is None:
+        lone = [file for file in sorted(folder.iterdir()) if file.suffix in SUFFIXES and file.is_file()]
+        if len(lone) == 1:
+            return read_file(lone[0], options)
+    values = read_json(folder / CONFIG)
+    weight_file, tensors = read_folder(folder)
+    reader = dict(WEIGHT_FILES)[weight_file]
+    name, opens = DROPPED.get(reader, NAME), reader not in DROPPED
+    return Source(name, weight_file, values, tensors, companions(folder), transformers_reads=opens)
+
+
+def read_file(file: Path, options: Options) -> Source:
+    """One file of weights, under any name; transformers opens only those that it named itself."""
+    del options
+    reader, values = reader_of(file), read_json(file.parent / CONFIG)
+    name = DROPPED.get(reader, NAME)
+    return Source(name, file.name, values, read_weights(file, reader), companions(file.parent))
+
+
+def companions(folder: Path) -> dict[str, Path]:
+    """What travels with the weights, under its own name."""
+    return {name: folder / name for name in names_of_companions(folder)}
+
+
+NAME = "Hugging Face"
+
+# What transformers wrote before version 5, and reads no more.
+DROPPED: dict[Reader, str] = {h5_file.read: "Hugging Face TensorFlow", msgpack_file.read: "Hugging Face Flax"}
+
+TORCH_MAGICS = (b"PK\x03\x04", b"\x80")  # a zip archive, a pickle
+
+# How a file begins → what reads it.
+READERS: tuple[tuple[tuple[bytes, ...], Reader], ...] = (
+    (TORCH_MAGICS, torch_file.read),
+    ((h5_file.MAGIC,), h5_file.read),
+    (msgpack_file.MAGICS, msgpack_file.read),
+)
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack")
+
+
+def reader_of(file: Path) -> Reader:
+    """What reads a file, by how it begins."""
+    with file.open("rb") as opened:
+        head = opened.read(safetensors_file.LENGTH_BYTES + 1)
+    # Before the others: the length that it begins with may have any last byte, a pickle's or a map's too.
+    if head[-1:] == b"{" and int.from_bytes(head[:-1], "little") <= safetensors_file.MAX_HEADER_BYTES:
+        return safetensors_file.read
+    return next((reader for magics, reader in READERS if head.startswith(magics)), safetensors_file.read)
+
+
+def _is_file(path: Path) -> bool:
+    return path.suffix in SUFFIXES and path.is_file() and (path.parent / CONFIG).is_file()
+
+
+FOLDER = Format("a Hugging Face folder", lambda path: (path / CONFIG).is_file(), read)
+FILE = Format("a file of weights beside its config.json", _is_file, read_file)

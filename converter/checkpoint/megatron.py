@@ -1,0 +1,314 @@
+"""Megatron-LM's ``model_optim_rng.pt``: a GPT-2 in nested dicts, and the arguments of its training.
+
+Projections are ``torch.nn.Linear``, [out, in]. The rows of the joint query, key and value interleave in an order that
+depends on ``checkpoint_version``. Names and order are those of transformers' convert_megatron_gpt2_checkpoint.py and of
+Megatron-LM's checkpointing.py; of its two codes for models, the older ``megatron.model`` and ``megatron.core``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint import torch_file
+from converter.checkpoint.linear import PROJECTIONS, config_values, integer
+from converter.checkpoint.source import Format, Options, Source
+from converter.checkpoint.tensor import LazyTensor, row_major, zeros
+from converter.errors import CheckpointError, ConfigError
+
+NAME = "Megatron-LM"
+FILE = "model_optim_rng.pt"
+FIRST_RANK = "mp_rank_00"
+TRACKER = "latest_checkpointed_iteration.txt"  # in the folder of all checkpoints
+
+# Hugging Face's name → the attribute of ``args``.
+ARGUMENTS = {
+    "vocab_size": "padded_vocab_size",
+    "n_positions": "max_position_embeddings",
+    "n_embd": "hidden_size",
+    "n_layer": "num_layers",
+    "n_head": "num_attention_heads",
+    "n_inner": "ffn_hidden_size",
+}
+
+# megatron_gpt2_345m, which NVIDIA released without ``args``: the sizes and activation that transformers takes for it.
+RELEASED = {
+    "vocab_size": 50257, "n_positions": 1024, "n_embd": 1024, "n_layer": 24, "n_head": 16, "n_inner": 4096,
+}  # fmt: skip
+RELEASED_ACTIVATION = "gelu_new"
+
+# Arguments → the activation, the first that is set. The fused kernel is the tanh approximation, whatever is asked for.
+ACTIVATIONS = {"bias_gelu_fusion": "gelu_fast", "openai_gelu": "gelu_new"}
+EXACT = "gelu"
+
+# Arguments that, set, make it something else than a GPT-2.
+REFUSED = (
+    "swiglu", "squared_relu", "quick_geglu", "use_rotary_position_embeddings", "apply_layernorm_1p",
+    "apply_residual_connection_post_layernorm", "group_query_attention", "num_experts", "multi_latent_attention",
+    "qk_layernorm", "retro_add_retriever",
+)  # fmt: skip
+
+# Arguments that have this value, if they are there, in a GPT-2.
+EXPECTED = {"normalization": "LayerNorm", "position_embedding_type": "learned_absolute", "add_position_embedding": True}
+
+SHARDING = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "model_parallel_size")
+
+# Where the layers and embeddings are: in ``megatron.model``, in ``megatron.core``.
+_PREFIX = re.compile(r"^(?:module\.)*(?:language_model\.)?(?:(?:transformer|encoder|decoder)\.(?=layers\.|final_))?")
+_LAYER = re.compile(r"^layers\.(0|[1-9][0-9]{0,5})\.(.+)$")
+
+WHOLE = {
+    "embedding.word_embeddings.weight": "transformer.wte.weight",
+    "embedding.position_embeddings.weight": "transformer.wpe.weight",
+    "final_layernorm.weight": "transformer.ln_f.weight",
+    "final_layernorm.bias": "transformer.ln_f.bias",
+    "final_norm.weight": "transformer.ln_f.weight",
+    "final_norm.bias": "transformer.ln_f.bias",
+    "output_layer.weight": "lm_head.weight",
+}
+
+# A module of a layer → Hugging Face's, each with a weight and a bias.
+MODULES = {
+    "input_layernorm": "ln_1",
+    "input_norm": "ln_1",
+    "attention.query_key_value": "attn.c_attn",
+    "self_attention.query_key_value": "attn.c_attn",
+    "self_attention.linear_qkv": "attn.c_attn",
+    "attention.dense": "attn.c_proj",
+    "self_attention.dense": "attn.c_proj",
+    "self_attention.linear_proj": "attn.c_proj",
+    "post_attention_layernorm": "ln_2",
+    "post_attention_norm": "ln_2",
+    "pre_mlp_layernorm": "ln_2",
+    "mlp.dense_h_to_4h": "mlp.c_fc",
+    "mlp.linear_fc1": "mlp.c_fc",
+    "mlp.dense_4h_to_h": "mlp.c_proj",
+    "mlp.linear_fc2": "mlp.c_proj",
+}
+OF_LAYER = {f"{module}.{kind}": f"{target}.{kind}" for module, target in MODULES.items() for kind in ("weight", "bias")}
+# Transformer Engine's projections have the layer norm before them in themselves.
+OF_LAYER |= {f"self_attention.linear_qkv.layer_norm_{kind}": f"ln_1.{kind}" for kind in ("weight", "bias")}
+OF_LAYER |= {f"mlp.linear_fc1.layer_norm_{kind}": f"ln_2.{kind}" for kind in ("weight", "bias")}
+
+FP8_STATE = "_extra_state"  # Transformer Engine's, no weights
+
+JOINT = (".attn.c_attn.weight", ".attn.c_attn.bias")
+
+# ``checkpoint_version`` → the order of the joint rows: s is query, key or value, n a head, d a dimension of it.
+ORDERS = {0: "snd", 1: "nds", 2: "nsd", 3: "nsd"}
+
+
+def find(path: Path) -> Path:
+    """The file of a checkpoint's folder, or of the folder of all checkpoints its latest; else ``path`` itself."""
+    folder = path
+    if (path / TRACKER).is_file():
+        with (path / TRACKER).open("rb") as opened:
+            latest = opened.read(20).strip()
+        folder = path / (f"iter_{int(latest):07d}" if latest.isdigit() else "release")
+    file = folder / FIRST_RANK / FILE
+    return file if path.is_dir() and file.is_file() else path
+
+
+def recognises(path: Path) -> bool:
+    """Whether it has Megatron-LM's parts."""
+    try:
+        found = torch_file.parts(find(path))
+    except OSError:
+        return False
+    model = found.get("model")
+    return "checkpoint_version" in found or (isinstance(model, dict) and "language_model" in model)
+
+
+def read(path: Path, options: Options) -> Source:
+    """A checkpoint's file, its folder, or the folder of all checkpoints.
+
+    Raises:
+        ConfigError: it is no GPT-2, or its arguments lack something.
+        CheckpointError: it is damaged, one of several parts, or of an unknown version.
+    """
+    file = find(path)
+    checkpoint = torch_file.load(file)
+    args = _args(file, checkpoint)
+    _refuse_parts(file, checkpoint, args)
+    _refuse_others(file, args)
+    sizes = _sizes(file, args) if args else RELEASED
+    head_dim = sizes["n_embd"] // sizes["n_head"]
+    if args.get("kv_channels") not in (None, head_dim):
+        raise ConfigError(f"{file}: args have heads of another width than {head_dim} (kv_channels), which no GPT-2 has")
+    tensors = dict(_tensors(file, checkpoint, sizes["n_head"], head_dim))
+    if not args:
+        wte = tensors.get("transformer.wte.weight")
+        if wte is not None and wte.shape[:1] > (sizes["vocab_size"],):
+            tensors["transformer.wte.weight"] = wte.rows(sizes["vocab_size"])
+    biases = dict(_absent_biases(file, tensors)) if args.get("add_bias_linear") is False else {}
+    values = config_values(
+        sizes,
+        activation_function=_activation(file, args, options),
+        tie_word_embeddings="lm_head.weight" not in tensors,
+        **_epsilon(args),
+    )
+    notes = () if args else (f"{file} records no args; its sizes and activation are taken to be megatron_gpt2_345m's",)
+    name = str(file.relative_to(path)) if path.is_dir() else file.name
+    return Source(NAME, name, values, tensors | biases, notes=notes)
+
+
+def _sizes(file: Path, args: Mapping[Any, Any]) -> dict[str, int]:
+    """The sizes by Hugging Face's names.
+
+    Raises:
+        ConfigError: one is absent, or they do not go together.
+    """
+    if args.get("ffn_hidden_size") is None:  # as in the first versions
+        args = {**args, "ffn_hidden_size": 4 * integer(file, args, "hidden_size", "args")}
+    sizes = {name: integer(file, args, key, "args") for name, key in ARGUMENTS.items()}
+    if min(sizes.values()) < 1 or sizes["n_embd"] % sizes["n_head"]:
+        found = ", ".join(f"{name} {value}" for name, value in sizes.items())
+        raise ConfigError(f"{file}: args have {found}; expected positive integers, and n_head to divide n_embd")
+    return sizes
+
+
+def _args(file: Path, checkpoint: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """The arguments by name; empty where there are none."""
+    args = checkpoint.get("args")
+    if isinstance(args, torch_file.Inert):
+        return args.attributes
+    if args is None or isinstance(args, dict):
+        return args or {}
+    raise ConfigError(f"{file}: args are a {type(args).__name__}; expected an argparse.Namespace")
+
+
+def _refuse_parts(file: Path, checkpoint: Mapping[Any, Any], args: Mapping[Any, Any]) -> None:
+    """Only a model that lies in one file is read.
+
+    Raises:
+        CheckpointError: it is one of several.
+    """
+    rank = file.parent.name.startswith("mp_rank_")
+    ranks = sorted(entry.name for entry in file.parent.parent.glob("mp_rank_*")) if rank else []
+    sharded = any(args.get(key) not in (None, 1) for key in SHARDING) or (rank and file.parent.name != FIRST_RANK)
+    if sharded or len(ranks) > 1 or "model" not in checkpoint:
+        others = f" ({', '.join(ranks[:4])})" if len(ranks) > 1 else ""
+        raise CheckpointError(
+            f"{file} is one of the parts of a model that was trained on several devices{others}; join them with "
+            f"Megatron-LM's tools/checkpoint, to tensor and pipeline parallel sizes of 1"
+        )
+
+
+def _refuse_others(file: Path, args: Mapping[Any, Any]) -> None:
+    """What its arguments say that GPT-2 does not have.
+
+    Raises:
+        ConfigError: there is something.
+    """
+    for key in REFUSED:
+        if args.get(key):
+            raise ConfigError(f"{file} is no GPT-2: it was trained with {key}")
+    for key, expected in EXPECTED.items():
+        if args.get(key, expected) != expected:
+            raise ConfigError(f"{file} is no GPT-2: its {key} is another than {expected}")
+
+
+def _activation(file: Path, args: Mapping[Any, Any], options: Options) -> str:
+    if not args:
+        return options.activation or RELEASED_ACTIVATION
+    if any(key in args for key in ACTIVATIONS):
+        return next((name for key, name in ACTIVATIONS.items() if args.get(key)), EXACT)
+    if options.activation is None:
+        raise ConfigError(
+            f"{file} does not record its activation: give --activation gelu_new if it was trained with --openai-gelu, "
+            f"--activation gelu_fast if with the fused kernel, else --activation gelu"
+        )
+    return options.activation
+
+
+def _epsilon(args: Mapping[Any, Any]) -> dict[str, float]:
+    found = args.get("layernorm_epsilon", args.get("norm_epsilon"))
+    return {"layer_norm_epsilon": found} if isinstance(found, float) else {}
+
+
+def _tensors(file: Path, checkpoint: Mapping[Any, Any], n_head: int, head_dim: int) -> Iterator[tuple[str, LazyTensor]]:
+    """Hugging Face's name → tensor, in its layout. Names that are not known keep their own, for the ledger to refuse.
+
+    Raises:
+        CheckpointError: a name is there twice, or the version is unknown.
+    """
+    version = checkpoint.get("checkpoint_version", 0)
+    if type(version) not in (int, float) or version not in ORDERS:
+        found = version if type(version) in (int, float) else type(version).__name__
+        raise CheckpointError(f"{file} is of checkpoint_version {found}; expected one of {', '.join(map(str, ORDERS))}")
+    seen: dict[str, str] = {}
+    for own_name, tensor in _flat(file, checkpoint["model"], "", set()):
+        name = _translated(own_name)
+        if name in seen:
+            raise CheckpointError(f"{file} holds {name} twice: as {seen[name]} and as {own_name}")
+        seen[name] = own_name
+        if name.endswith(JOINT):
+            tensor = _ordered(tensor, ORDERS[int(version)], n_head, head_dim)
+        yield name, tensor.transposed() if name.endswith(PROJECTIONS) and not name.endswith(JOINT) else tensor
+
+
+def _flat(file: Path, value: Any, path: str, above: set[int]) -> Iterator[tuple[str, LazyTensor]]:
+    """Path of keys joined by dots → tensor.
+
+    Raises:
+        CheckpointError: there is something else than dicts of tensors, or a dict is there twice.
+    """
+    if isinstance(value, LazyTensor):
+        yield path, value
+        return
+    if not isinstance(value, dict) or id(value) in above:  # one that holds itself, or a billion times the same
+        raise CheckpointError(f"{file}: model.{path[:80]} is a {type(value).__name__}; expected dicts of tensors")
+    above.add(id(value))
+    for key, item in value.items():
+        if not str(key).endswith(FP8_STATE):
+            yield from _flat(file, item, f"{path}.{key}" if path else str(key), above)
+
+
+def _translated(own_name: str) -> str:
+    name = _PREFIX.sub("", own_name)
+    layer = _LAYER.match(name)
+    if layer is None:
+        return WHOLE.get(name, f"megatron.{own_name}")
+    target = OF_LAYER.get(layer[2])
+    return f"transformer.h.{layer[1]}.{target}" if target else f"megatron.{own_name}"
+
+
+def _ordered(tensor: LazyTensor, order: str, n_head: int, head_dim: int) -> LazyTensor:
+    """The joint projection with its outputs ordered query, key, value, each head after head; a weight transposed.
+
+    Args:
+        tensor: [3·E, E] or [3·E].
+        order: of its first dimension, as in ``ORDERS``.
+
+    Raises:
+        CheckpointError: it has other dimensions.
+    """
+    extents = {"s": 3, "n": n_head, "d": head_dim}
+    width = n_head * head_dim
+    if tensor.shape not in ((3 * width, width), (3 * width,)):
+        raise CheckpointError(
+            f"{tensor.file}: tensor {tensor.name} is {list(tensor.shape)}; args, or megatron_gpt2_345m where "
+            f"there are none, ask for {[3 * width, width]} and a bias of {[3 * width]}"
+        )
+    step, *column = tensor.strides or row_major(tensor.shape)
+    steps = dict(zip(order, row_major(tuple(extents[axis] for axis in order)), strict=True))
+    return replace(
+        tensor,
+        shape=tensor.shape[::-1],
+        view=(*tensor.shape[1:], *(extents[axis] for axis in "snd")),
+        strides=(*column, *(steps[axis] * step for axis in "snd")),
+    )
+
+
+def _absent_biases(file: Path, tensors: Mapping[str, LazyTensor]) -> Iterator[tuple[str, LazyTensor]]:
+    """A zero bias for every projection that has none; [in, out] by now, as long as its outputs."""
+    for name, weight in tensors.items():
+        bias = name.removesuffix("weight") + "bias"
+        if name.endswith(PROJECTIONS) and bias not in tensors:
+            yield bias, zeros(bias, weight.shape[-1:], file)
+
+
+FORMAT = Format("a Megatron-LM checkpoint", recognises, read)
