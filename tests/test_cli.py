@@ -24,6 +24,8 @@ from converter import cli as cli_module
 from converter.cli import cli
 from converter.data import CHECKPOINT
 from converter.parity import mutations
+from reference.config import GPT2Config
+from reference.model import GPT2
 
 Save = Callable[..., Path]
 
@@ -229,6 +231,29 @@ def test_an_interrupted_conversion_tidies_up(tmp_path: Path, sent: int, code: in
         running.wait(30)
     assert running.returncode == code
     assert os.listdir(tmp_path) == []
+
+
+def test_a_checkpoint_of_another_project_is_converted_and_checked(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = GPT2(GPT2Config(vocab_size=61, n_positions=24, n_embd=12, n_layer=3, n_head=3))
+    state = {name if name.startswith("lm_head") else f"transformer.{name}": w for name, w in model.state_dict().items()}
+    sizes = {"n_layer": 3, "n_head": 3, "n_embd": 12, "block_size": 24, "bias": True, "vocab_size": 61}
+    file, out = tmp_path / "ckpt.pt", tmp_path / "out"
+    torch.save({"model": state, "model_args": sizes, "iter_num": 3}, file)
+    assert_one_sentence(run("convert", file, out), "does not record its activation", "--activation gelu_new")
+    assert run("convert", file, out, "--activation", "gelu_new").exit_code == 0
+    found = run("check", file, out, "--activation", "gelu_new")
+    assert found.exit_code == 0
+    assert "transformers does not read nanoGPT checkpoints" in found.stdout
+    assert found.stderr == ""
+    wrong = run("check", file, out, "--activation", "gelu")
+    assert wrong.exit_code == 1
+    assert "the activation in h.0.mlp.act and 2 more is gelu_new; the source has gelu" in wrong.stdout
+    facts = json.loads(run("inspect", file, "--activation", "gelu", "--json").stdout)
+    assert (facts["format"], facts["dead_keys"]) == ("nanoGPT", [])
+    assert_one_sentence(
+        run("convert", CHECKPOINT, tmp_path / "other", "--activation", "relu"), "records its activation, gelu_new"
+    )
 
 
 # --- check ------------------------------------------------------------------------------------------------------------

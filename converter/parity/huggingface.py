@@ -83,8 +83,8 @@ class HuggingFace:
         return self._mapped(override)
 
     def _mapped(self, override: dict[str, Any]) -> GPT2LMHeadModel:
-        values = asdict(self.ledger.config) | override
-        with torch.device("meta"):
+        values = asdict(self.ledger.config) | override | {"bos_token_id": None, "eos_token_id": None}
+        with quiet_transformers(), torch.device("meta"):
             model = GPT2LMHeadModel(GPT2Config(**values))
         weights = {name: to_torch(weight) for name, weight in self.ledger.weights.items()}
         head = weights.pop("lm_head.weight", weights["wte.weight"])
