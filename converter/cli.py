@@ -147,6 +147,8 @@ def convert(
     gpt2onnx convert ./my-gpt2 ./my-gpt2-onnx
     gpt2onnx convert user/model@main OUT --opset 17
     gpt2onnx convert ./my-gpt2 --in-place
+    gpt2onnx convert nanogpt/ckpt.pt OUT --activation gelu
+    gpt2onnx convert openai-community/gpt2 OUT --adapter ./my-lora
     """
     from converter import terminal
     from converter.export import convert as run

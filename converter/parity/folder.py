@@ -91,9 +91,8 @@ def examine(
     began = time.monotonic()
     graph_file = model_file(out)
     beside, exactness = _files(baseline, out, graph_file, options, step)
-    with running(graph_file):
-        settings = describe(load(out, options.provider))
-    measured = [*baseline.legs, *_legs(baseline, out, options, step)]
+    settings: dict[str, Any] = {}
+    measured = [*baseline.legs, *_legs(baseline, out, options, settings, step)]
     release_memory()
     judge = baseline.judge
     reports = tuple(judge.report(leg) for leg in sorted(measured, key=lambda leg: list(Kind).index(leg.kind)))
@@ -152,9 +151,16 @@ def running(file: Path, how: str = "") -> Iterator[None]:
         raise CheckError(f"{file} cannot be run{how} by ONNX Runtime ({error})") from error
 
 
-def folder_rows(baseline: Baseline, out: Path, options: Options) -> Sequence[tuple[Path, Row]]:
-    """The legs of the shipped graph and of other files, each with its file."""
+def folder_rows(
+    baseline: Baseline, out: Path, options: Options, settings: dict[str, Any]
+) -> Sequence[tuple[Path, Row]]:
+    """The legs of the shipped graph and of other files, each with its file; ``settings`` takes in the runtime's."""
     config, limits, file = baseline.ledger.config, baseline.limits, model_file(out)
+
+    def runtime() -> legs.Leg:
+        model = load(out, options.provider)
+        settings.update(describe(model))
+        return legs.shipped(model)
 
     def widened() -> legs.Leg:
         return legs.graph(widened_session(file), config, np.float64)
@@ -164,15 +170,17 @@ def folder_rows(baseline: Baseline, out: Path, options: Options) -> Sequence[tup
 
     cases = (lambda case: True) if baseline.level is Level.FULL else short
     return [
+        (file, Row(RUNTIME_LEG, Kind.NUMERICS, runtime)),
         (file, Row(FLOAT64_LEG, Kind.SEMANTICS, widened, limit=limits.graph_float64, cases=cases)),
-        (file, Row(RUNTIME_LEG, Kind.NUMERICS, lambda: legs.shipped(load(out, options.provider)))),
         *((file, other(file)) for file in options.also),
     ]
 
 
-def _legs(baseline: Baseline, out: Path, options: Options, step: Callable[[str], None]) -> list[Measured]:
+def _legs(
+    baseline: Baseline, out: Path, options: Options, settings: dict[str, Any], step: Callable[[str], None]
+) -> list[Measured]:
     measured = []
-    for file, row in folder_rows(baseline, out, options):
+    for file, row in folder_rows(baseline, out, options, settings):
         step(row.name)
         with running(file, " in float64" if row.name == FLOAT64_LEG else ""):
             measured.append(baseline.measure(row))
