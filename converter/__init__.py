@@ -15,18 +15,23 @@ if TYPE_CHECKING:
     from converter.export import Conversion, convert
     from converter.parity import check
     from converter.runtime.generation import Generation
+    from converter.runtime.heads import HeadModel
+    from converter.runtime.heads import load as load_head
     from converter.runtime.session import Model, load
 
-__all__ = ["Conversion", "Generation", "Model", "__version__", "check", "convert", "load"]
+__all__ = ["Conversion", "Generation", "HeadModel", "Model", "__version__", "check", "convert", "load", "load_head"]
 
 _HOMES = {
     "Conversion": "converter.export",
     "Generation": "converter.runtime.generation",
+    "HeadModel": "converter.runtime.heads",
     "Model": "converter.runtime.session",
     "check": "converter.parity",
     "convert": "converter.export",
     "load": "converter.runtime.session",
+    "load_head": "converter.runtime.heads",
 }
+_NAMES_THERE = {"load_head": "load"}
 
 
 def __getattr__(name: str) -> Any:
@@ -34,4 +39,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_HOMES[name]), _NAMES_THERE.get(name, name))

@@ -86,6 +86,12 @@ activation_option = click.option(
 adapter_option = click.option(
     "--adapter", metavar="DIR", type=click.Path(path_type=Path), help="Merge this PEFT LoRA adapter into SOURCE first."
 )
+head_option = click.option(
+    "--head",
+    metavar="NAME",
+    help="lm, base (hidden states), sequence-classification, token-classification, question-answering or double-heads; "
+    "by default that of SOURCE.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 provider_option = click.option(
     "--provider", default="cpu", show_default=True, help="ONNX Runtime's execution provider: cpu, cuda, …"
@@ -121,6 +127,7 @@ def cli() -> None:
 @ignore_option
 @activation_option
 @adapter_option
+@head_option
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @json_option
 @debug_option
@@ -135,6 +142,7 @@ def convert(
     ignore: tuple[str, ...],
     activation: str | None,
     adapter: Path | None,
+    head: str | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -169,6 +177,7 @@ def convert(
             scan=not no_scan,
             activation=activation,
             adapter=adapter,
+            head=head,
             progress=progress,
         )
     seconds = time.monotonic() - began
@@ -178,7 +187,7 @@ def convert(
         click.echo(terminal.conversion_line(done, seconds))
     report = None
     if then_check:
-        options = {"ignore": ignore, "activation": activation, "adapter": adapter}
+        options = {"ignore": ignore, "activation": activation, "adapter": adapter, "head": head}
         report = run_check(source, done.out, show=not as_json and not quiet, **options)
     if as_json:
         facts = terminal.conversion_facts(done, seconds)
@@ -243,6 +252,7 @@ def parse_limits(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str,
 @ignore_option
 @activation_option
 @adapter_option
+@head_option
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with tables and plots.")
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write JUnit XML, for CI systems.")
 @json_option
@@ -261,6 +271,7 @@ def check(
     ignore: tuple[str, ...],
     activation: str | None,
     adapter: Path | None,
+    head: str | None,
     report: Path | None,
     junit: Path | None,
     as_json: bool,
@@ -304,6 +315,7 @@ def check(
         limits=limits,
         activation=activation,
         adapter=adapter,
+        head=head,
     )
     if report is not None:
         from converter.parity import page
@@ -416,10 +428,7 @@ def generate(
     from converter import terminal
     from converter.runtime.session import load
 
-    if not prompts:
-        if sys.stdin is None or sys.stdin.isatty():
-            raise click.UsageError("give a prompt, or text on standard input")
-        prompts = (sys.stdin.read().rstrip("\n"),)
+    prompts = prompts or (standard_input("a prompt"),)
     model = load(out, provider, threads)
     stream = terminal.Stream(prompts[0]) if len(prompts) == 1 and not as_json and not ids else None
     done = model.generate(
@@ -442,14 +451,73 @@ def generate(
         click.echo(terminal.generation_line(done, model.config.n_positions), err=True)
 
 
+def standard_input(what: str) -> str:
+    """The text on standard input, if any is piped there."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise click.UsageError(f"give {what}, or text on standard input")
+    return sys.stdin.read().rstrip("\n")
+
+
+@cli.command()
+@out_argument
+@click.argument("texts", nargs=-1, metavar="[TEXT]...")
+@click.option("--question", help="What is asked about each TEXT, of a model that answers questions.")
+@click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="Labels to print of each text.")
+@click.option("--ids", is_flag=True, help="Texts are token ids, such as '464 3290'.")
+@click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="Threads of ONNX Runtime; by default one a core.")
+@provider_option
+@json_option
+@debug_option
+def run(
+    out: Path,
+    texts: tuple[str, ...],
+    question: str | None,
+    top: int,
+    ids: bool,
+    threads: int | None,
+    provider: str,
+    as_json: bool,
+) -> None:
+    """Print what the head of the model folder OUT says of each TEXT, or of what comes on standard input.
+
+    Labels with their probabilities, marks for every token, the span that answers a question, how several choices
+    compare, or an embedding (the mean of the hidden states): whichever head OUT has.
+
+    \b
+    gpt2onnx run OUT "What a film!"
+    gpt2onnx run OUT "Ada was born in London." --question "Where was Ada born?"
+    gpt2onnx run OUT "one ending" "another ending" --json
+    """
+    from converter import terminal
+    from converter.runtime.heads import load
+
+    texts = texts or (standard_input("a text"),)
+    model = load(out, provider, threads)
+    asks = model.config.head == "question-answering"
+    if asks and question is None and not ids:
+        raise click.UsageError("this model answers questions: give one with --question")
+    if question is not None and (ids or not asks):
+        raise click.UsageError("--question is for texts of a model that answers questions")
+    given: list[Any] = [terminal.parse_ids(text) if ids else (question, text) if asks else text for text in texts]
+    answers = model.run(given)
+    if as_json:
+        pairs = zip(texts, answers, strict=True)
+        click.echo(terminal.to_json([{"text": text} | terminal.answer_facts(answer) for text, answer in pairs]))
+    else:
+        terminal.print_answers(texts, answers, top)
+
+
 @cli.command()
 @click.argument("source")
 @ignore_option
 @activation_option
 @adapter_option
+@head_option
 @json_option
 @debug_option
-def inspect(source: str, ignore: tuple[str, ...], activation: str | None, adapter: Path | None, as_json: bool) -> None:
+def inspect(
+    source: str, ignore: tuple[str, ...], activation: str | None, adapter: Path | None, head: str | None, as_json: bool
+) -> None:
     """Show what SOURCE is: its config, its size, and what becomes of each of its tensors.
 
     \b
@@ -460,7 +528,7 @@ def inspect(source: str, ignore: tuple[str, ...], activation: str | None, adapte
     from converter.checkpoint import open_checkpoint
     from converter.weights import account
 
-    checkpoint = open_checkpoint(source, activation=activation, adapter=adapter)
+    checkpoint = open_checkpoint(source, activation=activation, adapter=adapter, head=head)
     ledger = account(checkpoint, ignore)
     if as_json:
         click.echo(terminal.to_json(terminal.ledger_facts(checkpoint, ledger)))

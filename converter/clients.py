@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reference.config import GPT2Config
+from reference.config import HEADS, GPT2Config, head_of
 
 # transformers' GPT2Config has this where a config.json says nothing.
 DEFAULT_TOKEN_ID = 50256
@@ -38,6 +38,8 @@ def config_json(values: Mapping[str, Any], config: GPT2Config) -> dict[str, Any]
     result = dict(values)
     result.pop("torch_dtype", None)
     result["dtype"] = "float32"
+    if (head_of(result.get("architectures")) or "lm") != config.head:
+        result["architectures"] = [HEADS[config.head]]
     if result.get("tie_word_embeddings", True) != config.tie_word_embeddings:
         result["tie_word_embeddings"] = config.tie_word_embeddings
     # Without a dtype a browser asks for a quantized file; without the other it does not look for the data file.
@@ -87,7 +89,7 @@ def genai_config(config: GPT2Config, ids: Mapping[str, int | list[int]], model: 
 CARD = """\
 ---
 library_name: onnx
-pipeline_tag: text-generation
+pipeline_tag: {task}
 tags: [gpt2, onnx]
 ---
 # {name} for ONNX
@@ -99,6 +101,18 @@ GPT-2 with {parameters:,} parameters in float32, converted from `{name}` by gpt2
 
 ## Run it
 
+{usage}
+
+## Check it
+
+```bash
+gpt2onnx check SOURCE .
+```
+
+compares it with the source, Hugging Face transformers and a float64 reference.
+"""
+
+GENERATE = """\
 ```bash
 gpt2onnx generate . "Once upon a time"
 ```
@@ -111,22 +125,48 @@ for text in load(".").generate(["Once upon a time"], max_new_tokens=40).texts:
 ```
 
 Any ONNX Runtime (1.23 or newer for opset 23) runs the graph itself: it takes `input_ids`, `attention_mask`,
-`position_ids` and the cache `past_key_values.{{i}}.key|value` (empty at first), and gives `logits` and the longer
-cache `present.{{i}}.key|value`. Pad batches on the left.
+`position_ids` and the cache `past_key_values.{i}.key|value` (empty at first), and gives `logits` and the longer
+cache `present.{i}.key|value`. Pad batches on the left."""
 
-## Check it
-
+RUN = """\
 ```bash
-gpt2onnx check SOURCE .
+gpt2onnx run . @arguments@
 ```
 
-compares it with the source, Hugging Face transformers and a float64 reference.
-"""
+```python
+from converter import load_head
+
+print(load_head(".").run([@text@]))
+```
+
+Any ONNX Runtime (1.23 or newer for opset 23) runs the graph itself: it takes `input_ids` and `attention_mask`, and
+gives @gives@. Padding changes nothing, on either side."""
+
+TEXT = ('"A text"', '"A text"')
+ANSWER = (
+    '"A text that holds the answer" --question "What is asked?"',
+    '("What is asked?", "A text that holds the answer")',
+)
+CHOICES = ('"One ending" "Another ending"', '("One ending", "Another ending")')
+
+# The task by its name on the Hub, what to run, and what the graph gives.
+TASKS: dict[str, tuple[str, tuple[str, str], str]] = {
+    "base": ("feature-extraction", TEXT, "`last_hidden_state`"),
+    "sequence-classification": ("text-classification", TEXT, "`logits`, one row a text"),
+    "token-classification": ("token-classification", TEXT, "`logits`, one row a token"),
+    "question-answering": ("question-answering", ANSWER, "`start_logits` and `end_logits`"),
+    "double-heads": ("multiple-choice", CHOICES, "`mc_logits` for choices `[batch, choices, tokens]`"),
+}
 
 
-def model_card(**values: Any) -> str:
+def model_card(head: str, **values: Any) -> str:
     """The folder's README.md."""
-    return CARD.format(**values)
+    usages, task = [GENERATE], "text-generation"
+    if head in TASKS:
+        named, (arguments, text), gives = TASKS[head]
+        run = RUN.replace("@arguments@", arguments).replace("@text@", text).replace("@gives@", gives)
+        usages, task = ([GENERATE, run], task) if head == "double-heads" else ([run], named)
+    return CARD.format(task=task, usage="\n\n".join(usages), **values)
 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:

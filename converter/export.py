@@ -14,10 +14,9 @@ from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.checkpoint.config import read_json
 from converter.clients import config_json, genai_config, model_card, token_ids, write_json
 from converter.errors import ConfigError, GPT2Error, OutputError, TokenizerError
-from converter.staging import MANIFEST, files_in, reason, stage_name, staged, sweep, written_files
+from converter.staging import MANIFEST, files_in, reason, second_graph, stage_name, staged, sweep, written_files
 from converter.version import VERSION
-from converter.weights import Entry, Ledger, account
-from reference.config import GPT2Config
+from converter.weights import LM, Entry, Ledger, account
 
 MODEL, DATA = "onnx/model.onnx", "onnx/model.onnx_data"
 MODEL_IN_PLACE = "model.onnx"  # beside the weights it points into
@@ -48,8 +47,9 @@ class Conversion:
     def warnings(self) -> tuple[str, ...]:
         """Sentences for the user."""
         has_tokenizer = (self.out / tokenizer.TOKENIZER).is_file()
+        verb = "generate" if self.ledger.config.head in LM else "run"
         missing = (
-            f"{self.out} has no tokenizer, as the source has none that can be read: generate takes token ids (--ids)"
+            f"{self.out} has no tokenizer, as the source has none that can be read: {verb} takes token ids (--ids)"
         )
         return (*self.ledger.warnings, *self.notes, *([] if has_tokenizer else [missing]))
 
@@ -65,6 +65,7 @@ def convert(
     scan: bool = True,
     activation: str | None = None,
     adapter: str | os.PathLike[str] | None = None,
+    head: str | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
     """Convert a GPT-2 checkpoint into a model folder that ONNX Runtime and other ONNX clients open.
@@ -80,19 +81,20 @@ def convert(
         scan: refuse weights that hold NaN or infinity.
         activation: ``activation_function`` of a checkpoint that does not record it (nanoGPT's).
         adapter: the folder of a PEFT LoRA adapter, to be merged into the source's weights.
+        head: one of ``reference.config.HEADS``; by default that of the source.
         progress: called with the bytes written so far and in all.
 
     Raises:
         ConfigError, CheckpointError: the source is not a GPT-2, is incomplete or damaged; or the opset is out of range.
         OutputError: the folder cannot be written, or exists.
     """
-    from converter.graph.model import MAX_OPSET, MIN_OPSET
+    from converter.graph.build import MAX_OPSET, MIN_OPSET
 
     if not MIN_OPSET <= opset <= MAX_OPSET:
         raise ConfigError(f"opset is {opset}; expected {MIN_OPSET} to {MAX_OPSET}")
     if in_place == (out is not None):
         raise OutputError("a conversion writes to OUT or works in place: give one of the two")
-    checkpoint = open_checkpoint(source, bars=progress is not None, activation=activation, adapter=adapter)
+    checkpoint = open_checkpoint(source, bars=progress is not None, activation=activation, adapter=adapter, head=head)
     ledger = account(checkpoint, ignore)
     if out is None:
         return _convert_in_place(checkpoint, ledger, opset, force, scan)
@@ -109,7 +111,7 @@ def convert(
         (stage / "onnx").mkdir()
         data_file.write(stage / DATA, layout, ledger.weights, scan, advance)
         places = {name: (Path(DATA).name, *place) for name, place in layout.places.items()}
-        _write_graph(stage / MODEL, ledger.config, places, opset)
+        _write_graphs(stage / MODEL, ledger, places, opset)
         if os.name == "posix":  # elsewhere a link asks for privileges
             (stage / "model.safetensors").symlink_to(DATA)
         _write_companions(checkpoint, stage, ledger, opset, MODEL, DATA)
@@ -122,8 +124,9 @@ def _convert_in_place(checkpoint: Checkpoint, ledger: Ledger, opset: int, force:
     _refuse_in_place(checkpoint, ledger)
     before = {entry.name for entry in folder.iterdir()}
     replaceable = written_files(folder) if MANIFEST in before and force else set()
-    if MODEL_IN_PLACE in before - replaceable:
-        raise OutputError(f"{folder / MODEL_IN_PLACE} exists; --force replaces one that gpt2onnx wrote")
+    graphs = set(graph_files(ledger, MODEL_IN_PLACE).values())
+    for name in sorted(graphs & before - replaceable):
+        raise OutputError(f"{folder / name} exists; --force replaces one that gpt2onnx wrote")
     if scan:
         data_file.scan_all(ledger.weights)
     stage = folder / stage_name(STAGE_PREFIX)
@@ -132,11 +135,11 @@ def _convert_in_place(checkpoint: Checkpoint, ledger: Ledger, opset: int, force:
         stage.mkdir()
         try:
             places = {name: (w.file.name, w.offset, w.nbytes) for name, w in ledger.weights.items()}
-            _write_graph(stage / MODEL_IN_PLACE, ledger.config, places, opset)
+            _write_graphs(stage / MODEL_IN_PLACE, ledger, places, opset)
             data = ", ".join(sorted({weight.file.name for weight in ledger.weights.values()}))
             _write_companions(checkpoint, stage, ledger, opset, MODEL_IN_PLACE, data, keep=before - replaceable)
             new = sorted({entry.name for entry in stage.iterdir()} - (before - replaceable))
-            new.sort(key=lambda name: name == MODEL_IN_PLACE)  # the graph last: with it the folder is a model folder
+            new.sort(key=lambda name: name in graphs)  # the graph last: with it the folder is a model folder
             for name in new:
                 (stage / name).replace(folder / name)
         finally:
@@ -172,10 +175,19 @@ def _refuse_in_place(checkpoint: Checkpoint, ledger: Ledger) -> None:
             raise OutputError(f"--in-place needs regular files, as onnx refuses links; {file} is {kind}: give an OUT")
 
 
-def _write_graph(file: Path, config: GPT2Config, places: Mapping[str, tuple[str, int, int]], opset: int) -> None:
-    from converter.graph.model import build
+def graph_files(ledger: Ledger, model: str) -> dict[str, str]:
+    """The head of each graph that a model becomes → its file, of which ``model`` is the first."""
+    first, *others = ledger.graphs
+    return {first.config.head: model} | {part.config.head: second_graph(Path(model)).as_posix() for part in others}
 
-    file.write_bytes(build(config, places.__getitem__, opset))
+
+def _write_graphs(file: Path, ledger: Ledger, places: Mapping[str, tuple[str, int, int]], opset: int) -> None:
+    from converter.graph.build import build
+
+    names = graph_files(ledger, file.name)
+    for part in ledger.graphs:
+        target = file.with_name(names[part.config.head])
+        target.write_bytes(build(part.config, places.__getitem__, opset))
 
 
 def _write_companions(
@@ -193,10 +205,12 @@ def _write_companions(
         raise TokenizerError(str(error).replace(str(stage), str(checkpoint.folder))) from error
     generation = read_json(stage / "generation_config.json") if (stage / "generation_config.json").is_file() else {}
     write_json(stage / "config.json", config_json(checkpoint.config_values, config))
-    ids = token_ids(config, checkpoint.config_values, generation)
-    write_json(stage / "genai_config.json", genai_config(config, ids, model))
+    if config.head in LM:
+        ids = token_ids(config, checkpoint.config_values, generation)
+        write_json(stage / "genai_config.json", genai_config(config, ids, model))
     widened = sorted({weight.dtype for weight in ledger.weights.values()} - {"float32"})
     card = model_card(
+        config.head,
         name=checkpoint.name + (f" + {checkpoint.adapter.parent.resolve().name}" if checkpoint.adapter else ""),
         version=VERSION,
         parameters=ledger.parameters,
@@ -221,6 +235,7 @@ def _manifest(checkpoint: Checkpoint, ledger: Ledger, opset: int, model: str) ->
         "versions": {"gpt2onnx": VERSION, "onnx": onnx.__version__, "onnxscript": onnxscript.__version__},
         "source": {"name": checkpoint.name, "weight_file": checkpoint.weight_file, **_adapter(checkpoint)},
         "model": model,
+        "heads": graph_files(ledger, model),
         "opset": opset,
         "precision": "fp32",
         "parameters": ledger.parameters,

@@ -81,6 +81,11 @@ def files_in(folder: Path) -> set[str]:
     return {str(file.relative_to(folder)) for file in folder.rglob("*") if not file.is_dir() or file.is_symlink()}
 
 
+def second_graph(model: Path) -> Path:
+    """The file of the graph that a model's second head becomes: ``model_multiple_choice.onnx``."""
+    return model.with_stem(f"{model.stem}_multiple_choice")
+
+
 def written_files(folder: Path) -> set[str]:
     """The names of the files that the folder's manifest says we wrote, the manifest among them."""
     names = read_json(folder / MANIFEST).get("files")

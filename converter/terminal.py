@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from converter.answers import Answer, Choice, Embedding, Labels, Span, TokenLabels
 from converter.checkpoint.config import dead_keys
 from converter.errors import PromptError
 
@@ -170,7 +171,7 @@ LEG_COLUMNS: dict[str, Callable[[LegReport], str]] = {
     "near ties": lambda leg: str(leg.near_ties),
     "top-5": lambda leg: f"{leg.top_k:.1%}",
     "KL mean": lambda leg: f"{leg.kl_mean:.0e}",
-    "perplexity": lambda leg: f"{leg.perplexity_ratio:.5f}",
+    "perplexity": lambda leg: f"{leg.perplexity_ratio:.5f}" if leg.scored else "–",
 }
 # As many as the terminal has room for, from the left.
 FIXED_WIDTH, COLUMN_WIDTH = 58, 13
@@ -382,6 +383,48 @@ def print_rows(prompts: Sequence[str], done: Generation, ids: bool) -> None:
         click.echo(
             " ".join(map(str, done.prompt_ids[number] + done.new_ids[number])) if ids else prompt + done.texts[number]
         )
+
+
+def print_answers(texts: Sequence[str], answers: Sequence[Answer], top: int) -> None:
+    """What a head says of each text, one after the other."""
+    for number, (text, answer) in enumerate(zip(texts, answers, strict=True)):
+        if len(texts) > 1 and not isinstance(answer, Choice):
+            click.echo(f"--- {number + 1} of {len(texts)}")
+        for line in answer_lines(text, answer, top):
+            click.echo(line)
+
+
+def answer_lines(text: str, answer: Answer, top: int) -> Iterator[str]:
+    """An answer for people; an embedding is its numbers, for whatever it is piped to."""
+    match answer:
+        case Labels(scores, probabilities):
+            for label, score in list(scores.items())[:top]:
+                yield f"{score:7.2%}  {label}" if probabilities else f"{score:12.6g}  {label}"
+        case TokenLabels(tokens):
+            width = max(len(repr(token)) for _, _, token, _, _ in tokens)
+            for start, end, token, label, p in tokens:
+                yield f"{start:5}–{end:<5} {token!r:{width}}  {label}  {p:.2%}"
+        case Span(found, start, end, p):
+            yield f"{found.strip()}  ({p:.2%}, characters {start} to {end})"
+        case Choice(p, _):
+            yield f"{p:7.2%}  {text}"
+        case Embedding():
+            yield " ".join(f"{value:.6g}" for value in answer.mean)
+
+
+def answer_facts(answer: Answer) -> dict[str, Any]:
+    """An answer for JSON."""
+    match answer:
+        case Labels(scores):
+            return {"labels": scores}
+        case TokenLabels(tokens):
+            return {
+                "tokens": [dict(zip(("start", "end", "text", "label", "probability"), t, strict=True)) for t in tokens]
+            }
+        case Embedding(tokens):
+            return {"mean": answer.mean.tolist(), "tokens": tokens.tolist()}
+        case _:
+            return asdict(answer)
 
 
 def generation_facts(prompts: Sequence[str], done: Generation) -> dict[str, Any]:

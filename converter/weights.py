@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 
 from converter.checkpoint import Checkpoint, LazyTensor
 from converter.errors import CheckpointError
-from reference.config import GPT2Config
+from reference.config import GRAPHS, MULTIPLE_CHOICE, GPT2Config
 
 
 class Layout(StrEnum):
@@ -28,13 +28,32 @@ class Layout(StrEnum):
 
 @dataclass(frozen=True)
 class Weight:
-    """One parameter of GPT-2: ``name`` as Hugging Face's GPT2Model spells it, ``{i}`` for the layer."""
+    """One parameter of GPT-2: ``name`` as Hugging Face's GPT2Model spells it, ``{i}`` for the layer.
+
+    Attributes:
+        heads: those that it is part of; empty for the body, which all stand on.
+        when: on what else of the config it depends.
+    """
 
     name: str
     layout: Layout
     shape: Callable[[GPT2Config], tuple[int, ...]]
-    needed: Callable[[GPT2Config], bool] = lambda config: True
+    heads: tuple[str, ...] = ()
+    when: Callable[[GPT2Config], bool] = lambda config: True
 
+    def needed(self, config: GPT2Config) -> bool:
+        """Whether a model of this architecture has it."""
+        return self.of(config) and self.when(config)
+
+    def of(self, config: GPT2Config) -> bool:
+        """Whether it belongs to the body or to the head that stands on it."""
+        return not self.heads or config.head in self.heads
+
+
+CHOICE = "multiple_choice_head.summary"
+LM = ("lm", "double-heads")  # heads that predict tokens
+SEQUENCE, TOKEN, ANSWER = ("sequence-classification",), ("token-classification",), ("question-answering",)
+CHOICES = ("double-heads", MULTIPLE_CHOICE)
 
 TABLE: tuple[Weight, ...] = (
     Weight("wte.weight", Layout.EMBEDDING, lambda c: (c.vocab_size, c.n_embd)),
@@ -49,13 +68,30 @@ TABLE: tuple[Weight, ...] = (
     Weight("h.{i}.ln_2.bias", Layout.VECTOR, lambda c: (c.n_embd,)),
     Weight("h.{i}.mlp.c_fc.weight", Layout.CONV1D, lambda c: (c.n_embd, c.inner_dim)),
     Weight("h.{i}.mlp.c_fc.bias", Layout.VECTOR, lambda c: (c.inner_dim,)),
-    Weight("h.{i}.mlp.act.weight", Layout.VECTOR, lambda c: (1,), lambda c: c.activation_function == "prelu"),
+    Weight("h.{i}.mlp.act.weight", Layout.VECTOR, lambda c: (1,), when=lambda c: c.activation_function == "prelu"),
     Weight("h.{i}.mlp.c_proj.weight", Layout.CONV1D, lambda c: (c.inner_dim, c.n_embd)),
     Weight("h.{i}.mlp.c_proj.bias", Layout.VECTOR, lambda c: (c.n_embd,)),
     Weight("ln_f.weight", Layout.VECTOR, lambda c: (c.n_embd,)),
     Weight("ln_f.bias", Layout.VECTOR, lambda c: (c.n_embd,)),
-    Weight("lm_head.weight", Layout.LINEAR, lambda c: (c.vocab_size, c.n_embd), lambda c: not c.tie_word_embeddings),
+    Weight(
+        "lm_head.weight", Layout.LINEAR, lambda c: (c.vocab_size, c.n_embd), LM, lambda c: not c.tie_word_embeddings
+    ),
+    Weight("score.weight", Layout.LINEAR, lambda c: (c.num_labels, c.n_embd), SEQUENCE),
+    Weight("classifier.weight", Layout.LINEAR, lambda c: (c.num_labels, c.n_embd), TOKEN),
+    Weight("classifier.bias", Layout.VECTOR, lambda c: (c.num_labels,), TOKEN),
+    Weight("qa_outputs.weight", Layout.LINEAR, lambda c: (2, c.n_embd), ANSWER),
+    Weight("qa_outputs.bias", Layout.VECTOR, lambda c: (2,), ANSWER),
+    Weight(f"{CHOICE}.weight", Layout.LINEAR, lambda c: (1, c.n_embd), CHOICES),
+    Weight(f"{CHOICE}.bias", Layout.VECTOR, lambda c: (1,), CHOICES),
 )
+
+# The weights by which a head is known where no config names it.
+HEAD_WEIGHTS = {
+    "score.weight": "sequence-classification",
+    "classifier.weight": "token-classification",
+    "qa_outputs.weight": "question-answering",
+    f"{CHOICE}.weight": "double-heads",
+}
 
 # What DataParallel, torch.compile, trainers and GPT2LMHeadModel put before a name, in any combination.
 PREFIXES = ("module.", "_orig_mod.", "model.", "transformer.")
@@ -81,6 +117,7 @@ class Role(StrEnum):
     TIED = "tied"  # lm_head.weight with the bytes of wte.weight
     BUFFER = "buffer"
     IGNORED = "ignored"  # by --ignore
+    OTHER_HEAD = "other head"  # than the one that was asked for
 
 
 @dataclass(frozen=True)
@@ -114,6 +151,16 @@ class Ledger:
         """The number of parameters, a tied head counted once."""
         return sum(tensor.size for tensor in self.weights.values())
 
+    @property
+    def graphs(self) -> tuple[Ledger, ...]:
+        """A ledger for each graph that the model becomes: two of one with two heads, else this one alone."""
+        parts = GRAPHS.get(self.config.head)
+        return tuple(self._part(head) for head in parts) if parts else (self,)
+
+    def _part(self, head: str) -> Ledger:
+        config = replace(self.config, head=head)
+        return replace(self, config=config, weights={name: self.weights[name] for name, *_ in parameters(config)})
+
 
 def canonical(name: str) -> str:
     """A source's name without the prefixes that wrappers put before it."""
@@ -146,11 +193,15 @@ def account(checkpoint: Checkpoint, ignore: Iterable[str] = ()) -> Ledger:
     Raises:
         CheckpointError: a tensor is missing, surplus, misshapen, of an unusable type, or there twice.
     """
-    config, warnings = checkpoint.config, []
+    warnings: list[str] = []
     globs = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     entries, found = _sort(checkpoint, globs)
+    checkpoint = _with_head(checkpoint, found)
+    config = checkpoint.config
+    if checkpoint.asked_head:
+        entries = _leave_other_heads(config, entries, found)
     head = found.get("lm_head.weight")
-    if head is not None:
+    if head is not None and config.head in LM:
         tied = "wte.weight" in found and same_bytes(head, found["wte.weight"])
         if not tied and config.tie_word_embeddings:
             warnings.append(
@@ -163,6 +214,20 @@ def account(checkpoint: Checkpoint, ignore: Iterable[str] = ()) -> Ledger:
             entries = [replace(e, role=Role.TIED) if e.tensor is head else e for e in entries]
     weights = _match(checkpoint, config, found)
     return Ledger(config, tuple(entries), weights, tuple(warnings))
+
+
+def _with_head(checkpoint: Checkpoint, found: Mapping[str, LazyTensor]) -> Checkpoint:
+    """The checkpoint with the head that its tensors are, if nothing else says what stands on the body."""
+    heads = {head for name, head in HEAD_WEIGHTS.items() if name in found}
+    return checkpoint if checkpoint.states_head or len(heads) != 1 else checkpoint.with_head(heads.pop())
+
+
+def _leave_other_heads(config: GPT2Config, entries: list[Entry], found: dict[str, LazyTensor]) -> list[Entry]:
+    """Take out of ``found`` what belongs to other heads than the one that was asked for."""
+    surplus = {weight.name for weight in TABLE if not weight.of(config)} & found.keys()
+    for name in surplus:
+        del found[name]
+    return [replace(e, role=Role.OTHER_HEAD) if e.role is Role.USED and e.name in surplus else e for e in entries]
 
 
 def _sort(checkpoint: Checkpoint, globs: tuple[str, ...]) -> tuple[list[Entry], dict[str, LazyTensor]]:
@@ -227,7 +292,8 @@ def _match(checkpoint: Checkpoint, config: GPT2Config, found: dict[str, LazyTens
         name, tensor = next(iter(left.items()))
         raise CheckpointError(
             f"{tensor.file}: tensor {tensor.name} is beyond what config.json describes (n_layer {config.n_layer}, "
-            f"activation_function {config.activation_function!r})"
+            f"activation_function {config.activation_function!r}, head {config.head}); --head makes another head, "
+            f"--ignore {name} leaves it aside"
         )
     return weights
 

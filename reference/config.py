@@ -1,7 +1,7 @@
 """The hyper-parameters of GPT-2, without torch.
 
 Names, defaults and meanings are those of ``transformers.GPT2Config``; everything that is not architecture
-(token ids, generation defaults, summary heads) is left to whoever needs it.
+(token ids, generation defaults, the names of labels) is left to whoever needs it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,20 @@ ACTIVATION_NAMES = (
     "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "prelu", "quick_gelu", "relu",
     "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh",
 )  # fmt: skip
+
+# What stands on the body, and the class of transformers that has it; ``reference/heads.py`` says what each computes.
+# Models of two heads are converted to two graphs, of which the second has one of its own: multiple-choice.
+HEADS = {
+    "lm": "GPT2LMHeadModel",
+    "base": "GPT2Model",
+    "sequence-classification": "GPT2ForSequenceClassification",
+    "token-classification": "GPT2ForTokenClassification",
+    "question-answering": "GPT2ForQuestionAnswering",
+    "double-heads": "GPT2DoubleHeadsModel",
+}
+MULTIPLE_CHOICE = "multiple-choice"
+GRAPHS = {"double-heads": ("lm", MULTIPLE_CHOICE)}  # of any other head: one of its own
+LABELLED = ("sequence-classification", "token-classification")
 
 
 @dataclass(frozen=True)
@@ -46,9 +60,13 @@ class GPT2Config:
     attn_pdrop: float = 0.1
     resid_pdrop: float = 0.1
     initializer_range: float = 0.02
+    head: str = "lm"
+    num_labels: int = 2  # of a classification
+    pad_token_id: int | None = None  # what a classification of sequences does not take for their last token
+    summary_activation: str | None = None  # of a choice's score
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "num_labels"):
             value = getattr(self, name)
             if name == "n_inner" and value is None:
                 continue
@@ -67,15 +85,34 @@ class GPT2Config:
             raise ConfigError(
                 f"n_head {self.n_head} does not divide n_embd {self.n_embd}: heads must be of equal width"
             )
-        if self.activation_function not in ACTIVATION_NAMES:
-            known = ", ".join(ACTIVATION_NAMES)
-            raise ConfigError(f"activation_function {self.activation_function!r} is unknown; expected one of {known}")
+        for name in ("activation_function", "summary_activation"):
+            value = getattr(self, name)
+            if name == "summary_activation" and (value is None or value == ""):
+                continue
+            if value not in ACTIVATION_NAMES or (name == "summary_activation" and value == "prelu"):
+                raise ConfigError(f"{name} {value!r} is unknown; expected one of {', '.join(ACTIVATION_NAMES)}")
+        if self.pad_token_id is not None and type(self.pad_token_id) is not int:
+            raise ConfigError(f"pad_token_id is {self.pad_token_id!r}; expected an integer")
+        if self.head not in (*HEADS, MULTIPLE_CHOICE):
+            raise ConfigError(f"head {self.head!r} is unknown; expected one of {', '.join(HEADS)}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GPT2Config:
-        """Take the keys that are fields here and leave the others: the reader of a ``config.json``."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in known})
+        """Take the keys that are fields here and leave the others: the reader of a ``config.json``.
+
+        The head is that of ``architectures``, whatever framework saved it; the labels are those that have names.
+        """
+        known = {field.name for field in fields(cls)} - {"head", "num_labels", "pad_token_id", "summary_activation"}
+        taken = {name: value for name, value in values.items() if name in known}
+        taken["head"] = head = head_of(values.get("architectures")) or "lm"
+        if head in LABELLED:
+            names = values.get("id2label")
+            taken["num_labels"] = len(names) if isinstance(names, dict) and names else values.get("num_labels", 2)
+        if head == "sequence-classification":
+            taken["pad_token_id"] = values.get("pad_token_id")
+        if head == "double-heads":
+            taken["summary_activation"] = values.get("summary_activation")
+        return cls(**taken)
 
     @property
     def head_dim(self) -> int:
@@ -91,6 +128,13 @@ class GPT2Config:
         """What q·k is multiplied with in layer ``layer_idx`` (counted from 0)."""
         scale = self.head_dim**-0.5 if self.scale_attn_weights else 1.0
         return scale / (layer_idx + 1) if self.scale_attn_by_inverse_layer_idx else scale
+
+
+def head_of(architectures: object) -> str | None:
+    """The head that ``architectures`` of a ``config.json`` names, if it names one of GPT-2's."""
+    names = [str(name) for name in architectures] if isinstance(architectures, list) else []
+    classes = {name.removeprefix("TF").removeprefix("Flax") for name in names}
+    return next((head for head, known in HEADS.items() if known in classes), None)
 
 
 def _is_number(value: object) -> bool:

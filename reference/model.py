@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -138,27 +138,16 @@ class Block(nn.Module):
         return x, present
 
 
-class LMHead(nn.Linear):
-    """The output head, ``[V, E]`` in the file as here; a type of its own because it alone is never transposed."""
-
-    def __init__(self, config: GPT2Config) -> None:
-        super().__init__(config.n_embd, config.vocab_size, bias=False)
+class Head(nn.Linear):
+    """What stands on the body, ``[out, in]`` in the file as here; a type of its own: it alone is never transposed."""
 
 
-class GPT2Output(NamedTuple):
-    """What the model computes."""
-
-    logits: Tensor  # [B, S, V]
-    past_key_values: list[KeyValue]  # one pair a layer
-    loss: Tensor | None  # mean cross-entropy, when labels were given
-
-
-class GPT2(nn.Module):
-    """The language model.
+class Body(nn.Module):
+    """GPT-2 without a head: embeddings, blocks, and the last normalisation, which the heads apply.
 
     Args:
         config: the architecture.
-        projection: ``nn.Linear`` (weights ``[out, in]``) or ``Conv1D`` (``[in, out]``); the logits are the same.
+        projection: ``nn.Linear`` (weights ``[out, in]``) or ``Conv1D`` (``[in, out]``); the results are the same.
     """
 
     def __init__(self, config: GPT2Config, projection: Projection = nn.Linear) -> None:
@@ -169,41 +158,15 @@ class GPT2(nn.Module):
         self.drop = nn.Dropout(config.embd_pdrop)
         self.h = nn.ModuleList(Block(config, i, projection) for i in range(config.n_layer))
         self.ln_f = LayerNorm(config)
-        self.lm_head = LMHead(config)
-        if config.tie_word_embeddings:
-            self.lm_head.weight = self.wte.weight
-        self.initialise()
 
-    @torch.no_grad()
-    def initialise(self) -> None:
-        """Draw the weights: N(0, 0.02), and residual projections narrower by sqrt(2 · n_layer), two to a layer."""
-        std = self.config.initializer_range
-        for name, parameter in self.named_parameters():
-            if name.endswith("c_proj.weight"):
-                parameter.normal_(0.0, std / (2 * self.config.n_layer) ** 0.5)
-            elif parameter.dim() == 2:
-                parameter.normal_(0.0, std)
-            elif name.endswith(".bias"):
-                parameter.zero_()
-
-    def forward(
+    def hidden(
         self,
         input_ids: Tensor,
         past_key_values: Sequence[KeyValue] | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        logits_to_keep: int = 0,
-    ) -> GPT2Output:
-        """Predict the token after each of ``input_ids``.
-
-        Args:
-            input_ids: ``[B, S]`` int64, each below ``vocab_size``.
-            past_key_values: what an earlier call returned; its P tokens come before these.
-            attention_mask: ``[B, T]``, 1 for tokens and 0 for padding; all ones by default.
-            position_ids: ``[B, S]``, each below ``n_positions``; by default counted over the tokens, not the padding.
-            labels: ``[B, S]`` int64; position s is scored on label s + 1, -100 is left out.
-            logits_to_keep: of how many last positions logits are wanted; 0 for all, which labels need.
+    ) -> tuple[Tensor, list[KeyValue]]:
+        """What the blocks leave, ``[B, S, E]``, not yet normalised, and the longer cache; see ``GPT2.forward``.
 
         Raises:
             GPT2Error: there are more tokens than ``n_positions``.
@@ -223,20 +186,22 @@ class GPT2(nn.Module):
         for i, block in enumerate(self.h):
             x, present = block(x, mask, past_key_values[i] if past_key_values else None)
             presents.append(present)
-        logits = self.lm_head(self.ln_f(x[:, -logits_to_keep:]))  # [B, S, V]
-        loss = None
-        if labels is not None:
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
-        return GPT2Output(logits, presents, loss)
-
-    def generate(self, input_ids: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
-        """Continue ``input_ids``; see ``reference.generate.generate`` for the options."""
-        from reference.generate import generate
-
-        return generate(self, input_ids, max_new_tokens, **options)
+        return x, presents
 
     @torch.no_grad()
-    def load(self, weights: Mapping[str, Tensor]) -> GPT2:
+    def initialise(self) -> None:
+        """Draw the weights: N(0, 0.02), and residual projections narrower by sqrt(2 · n_layer), two to a layer."""
+        std = self.config.initializer_range
+        for name, parameter in self.named_parameters():
+            if name.endswith("c_proj.weight"):
+                parameter.normal_(0.0, std / (2 * self.config.n_layer) ** 0.5)
+            elif parameter.dim() == 2:
+                parameter.normal_(0.0, std)
+            elif name.endswith(".bias"):
+                parameter.zero_()
+
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, Tensor]) -> Self:
         """Take Hugging Face's weights in, canonical name → tensor in the file's layout.
 
         A projection made of ``nn.Linear`` takes the transposed view of its Conv1D weight: that is decided by the
@@ -266,14 +231,16 @@ class GPT2(nn.Module):
             raise WeightsError(f"weight {min(left)} has no place in this GPT-2")
         for module, key, weight, requires_grad in taken:
             setattr(module, key, nn.Parameter(weight, requires_grad))
-        if self.config.tie_word_embeddings:
-            self.lm_head.weight = self.wte.weight
+        self.tie()
         return self
+
+    def tie(self) -> None:
+        """Let the parameters that are one in the file be one here."""
 
     @classmethod
     def from_pretrained(
         cls, path: str | os.PathLike[str], dtype: torch.dtype | None = None, projection: Projection = nn.Linear
-    ) -> GPT2:
+    ) -> Self:
         """Open a Hugging Face folder (``config.json``; safetensors or ``pytorch_model.bin``, single or sharded).
 
         The model is in evaluation mode and lies in the memory-mapped files until ``dtype`` asks for another one.
@@ -290,11 +257,69 @@ class GPT2(nn.Module):
         weights: Mapping[str, Tensor],
         dtype: torch.dtype | None = None,
         projection: Projection = nn.Linear,
-    ) -> GPT2:
+    ) -> Self:
         """``load`` into a model that was never drawn: no memory is spent on weights about to be replaced."""
         with torch.device("meta"):
             model = cls(config, projection)
         return model.load(weights).to(dtype).eval()
+
+
+class GPT2Output(NamedTuple):
+    """What the model computes."""
+
+    logits: Tensor  # [B, S, V]
+    past_key_values: list[KeyValue]  # one pair a layer
+    loss: Tensor | None  # mean cross-entropy, when labels were given
+
+
+class GPT2(Body):
+    """The language model: the body and a head that gives every token of the vocabulary a score."""
+
+    def __init__(self, config: GPT2Config, projection: Projection = nn.Linear) -> None:
+        super().__init__(config, projection)
+        self.lm_head = Head(config.n_embd, config.vocab_size, bias=False)  # [V, E]
+        self.tie()
+        self.initialise()
+
+    def tie(self) -> None:
+        """The output head is the embedding itself, unless the config says otherwise."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.wte.weight
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        past_key_values: Sequence[KeyValue] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int = 0,
+    ) -> GPT2Output:
+        """Predict the token after each of ``input_ids``.
+
+        Args:
+            input_ids: ``[B, S]`` int64, each below ``vocab_size``.
+            past_key_values: what an earlier call returned; its P tokens come before these.
+            attention_mask: ``[B, T]``, 1 for tokens and 0 for padding; all ones by default.
+            position_ids: ``[B, S]``, each below ``n_positions``; by default counted over the tokens, not the padding.
+            labels: ``[B, S]`` int64; position s is scored on label s + 1, -100 is left out.
+            logits_to_keep: of how many last positions logits are wanted; 0 for all, which labels need.
+
+        Raises:
+            GPT2Error: there are more tokens than ``n_positions``.
+        """
+        x, presents = self.hidden(input_ids, past_key_values, attention_mask, position_ids)
+        logits = self.lm_head(self.ln_f(x[:, -logits_to_keep:]))  # [B, S, V]
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+        return GPT2Output(logits, presents, loss)
+
+    def generate(self, input_ids: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
+        """Continue ``input_ids``; see ``reference.generate.generate`` for the options."""
+        from reference.generate import generate
+
+        return generate(self, input_ids, max_new_tokens, **options)
 
 
 def causal_mask(attention_mask: Tensor, new: int) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 import transformers
 
 from converter import check, convert
-from converter.graph.model import MAX_OPSET, MIN_OPSET
+from converter.graph.build import MAX_OPSET, MIN_OPSET
 from reference.config import ACTIVATION_NAMES
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

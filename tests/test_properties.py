@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from converter import check, convert
-from converter.graph.model import MAX_OPSET, MIN_OPSET
+from converter.graph.build import MAX_OPSET, MIN_OPSET
 from reference.config import ACTIVATION_NAMES
 
 SEEDS = st.integers(0, 2**16)

@@ -214,22 +214,22 @@ def test_what_is_only_like_a_causal_mask_is_not_set_aside(alter: Alter, name: st
 @pytest.mark.parametrize(
     ("globs", "ignored"),
     [
-        (["score.*"], {"score.weight", "score.bias"}),
-        (["module.v_head.*", "score.*"], {"module.v_head.bias", "score.weight", "score.bias"}),
+        (["gate.*"], {"gate.weight", "gate.bias"}),
+        (["module.v_head.*", "gate.*"], {"module.v_head.bias", "gate.weight", "gate.bias"}),
         (["v_head.*"], {"module.v_head.bias"}),  # the canonical name
         (["*.bias"], None),
-        (["*score*", "v_head.????"], {"score.weight", "score.bias", "module.v_head.bias"}),
-        (["Score.*"], set()),
+        (["*gate*", "v_head.????"], {"gate.weight", "gate.bias", "module.v_head.bias"}),
+        (["Gate.*"], set()),
     ],
     ids=str,
 )
 def test_globs_ignore_by_the_name_there_and_by_the_canonical_one(
     alter: Alter, globs: list[str], ignored: set[str] | None
 ) -> None:
-    surplus = {"score.weight": torch.ones(2), "score.bias": torch.ones(1), "module.v_head.bias": torch.ones(3)}
+    surplus = {"gate.weight": torch.ones(2), "gate.bias": torch.ones(1), "module.v_head.bias": torch.ones(3)}
     checkpoint = alter(lambda state: state.update(surplus))
     if ignored is None:
-        return refused(checkpoint, r"tensor score\.weight is not part of a GPT-2", ignore=globs)
+        return refused(checkpoint, r"tensor gate\.weight is not part of a GPT-2", ignore=globs)
     left = [name for name in checkpoint.tensors if name in surplus and name not in ignored]
     if left:
         return refused(checkpoint, rf"tensor {re.escape(left[0])}.* is not part of a GPT-2", ignore=globs)

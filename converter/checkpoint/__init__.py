@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from converter.checkpoint.hub import fetch, is_hub_id
 from converter.checkpoint.source import Options
 from converter.checkpoint.tensor import LazyTensor
 from converter.errors import CheckpointError, ConfigError
-from reference.config import GPT2Config
+from reference.config import HEADS, GPT2Config, head_of
 
 __all__ = ["Checkpoint", "LazyTensor", "open_checkpoint"]
 
@@ -38,6 +38,7 @@ class Checkpoint:
         notes: sentences for the user, on what was taken for granted.
         tokenizer: writes a tokenizer that the weights' own file holds into a folder, as Hugging Face's files.
         adapter: the weights of the LoRA adapter that was merged into it.
+        asked_head: the head that the user wants, whatever the config says.
     """
 
     name: str
@@ -52,6 +53,16 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     tokenizer: Callable[[Path], None] | None = None
     adapter: Path | None = None
+    asked_head: str | None = None
+
+    @property
+    def states_head(self) -> bool:
+        """Whether the user or the config says what stands on the body; otherwise the tensors do."""
+        return bool(self.asked_head or head_of(self.config_values.get("architectures")))
+
+    def with_head(self, head: str) -> Checkpoint:
+        """The same with another head, and as many labels as the config names for it."""
+        return replace(self, config=parse_config(self.config_values, self.config_file, head))
 
     @property
     def config_file(self) -> Path:
@@ -71,6 +82,7 @@ def open_checkpoint(
     bars: bool = False,
     activation: str | None = None,
     adapter: str | os.PathLike[str] | None = None,
+    head: str | None = None,
 ) -> Checkpoint:
     """Open a checkpoint: a Hugging Face folder, a Hub id such as ``openai-community/gpt2`` or ``user/model@revision``,
     or a folder or file of another format (see docs/sources.md).
@@ -81,11 +93,14 @@ def open_checkpoint(
         bars: let a download show its progress on standard error.
         activation: ``activation_function`` of a checkpoint that does not record it.
         adapter: the folder of a PEFT LoRA adapter, to be merged into it.
+        head: one of ``reference.config.HEADS``; by default what the config names, or else what the tensors are.
 
     Raises:
         ConfigError: it is not a GPT-2, or one with parts that GPT-2 does not have.
         CheckpointError: it does not exist, is incomplete or damaged.
     """
+    if head is not None and head not in HEADS:
+        raise ConfigError(f"there is no head {head!r}; expected one of {', '.join(HEADS)}")
     path = Path(source)
     try:
         exists, name = path.exists(), path.resolve().name
@@ -105,7 +120,7 @@ def open_checkpoint(
         recorded = found.values.get("activation_function")
         if activation is not None and recorded not in (None, activation):
             raise ConfigError(f"{source} records its activation, {recorded}; leave --activation {activation} away")
-        config = parse_config(found.values, described if described.is_file() else folder / found.weight_file)
+        config = parse_config(found.values, described if described.is_file() else folder / found.weight_file, head)
     except OSError as error:
         raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
     checkpoint = Checkpoint(
@@ -120,6 +135,7 @@ def open_checkpoint(
         transformers_reads=found.transformers_reads,
         notes=found.notes,
         tokenizer=found.tokenizer,
+        asked_head=head,
     )
     if adapter is None:
         return checkpoint

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import ConfigError
-from reference.config import GPT2Config
+from reference.config import HEADS, GPT2Config, head_of
 
 # transformers' GPT2Config.attribute_map: the other names under which it accepts these.
 ALIASES = {
@@ -34,9 +34,9 @@ OTHER_KEYS = frozenset(
     (
         "_attn_implementation_autoset", "_name_or_path", "architectures", "bad_words_ids", "bos_token_id",
         "chunk_size_feed_forward", "do_sample", "dtype", "eos_token_id", "finetuning_task", "gradient_checkpointing",
-        "id2label", "label2id", "max_length", "model_type", "n_ctx", "output_attentions", "output_hidden_states",
-        "output_past", "pad_token_id", "predict_special_tokens", "problem_type", "return_dict", "summary_activation",
-        "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj",
+        "id2label", "label2id", "max_length", "model_type", "n_ctx", "num_labels", "output_attentions",
+        "output_hidden_states", "output_past", "pad_token_id", "predict_special_tokens", "problem_type", "return_dict",
+        "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj",
         "task_specific_params", "tokenizer_class", "torch_dtype", "transformers_version", "use_cache",
     )
 )  # fmt: skip
@@ -65,8 +65,11 @@ def read_json(file: Path) -> dict[str, Any]:
     return values
 
 
-def parse_config(values: Mapping[str, Any], file: Path) -> GPT2Config:
+def parse_config(values: Mapping[str, Any], file: Path, head: str | None = None) -> GPT2Config:
     """The architecture that a ``config.json`` describes; keys it does not need are left aside.
+
+    Args:
+        head: one of ``HEADS``, whatever ``architectures`` says.
 
     Raises:
         ConfigError: it is not a GPT-2, has a part that GPT-2 does not have, or contradicts itself.
@@ -80,13 +83,19 @@ def parse_config(values: Mapping[str, Any], file: Path) -> GPT2Config:
     for key, reason in REFUSED.items():
         if values.get(key):
             raise ConfigError(f"{file} sets {key}: {reason}")
-    resolved = dict(values)
+    resolved = dict(values) | ({"architectures": [HEADS[head]]} if head else {})
     for alias, name in ALIASES.items():
         if alias not in values:
             continue
         if name in values and values[name] != values[alias]:
             raise ConfigError(f"{file} contradicts itself: {name} is {values[name]!r} and {alias} is {values[alias]!r}")
         resolved[name] = values[alias]
+    summary = [values.get("summary_type", "cls_index"), values.get("summary_use_proj", True)]
+    if head_of(resolved.get("architectures")) == "double-heads" and summary != ["cls_index", True]:
+        raise ConfigError(
+            f"{file}: summary_type is {summary[0]!r} and summary_use_proj {summary[1]!r}; of heads for multiple choice "
+            f"only 'cls_index' with a projection is converted"
+        )
     try:
         return GPT2Config.from_dict(resolved)
     except ConfigError as error:

@@ -45,10 +45,13 @@ class AdditiveMask(Module):
         return op.Where(mask, op.Constant(value=zero), op.Constant(value=masked))
 
 
+KeyValue = tuple[ir.Value, ir.Value]  # keys and values of one layer, each [batch, n_head, tokens, head_dim]
+
+
 class ScaledDotProduct(Module):
     """softmax(scale · q kᵀ + mask) v over the cached and the new tokens; returns the longer cache too.
 
-    ``q``, ``k``, ``v`` and the result are ``[batch, new, n_embd]``, the cache ``[batch, n_head, tokens, head_dim]``.
+    ``q``, ``k``, ``v`` and the result are ``[batch, new, n_embd]``. Without a cache there is none to return either.
     """
 
     def __init__(self, config: GPT2Config, layer_idx: int) -> None:
@@ -57,22 +60,22 @@ class ScaledDotProduct(Module):
         self.scale = config.attn_scale(layer_idx)
 
     def forward(
-        self, op: Any, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value, past: tuple[ir.Value, ir.Value]
-    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        self, op: Any, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value, past: KeyValue | None
+    ) -> tuple[ir.Value, KeyValue | None]:
         if op.version >= ATTENTION_SINCE:
-            return tuple(
-                op.Attention(
-                    q, k, v, mask, *past,
-                    q_num_heads=self.n_head, kv_num_heads=self.n_head, scale=self.scale, _outputs=3,
-                )
-            )  # fmt: skip
-        query = self.heads(op, q)
-        key = op.Concat(past[0], self.heads(op, k), axis=2)
-        value = op.Concat(past[1], self.heads(op, v), axis=2)
+            heads = {"q_num_heads": self.n_head, "kv_num_heads": self.n_head, "scale": self.scale}
+            if past is None:
+                return op.Attention(q, k, v, mask, **heads), None
+            attended, key, value = op.Attention(q, k, v, mask, *past, **heads, _outputs=3)
+            return attended, (key, value)
+        query, key, value = (self.heads(op, x) for x in (q, k, v))
+        if past is not None:
+            key = op.Concat(past[0], key, axis=2)
+            value = op.Concat(past[1], value, axis=2)
         scores = op.Mul(op.MatMul(query, op.Transpose(key, perm=[0, 1, 3, 2])), self.scale)
         weights = op.Softmax(op.Add(scores, mask), axis=-1)
         attended = op.Transpose(op.MatMul(weights, value), perm=[0, 2, 1, 3])
-        return op.Reshape(attended, [0, 0, self.n_head * self.head_dim]), key, value
+        return op.Reshape(attended, [0, 0, self.n_head * self.head_dim]), None if past is None else (key, value)
 
     def heads(self, op: Any, x: ir.Value) -> ir.Value:
         """``[batch, new, n_embd]`` → ``[batch, n_head, new, head_dim]``."""
@@ -89,9 +92,7 @@ class CausalSelfAttention(Module):
         self.sdpa = ScaledDotProduct(config, layer_idx)
         self.c_proj = precision.linear(config.n_embd, config.n_embd)
 
-    def forward(
-        self, op: Any, x: ir.Value, mask: ir.Value, past: tuple[ir.Value, ir.Value]
-    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def forward(self, op: Any, x: ir.Value, mask: ir.Value, past: KeyValue | None) -> tuple[ir.Value, KeyValue | None]:
         q, k, v = op.Split(self.c_attn(op, x), [self.n_embd] * 3, axis=-1, _outputs=["q", "k", "v"])
-        attended, key, value = self.sdpa(op, q, k, v, mask, past)
-        return self.c_proj(op, attended), key, value
+        attended, present = self.sdpa(op, q, k, v, mask, past)
+        return self.c_proj(op, attended), present

@@ -37,22 +37,25 @@ class Embedding(Module):
         return op.Gather(self.weight, ids)
 
 
-class LMHead(Module):
-    """Logits in float32, ``[batch, kept, n_embd]`` → ``[batch, kept, vocab_size]``.
+class Head(Module):
+    """What stands on the body, ``[batch, kept, n_embd]`` → ``[batch, kept, rows]``; in float32 whatever the body is.
 
-    Gemm takes the transpose of ``[vocab_size, n_embd]`` in its stride, so that a tied head is the very initializer
-    that the embedding gathers from.
+    Gemm takes the transpose of ``[rows, n_embd]`` in its stride, so that a tied head is the very initializer that the
+    embedding gathers from.
     """
 
-    def __init__(self, weight: Parameter) -> None:
+    def __init__(self, weight: Parameter, bias: Parameter | None = None) -> None:
         super().__init__()
         self.weight = weight
+        if bias is not None:
+            self.bias = bias
 
     def forward(self, op: Any, x: ir.Value) -> ir.Value:
-        vocab_size, n_embd = self.weight.shape
-        rows = op.Gemm(op.Reshape(x, [-1, n_embd]), self.weight, transB=1)
+        rows, n_embd = self.weight.shape
+        bias = [self.bias] if hasattr(self, "bias") else []
+        flat = op.Gemm(op.Reshape(x, [-1, n_embd]), self.weight, *bias, transB=1)
         leading = op.Shape(x, start=0, end=2)
-        logits = op.Reshape(rows, op.Concat(leading, [vocab_size], axis=0))
+        logits = op.Reshape(flat, op.Concat(leading, [rows], axis=0))
         return logits if self.weight.dtype == ir.DataType.FLOAT else op.Cast(logits, to=ir.DataType.FLOAT)
 
 
@@ -77,7 +80,7 @@ def floating(dtype: ir.DataType) -> Precision:
     """Weights as they are, all of one floating-point type."""
 
     def head(vocab_size: int, n_embd: int, wte: Module | None) -> Module:
-        return LMHead(wte.weight if isinstance(wte, Embedding) else Parameter([vocab_size, n_embd], dtype))
+        return Head(wte.weight if isinstance(wte, Embedding) else Parameter([vocab_size, n_embd], dtype))
 
     return Precision(
         dtype,

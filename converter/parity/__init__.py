@@ -55,6 +55,7 @@ def check(
     certify: bool = True,
     activation: str | None = None,
     adapter: str | os.PathLike[str] | None = None,
+    head: str | None = None,
     own_process: bool = False,
     progress: Progress = lambda step, done, total: None,
 ) -> Report:
@@ -74,7 +75,7 @@ def check(
         files: compare initializers, config and tokenizer; without, the logits alone decide.
         layers: compare every operation, even if nothing is wrong.
         also: other ONNX files, with the inputs and outputs that Optimum gives them, to hold against the source.
-        activation, adapter: as for ``convert``.
+        activation, adapter, head: as for ``convert``.
         certify: write the verdict and the files' hashes into the folder's manifest, for ``verify``.
         own_process: the process does nothing else, and its memory allocator may be set for the check.
         progress: called before each step.
@@ -89,6 +90,7 @@ def check(
     from converter.parity.cases import Level
     from converter.parity.folder import Options, examine
     from converter.parity.memory import LARGE_MODEL, keep_large_blocks, quiet_collector
+    from converter.parity.report import together
     from converter.parity.verdict import Limits
     from converter.runtime.session import model_file, provider_name
 
@@ -99,16 +101,21 @@ def check(
     for file in options.also:
         if not file.is_file():
             raise CheckError(f"there is no ONNX file {file}")
-    checkpoint = open_checkpoint(source, activation=activation, adapter=adapter)
+    checkpoint = open_checkpoint(source, activation=activation, adapter=adapter, head=head)
     ledger = account(checkpoint, ignore)
     if own_process and ledger.parameters < LARGE_MODEL:
         keep_large_blocks()
     model_file(folder)
     compare_config(folder, checkpoint, ledger)  # what cannot be compared is refused before anything is computed
-    step = _counter(progress, source_steps(asked) + 3 + len(options.also) + layers)
+    parts = ledger.graphs
+    step = _counter(progress, len(parts) * (source_steps(asked) + 3 + layers) + len(options.also))
+    reports = []
     with quiet_collector():
-        baseline = measure_source(checkpoint, ledger, None if text is None else Path(text), allowed, asked, step)
-        report = examine(baseline, folder, options, step)
+        for part in parts:
+            baseline = measure_source(checkpoint, part, None if text is None else Path(text), allowed, asked, step)
+            reports.append(examine(baseline, folder, options, step))
+            options = replace(options, also=())  # another file is held against the first graph only
+    report = together(reports, [part.config.head for part in parts])
     report = replace(report, source=os.fspath(source), seconds=time.monotonic() - began)
     certify = certify and files and (folder / MANIFEST).is_file()
     return _certified(report, checkpoint, ledger) if certify else report

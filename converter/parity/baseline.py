@@ -51,7 +51,7 @@ def short(case: Case) -> bool:
 
 def prefill(case: Case) -> bool:
     """One row at once: enough to see what the number of threads does."""
-    return case.name == "prefill"
+    return case.name in ("prefill", "one text")
 
 
 @dataclass
@@ -111,7 +111,7 @@ def measure_source(
     cases = grid(config, tokens, level)
     step("the truth: reference in float64")
     true = truths(config, ledger.weights, cases)
-    scale = metrics.scale(true, {case.name: case.real for case in cases})
+    scale = metrics.scale(true, {case.name: case.real for case in cases}, config.head)
     if not math.isfinite(scale):
         raise CheckError(
             f"{checkpoint.folder} gives logits that are NaN or infinite, even in float64; its weights are damaged"

@@ -10,9 +10,10 @@ from converter.checkpoint.config import parse_config, read_json
 from converter.data import HELD_OUT
 from converter.errors import CheckError
 from converter.weights import Ledger
+from reference.config import GRAPHS, LABELLED
 
 # A folder that differs in one of these is another model, and nothing can be compared.
-DIMENSIONS = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "inner_dim")
+DIMENSIONS = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "inner_dim", "num_labels")
 
 # One that differs in one of these claims to compute something else than its graph.
 FLAGS = (
@@ -22,7 +23,12 @@ FLAGS = (
     "scale_attn_by_inverse_layer_idx",
     "reorder_and_upcast_attn",
     "tie_word_embeddings",
+    "pad_token_id",
+    "summary_activation",
 )
+
+# By these the numbers of a classification become an answer.
+ANSWERS = ("id2label", "problem_type")
 
 
 def compare_config(folder: Path, checkpoint: Checkpoint, ledger: Ledger) -> list[str]:
@@ -31,7 +37,13 @@ def compare_config(folder: Path, checkpoint: Checkpoint, ledger: Ledger) -> list
     Raises:
         CheckError: it describes a model of other dimensions.
     """
-    config = parse_config(read_json(folder / "config.json"), folder / "config.json")
+    values = read_json(folder / "config.json")
+    config = parse_config(values, folder / "config.json")
+    if ledger.config.head not in (config.head, *GRAPHS.get(config.head, ())):
+        raise CheckError(
+            f"{folder} is another model than {checkpoint.folder}: its head is {config.head}, the source's "
+            f"{ledger.config.head}; --head says which one is meant"
+        )
     for name in DIMENSIONS:
         ours, theirs = getattr(config, name), getattr(ledger.config, name)
         if ours != theirs:
@@ -44,6 +56,9 @@ def compare_config(folder: Path, checkpoint: Checkpoint, ledger: Ledger) -> list
         ours, known = getattr(config, name), [getattr(ledger.config, name), getattr(checkpoint.config, name)]
         if ours not in known:
             faults.append(f"config.json says {name} {ours!r}; the source has {known[0]!r}")
+    for name in ANSWERS if config.head in LABELLED else ():
+        if values.get(name) != checkpoint.config_values.get(name):
+            faults.append(f"config.json says {name} {values.get(name)!r}; the source has another")
     return faults
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from converter.data import HELD_OUT
 from converter.errors import CheckError
-from reference.config import GPT2Config
+from reference.config import MULTIPLE_CHOICE, GPT2Config
 
 # Enough tokens for statistics over thousands of logits, few enough for a decode step each.
 SHORT_TOKENS = 48
@@ -25,6 +25,10 @@ FULL_LENGTH_KEPT = 128
 
 # At the level ``full``, as many windows of text as this are read at full length, so that perplexities mean something.
 FULL_WINDOWS = 4
+
+HEAD_ROWS = 16  # in a batch for a head, which may give no more than one number for a row
+
+POOLED = ("sequence-classification", MULTIPLE_CHOICE)  # heads for which one position answers
 
 RANDOM_SEED = 0  # for token ids where there is no tokenizer
 
@@ -59,6 +63,8 @@ class Case:
         keep: of how many last positions of each chunk logits are compared; 0 for all.
         long: whether it is as long as the model allows, which costs more than all other cases together.
         scored: whether perplexity is measured on it; no token of a text that is long enough counts twice.
+        predicts: whether each position predicts the token after it; the language model's head alone does.
+        last: of a head that pools, the position in each row that answers for it, ``[batch]``.
     """
 
     name: str
@@ -68,6 +74,8 @@ class Case:
     keep: int = 0
     long: bool = False
     scored: bool = False
+    predicts: bool = True
+    last: np.ndarray | None = None
 
     @cached_property
     def position_ids(self) -> np.ndarray:
@@ -77,7 +85,13 @@ class Case:
     @property
     def real(self) -> np.ndarray:
         """Which of the compared positions hold a token: what padding predicts is nobody's concern."""
-        return self.attention_mask[:, -self.keep :].astype(bool)
+        return self.real_of(self.keep if self.last is None else 1)
+
+    def real_of(self, positions: int) -> np.ndarray:
+        """Likewise, of something that there is so much of a row; 0 for all tokens."""
+        if self.last is not None and positions == 1:
+            return np.ones((len(self.last), 1), bool)
+        return self.attention_mask[:, -positions:].astype(bool)
 
     @property
     def kept_ids(self) -> np.ndarray:
@@ -87,6 +101,8 @@ class Case:
     @property
     def following(self) -> np.ndarray:
         """The token after each compared position, -1 after the last."""
+        if not self.predicts:
+            return np.full(self.real.shape, -1)
         return np.pad(self.input_ids[:, 1:], ((0, 0), (0, 1)), constant_values=-1)[:, -self.keep :]
 
 
@@ -99,6 +115,8 @@ def grid(config: GPT2Config, tokens: np.ndarray, level: Level = Level.QUICK) -> 
         tokens: at least ``n_positions`` of them.
         level: ``full`` reads several windows of text at full length.
     """
+    if config.head != "lm":
+        return _head_grid(config, tokens)
     length = min(config.n_positions, SHORT_TOKENS)
     short = tokens[None, :length]
     ones = np.ones_like(short)
@@ -117,6 +135,38 @@ def grid(config: GPT2Config, tokens: np.ndarray, level: Level = Level.QUICK) -> 
         windows = min(FULL_WINDOWS, len(tokens) // config.n_positions) if level is Level.FULL else 1
         cases += [_full_length(config.n_positions, tokens, window) for window in range(windows)]
     return cases
+
+
+def _head_grid(config: GPT2Config, tokens: np.ndarray) -> list[Case]:
+    """One text, batches padded on either side, and all positions: what a head is given has no past."""
+    length = min(config.n_positions, SHORT_TOKENS)
+    cases = [_at_once("one text", tokens[None, :length], config)]
+    cases += [_padded_for_head(f"{side}-padded batch", config, tokens, length, side) for side in ("right", "left")]
+    if config.n_positions > length:
+        cases.append(replace(_at_once("full length", tokens[None, : config.n_positions], config), long=True))
+    return cases
+
+
+def _padded_for_head(name: str, config: GPT2Config, tokens: np.ndarray, length: int, side: str) -> Case:
+    """Rows of every length and different text, enough of them that few numbers a row make a sample."""
+    filler = config.pad_token_id if config.pad_token_id in range(config.vocab_size) else tokens[0]
+    ids = np.full((HEAD_ROWS, length), filler)
+    mask = np.zeros_like(ids)
+    for row in range(HEAD_ROWS):
+        size = 1 + row * (length - 1) // (HEAD_ROWS - 1)
+        where = slice(0, size) if side == "right" else slice(length - size, length)
+        ids[row, where] = np.roll(tokens, -7 * row)[:size]
+        mask[row, where] = 1
+    return _at_once(name, ids, config, mask)
+
+
+def _at_once(name: str, ids: np.ndarray, config: GPT2Config, mask: np.ndarray | None = None) -> Case:
+    mask = np.ones_like(ids) if mask is None else mask
+    last = None
+    if config.head in POOLED:
+        token = mask > 0 if config.pad_token_id is None else (mask > 0) & (ids != config.pad_token_id)
+        last = (np.arange(ids.shape[1]) * token).argmax(axis=1)
+    return Case(name, ids, mask, (ids.shape[1],), predicts=False, last=last)
 
 
 def _full_length(size: int, tokens: np.ndarray, window: int) -> Case:

@@ -40,8 +40,11 @@ from converter.parity.taps import (
 )
 from converter.parity.verdict import Judge, Kind, Measured
 from converter.parity.widen import graph_session, widened_session
-from converter.runtime.session import OPEN_ERRORS, Model, load, model_file
+from converter.runtime.heads import load as load_head
+from converter.runtime.session import OPEN_ERRORS, load, model_file
+from converter.staging import second_graph
 from converter.version import VERSION
+from reference.config import MULTIPLE_CHOICE
 
 HUGGINGFACE, FLOAT64_LEG, RUNTIME_LEG = "Hugging Face", "ONNX graph in float64", "ONNX Runtime float32"
 
@@ -79,6 +82,12 @@ class TapCache:
         return self.known[case.name]
 
 
+def graph_of(out: Path, head: str) -> Path:
+    """The graph of a model folder that has this head."""
+    file = model_file(out)
+    return second_graph(file) if head == MULTIPLE_CHOICE else file
+
+
 def examine(
     baseline: Baseline, out: Path, options: Options, step: Callable[[str], None], cache: TapCache | None = None
 ) -> Report:
@@ -89,7 +98,7 @@ def examine(
         GPT2Error: the folder cannot be opened.
     """
     began = time.monotonic()
-    graph_file = model_file(out)
+    graph_file = graph_of(out, baseline.ledger.config.head)
     beside, exactness = _files(baseline, out, graph_file, options, step)
     settings: dict[str, Any] = {}
     measured = [*baseline.legs, *_legs(baseline, out, options, settings, step)]
@@ -155,12 +164,17 @@ def folder_rows(
     baseline: Baseline, out: Path, options: Options, settings: dict[str, Any]
 ) -> Sequence[tuple[Path, Row]]:
     """The legs of the shipped graph and of other files, each with its file; ``settings`` takes in the runtime's."""
-    config, limits, file = baseline.ledger.config, baseline.limits, model_file(out)
+    config, limits = baseline.ledger.config, baseline.limits
+    file = graph_of(out, config.head)
 
     def runtime() -> legs.Leg:
-        model = load(out, options.provider)
-        settings.update(describe(model))
-        return legs.shipped(model)
+        if config.head != "lm":
+            model = load_head(out, options.provider)
+            settings.update(describe(model.session))
+            return legs.shipped_head(model)
+        generating = load(out, options.provider)
+        settings.update(describe(generating.session))
+        return legs.shipped(generating)
 
     def widened() -> legs.Leg:
         return legs.graph(widened_session(file), config, np.float64)
@@ -229,9 +243,9 @@ def _telling_case(baseline: Baseline, guilty: list[Measured], judge: Judge) -> C
     return baseline.cases[0]
 
 
-def describe(model: Model) -> dict[str, Any]:
+def describe(session: onnxruntime.InferenceSession) -> dict[str, Any]:
     """With what the figures were made: versions, machine, and how ONNX Runtime was set."""
-    session, provider = model.session, model.session.get_providers()[0]
+    provider = session.get_providers()[0]
     options = session.get_session_options()
     provider_options = session.get_provider_options().get(provider, {})
     return {

@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+import transformers
 from transformers.utils import logging
 
 from converter.checkpoint import Checkpoint
+from converter.parity.cases import Case
+from converter.parity.heads import STACKED
 from converter.parity.legs import Leg, Step, run
 from converter.parity.memory import forget_pages
 from converter.parity.truth import to_torch
-from converter.weights import Ledger
+from converter.weights import TABLE, Ledger
+from reference.config import HEADS, MULTIPLE_CHOICE
 
 HALF = (torch.float16, torch.bfloat16)  # dtypes that there is no way back from
 
@@ -34,20 +37,23 @@ class HuggingFace:
     def __init__(self, checkpoint: Checkpoint, ledger: Ledger) -> None:
         self.folder, self.ledger = checkpoint.folder, ledger
         self.files = {weight.file for weight in ledger.weights.values()}
+        self.head = ledger.config.head
+        self.klass = getattr(transformers, HEADS["double-heads" if self.head == MULTIPLE_CHOICE else self.head])
         self.note: str | None = None
         if not checkpoint.transformers_reads:
             self.note = (
                 f"transformers does not read {checkpoint.format} checkpoints such as {checkpoint.name}: its code was "
                 f"given the weights as gpt2onnx maps them, so the mapping is not independently proven"
             )
-        self._model: GPT2LMHeadModel | None = None
+        self._model: transformers.PreTrainedModel | None = None
         self._upcast: bool | None = None
 
     def open(self, dtype: torch.dtype, attention: str) -> Leg:
         """The leg in one dtype, with ``eager`` or ``sdpa`` attention; those opened before it end."""
-        return partial(run, step_of(self.model(dtype, attention)))
+        model = self.model(dtype, attention)
+        return partial(run, step_of(model)) if self.head == "lm" else partial(answer, model, self.head)
 
-    def model(self, dtype: torch.dtype, attention: str) -> GPT2LMHeadModel:
+    def model(self, dtype: torch.dtype, attention: str) -> transformers.PreTrainedModel:
         """The model itself."""
         # transformers raises in float64 when the flag is set, which is about rounding and not about mathematics.
         upcast = self.ledger.config.reorder_and_upcast_attn and dtype != torch.float64
@@ -56,7 +62,7 @@ class HuggingFace:
             self._model = None  # it goes before the next one comes
             self._model, self._upcast = self._load(upcast), upcast
         if self._model.dtype != dtype:
-            for module in (*self._model.transformer.h, self._model):
+            for module in (*self._model.base_model.h, self._model):
                 module.to(dtype)
                 forget_pages(self.files)  # else what was read stays resident beside what it became
         self._model.set_attn_implementation(attention)
@@ -66,11 +72,11 @@ class HuggingFace:
         """Forget the model."""
         self._model = None
 
-    def _load(self, upcast: bool) -> GPT2LMHeadModel:
+    def _load(self, upcast: bool) -> transformers.PreTrainedModel:
         override = {"reorder_and_upcast_attn": upcast}
         if self.note is None:
             with quiet_transformers():
-                model, found = GPT2LMHeadModel.from_pretrained(
+                model, found = self.klass.from_pretrained(
                     self.folder, local_files_only=True, output_loading_info=True, dtype=torch.float32, **override
                 )
             if not found["missing_keys"]:
@@ -82,18 +88,47 @@ class HuggingFace:
             )
         return self._mapped(override)
 
-    def _mapped(self, override: dict[str, Any]) -> GPT2LMHeadModel:
-        values = asdict(self.ledger.config) | override | {"bos_token_id": None, "eos_token_id": None}
+    def _mapped(self, override: dict[str, Any]) -> transformers.PreTrainedModel:
+        config = self.ledger.config
+        values = asdict(config) | override | {"bos_token_id": None, "eos_token_id": None}
         with quiet_transformers(), torch.device("meta"):
-            model = GPT2LMHeadModel(GPT2Config(**values))
-        weights = {name: to_torch(weight) for name, weight in self.ledger.weights.items()}
-        head = weights.pop("lm_head.weight", weights["wte.weight"])
-        state = {f"transformer.{name}": weight for name, weight in weights.items()} | {"lm_head.weight": head}
+            model = self.klass(transformers.GPT2Config(**values))
+        body = f"{model.base_model_prefix}." if self.head != "base" else ""
+        given = {name: to_torch(weight) for name, weight in self.ledger.weights.items()}
+        heads = {weight.name for weight in TABLE if weight.heads}
+        state = {name if name in heads else f"{body}{name}": weight for name, weight in given.items()}
+        if isinstance(model, (transformers.GPT2LMHeadModel, transformers.GPT2DoubleHeadsModel)):
+            state.setdefault("lm_head.weight", given["wte.weight"])
         model.load_state_dict(state, assign=True)
         return model.to(torch.float32).eval()
 
 
-def step_of(model: GPT2LMHeadModel) -> Step:
+@torch.inference_mode()
+def answer(model: transformers.PreTrainedModel, head: str, case: Case) -> np.ndarray:
+    """What another head than the language model's says, ``[batch, positions, numbers]``.
+
+    It is told the positions, as it counts them over the padding by itself. Without a ``pad_token_id`` transformers
+    classifies one text at a time, and takes its last position whatever the mask says.
+    """
+    fed = {name: torch.tensor(getattr(case, name)) for name in ("input_ids", "attention_mask", "position_ids")}
+    if head == "sequence-classification" and model.config.pad_token_id is None:
+        rows = [
+            {name: x[i][case.attention_mask[i] > 0][None] for name, x in fed.items()} for i in range(len(case.real))
+        ]
+        return np.concatenate([_array(head, model(**row)) for row in rows])
+    if head == MULTIPLE_CHOICE:
+        fed |= {name: fed[name][None] for name in ("input_ids", "attention_mask")}
+        fed["mc_token_ids"] = torch.tensor(case.last)[None]
+    return _array(head, model(**fed))
+
+
+def _array(head: str, outputs: Any) -> np.ndarray:
+    """One form for all heads, no narrower than float32."""
+    widened = {n: x.float() if x.dtype.itemsize < 4 else x for n, x in outputs.items() if isinstance(x, torch.Tensor)}
+    return STACKED[head]({name: x.numpy() for name, x in widened.items()})
+
+
+def step_of(model: transformers.PreTrainedModel) -> Step:
     """One call of transformers' GPT-2."""
 
     @torch.inference_mode()

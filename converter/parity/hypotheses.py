@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from converter.parity.operations import Operation, Operations, Sort, short_name
+from converter.parity.operations import Operation, Operations, Sort, owner_of, short_name
 from reference.activations import FUNCTIONS
 from reference.model import causal_mask
 
@@ -300,6 +301,22 @@ def single_elements(op: Operation, given: Operations) -> Iterator[Hypothesis]:
         yield _element(op, "weight", f"{owner}.weight", at, _slope(x[:, row], residue))
 
 
+def other_places(op: Operation, given: Operations) -> Iterator[Hypothesis]:
+    """Another position answers for a text."""
+    case = given.case
+    assert op.last is not None
+    end = torch.full_like(op.last, case.input_ids.shape[1] - 1)
+    attended = torch.tensor((case.attention_mask * np.arange(case.input_ids.shape[1])).argmax(axis=1))
+    places = {
+        "the last position, padding or not,": end,
+        "the first position": torch.zeros_like(end),
+        "the last token that is not masked, whatever pad_token_id is,": attended,
+        "the position before the last token": (op.last - 1).clamp(min=0),
+    }
+    for what, places_there in places.items():
+        yield Cause("position", f"{what} answers for a text"), op.but(last=places_there)
+
+
 def _element(op: Operation, which: str, name: str, at: tuple[int, ...], delta: float) -> Hypothesis:
     changed = getattr(op, which).clone()
     was = float(changed[at])
@@ -324,13 +341,12 @@ GUESSES: dict[Sort, tuple[Guess, ...]] = {
     Sort.ATTENTION: (scales, masks, orders),
     Sort.ACTIVATION: (activations, slopes),
     Sort.HEAD: (heads, transposed, changed_weights, single_elements),
+    Sort.POOL: (other_places,),
 }
 
 
 def _owner(op: Operation, given: Operations) -> str:
-    if op.tap == "logits":
-        return "wte" if given.config.tie_word_embeddings else "lm_head"
-    return op.tap
+    return owner_of(op.tap, given.config)
 
 
 def _round(weight: Tensor, dtype: torch.dtype) -> Tensor:

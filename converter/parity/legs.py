@@ -16,11 +16,13 @@ import torch
 
 from converter.checkpoint import LazyTensor
 from converter.parity.cases import Case
+from converter.parity.heads import STACKED, choices
 from converter.parity.truth import to_torch
 from converter.parity.widen import OpenedGraph
+from converter.runtime.heads import HeadModel
 from converter.runtime.session import Model
 from reference.config import GPT2Config
-from reference.model import GPT2
+from reference.heads import CLASSES
 
 Leg = Callable[[Case], np.ndarray]
 
@@ -43,7 +45,8 @@ def run(step: Step, case: Case) -> np.ndarray:
 
 def reference(config: GPT2Config, weights: Mapping[str, LazyTensor], dtype: torch.dtype) -> Leg:
     """The from-scratch GPT-2 as users run it, with the weights as the ledger maps them."""
-    model = GPT2.from_weights(config, {name: to_torch(weight) for name, weight in weights.items()}, dtype)
+    given = {name: to_torch(weight) for name, weight in weights.items()}
+    model = CLASSES[config.head].from_weights(config, given, dtype)
 
     @torch.inference_mode()
     def step(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any, keep: int) -> tuple[np.ndarray, Any]:
@@ -51,7 +54,11 @@ def reference(config: GPT2Config, weights: Mapping[str, LazyTensor], dtype: torc
         out = model(*fed, logits_to_keep=keep)
         return out.logits.numpy(), out.past_key_values
 
-    return partial(run, step)
+    @torch.inference_mode()
+    def head(case: Case) -> np.ndarray:
+        return model(torch.tensor(case.input_ids), torch.tensor(case.attention_mask)).numpy()
+
+    return partial(run, step) if config.head == "lm" else head
 
 
 def single_threaded(leg: Leg) -> Leg:
@@ -84,12 +91,20 @@ def shipped(model: Model) -> Leg:
     return partial(run, step)
 
 
+def shipped_head(model: HeadModel) -> Leg:
+    """The shipped graph of another head in ONNX Runtime, as ``run`` runs it."""
+    head = model.config.head
+    return lambda case: STACKED[head](model.outputs(choices(head, case.input_ids), choices(head, case.attention_mask)))
+
+
 def graph(opened: OpenedGraph, config: GPT2Config, dtype: Any = np.float32) -> Leg:
     """Any graph with Optimum's names of inputs and outputs; what it does not take it is not fed."""
     session = opened.session
     names = [value.name for value in session.get_inputs()]
     optional = [value.name for value in session.get_overridable_initializers()]
     pasts = [name for name in names if name.startswith("past_key_values.")]
+    if config.head != "lm":
+        return _head_graph(opened, config.head, names)
     outputs = ["logits", *(name.replace("past_key_values", "present") for name in pasts)]
 
     def step(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any, keep: int) -> tuple[np.ndarray, Any]:
@@ -103,3 +118,14 @@ def graph(opened: OpenedGraph, config: GPT2Config, dtype: Any = np.float32) -> L
         return logits[:, -keep:], longer
 
     return partial(run, step)
+
+
+def _head_graph(opened: OpenedGraph, head: str, names: list[str]) -> Leg:
+    """A graph with the names that Optimum gives a head's outputs."""
+    outputs = [value.name for value in opened.session.get_outputs()]
+
+    def leg(case: Case) -> np.ndarray:
+        feeds = {name: np.ascontiguousarray(choices(head, getattr(case, name))) for name in names}
+        return STACKED[head](dict(zip(outputs, opened.session.run(outputs, feeds), strict=True)))
+
+    return leg

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from converter.checkpoint import LazyTensor
 from converter.parity.cases import Case
-from converter.parity.taps import Taps, layer_of, tap_names
+from converter.parity.taps import Taps, layer_of, module_of, tap_names
 from converter.parity.truth import to_torch
 from converter.weights import Ledger
 from reference.activations import FUNCTIONS
@@ -35,6 +35,7 @@ class Sort(StrEnum):
     ATTENTION = "attention"
     ACTIVATION = "activation"
     HEAD = "output head"
+    POOL = "choice of the position that answers"
 
 
 # By the last part of a tap's name: what it is, and the taps that it takes in. A name with a dot in front is in the same
@@ -57,7 +58,13 @@ SORTS: dict[str, tuple[Sort, tuple[str, ...]]] = {
     "mlp.c_proj": (Sort.LINEAR, (".mlp.act",)),
     "mlp_residual": (Sort.SUM, (".attn_residual", ".mlp.c_proj")),
     "ln_f": (Sort.NORM, ("stream",)),
+    "pool": (Sort.POOL, ("stream",)),
+    "last_hidden_state": (Sort.NORM, ("stream",)),
     "logits": (Sort.HEAD, ("ln_f",)),
+    "score": (Sort.HEAD, ("ln_f",)),
+    "qa_outputs": (Sort.HEAD, ("ln_f",)),
+    "multiple_choice_head.summary": (Sort.HEAD, ("ln_f",)),
+    "multiple_choice_head.activation": (Sort.ACTIVATION, ("multiple_choice_head.summary",)),
 }
 
 
@@ -72,7 +79,8 @@ class Operation:
         real: ``[batch, tokens]`` bool, where it counts.
         ids: of an embedding, the rows to gather.
         weight, bias: in the layout of the file, float64.
-        epsilon, scale, mask, n_head, activation, part: what else the sort needs; ``part`` is 0, 1, 2 for q, k, v.
+        epsilon, scale, mask, n_head, activation, part: what else the sort needs; ``part`` is 0, 1, 2 for q, k, v;
+            ``last`` is the position in each row that a pool picks.
     """
 
     tap: str
@@ -91,6 +99,7 @@ class Operation:
     activation: str = ""
     part: int = 0
     order: tuple[int, int, int] = (0, 1, 2)
+    last: Tensor | None = None
 
     def but(self, **changes: Any) -> Operation:
         """The same with something changed: a hypothesis."""
@@ -152,7 +161,13 @@ def _activation(op: Operation) -> Tensor:
 
 def _head(op: Operation) -> Tensor:
     assert op.weight is not None
-    return op.inputs[0] @ op.weight.T
+    product = op.inputs[0] @ op.weight.T
+    return product if op.bias is None else product + op.bias
+
+
+def _pool(op: Operation) -> Tensor:
+    assert op.last is not None
+    return op.inputs[0][torch.arange(len(op.last)), op.last][:, None]
 
 
 COMPUTE: dict[Sort, Callable[[Operation], Tensor]] = {
@@ -164,6 +179,7 @@ COMPUTE: dict[Sort, Callable[[Operation], Tensor]] = {
     Sort.ATTENTION: _attention,
     Sort.ACTIVATION: _activation,
     Sort.HEAD: _head,
+    Sort.POOL: _pool,
 }
 
 
@@ -173,7 +189,6 @@ class Operations:
     def __init__(self, ledger: Ledger, case: Case, taps: Taps) -> None:
         self.ledger, self.config, self.case, self.taps = ledger, ledger.config, case, taps
         self.mask = causal_mask(torch.tensor(case.attention_mask), case.input_ids.shape[1])
-        self.real = torch.tensor(case.real)
 
     def names(self) -> list[str]:
         """Those whose inputs and output the graph shows."""
@@ -184,6 +199,8 @@ class Operations:
         layer = layer_of(tap)
         before = f"h.{(self.config.n_layer if layer is None else layer) - 1}.mlp_residual" if layer != 0 else "drop"
         _, inputs = SORTS[short_name(tap)]
+        if tap == "ln_f" and self.case.last is not None:
+            return ["pool"]
         return [before if name == "stream" else f"h.{layer}{name}" if name[0] == "." else name for name in inputs]
 
     def weight(self, name: str) -> Tensor | None:
@@ -194,9 +211,7 @@ class Operations:
     def __getitem__(self, tap: str) -> Operation:
         layer, name = layer_of(tap), short_name(tap)
         sort, _ = SORTS[name]
-        owner = tap
-        if tap == "logits":
-            owner = "wte" if self.config.tie_word_embeddings else "lm_head"
+        owner = owner_of(tap, self.config)
         inputs = tuple(torch.from_numpy(self.taps[given]) for given in self.inputs_of(tap))
         output = torch.from_numpy(self.taps[tap])
         if sort is Sort.SPLIT:  # of a case that is cut, keys and values are there for all positions
@@ -215,10 +230,22 @@ class Operations:
             epsilon=self.config.layer_norm_epsilon,
             scale=self.config.attn_scale(layer) if layer is not None else 1.0,
             mask=self.mask,
-            activation=self.config.activation_function,
+            activation=self.activation_of(tap),
             part="qkv".find(name[-1]) if sort is Sort.SPLIT else 0,
-            real=self.real,
+            real=torch.tensor(self.case.real_of(output.shape[1])),
+            last=None if self.case.last is None else torch.tensor(self.case.last),
         )
+
+    def activation_of(self, tap: str) -> str:
+        """The activation there, if one is: that of the blocks, or that of a summary."""
+        blocks, summary = self.config.activation_function, self.config.summary_activation
+        return blocks if layer_of(tap) is not None else summary or "linear"
+
+
+def owner_of(tap: str, config: GPT2Config) -> str:
+    """The module whose weights a tap was computed with."""
+    module = module_of(tap, config.head)
+    return "wte" if module == "lm_head" and config.tie_word_embeddings else module
 
 
 def short_name(tap: str) -> str:

@@ -156,6 +156,8 @@ def prove(source: str | os.PathLike[str], progress: Progress = lambda step, done
         raise CheckError(f"{source} cannot be seeded with defects: it has no single model.safetensors")
     ledger = account(checkpoint)
     config = ledger.config
+    if config.head != "lm":
+        raise CheckError(f"{source} has the head {config.head}; defects are seeded into language models only")
     known = [*MUTATIONS, *elements(config)]
     possible = [mutation for mutation in known if mutation.possible(config)]
     done = iter(range(len(possible) + 3))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from converter.parity.verdict import Kind, LegReport
@@ -124,3 +124,19 @@ class Report:
         del plain["details"]
         verdict = {"passed": self.passed, "verdict": self.verdict, "faults": list(self.faults)}
         return {"schema": SCHEMA, **verdict, **plain}
+
+
+def together(reports: Sequence[Report], heads: Sequence[str]) -> Report:
+    """The reports on the graphs of one folder as one: that on the first, with the others' legs and faults."""
+    first, *others = reports
+    for report, head in zip(others, heads[1:], strict=True):
+        first = replace(
+            first,
+            initializers=first.initializers + report.initializers,
+            exactness_faults=first.exactness_faults + report.exactness_faults,
+            legs=first.legs + tuple(replace(leg, name=f"{leg.name}, {head}") for leg in report.legs),
+            localisation=first.localisation if first.diagnosis or not report.diagnosis else report.localisation,
+            diagnosis=first.diagnosis or report.diagnosis,
+            notes=(*first.notes, *(note for note in report.notes if note not in first.notes)),
+        )
+    return first

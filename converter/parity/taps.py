@@ -18,16 +18,16 @@ import numpy as np
 import onnx
 import torch
 from torch import Tensor
-from transformers import GPT2LMHeadModel
 
 from converter.parity import legs
 from converter.parity.cases import Case
-from converter.parity.huggingface import HuggingFace, step_of
+from converter.parity.heads import choices
+from converter.parity.huggingface import HuggingFace, answer, step_of
 from converter.parity.metrics import FLOAT32_EPSILON
 from converter.parity.truth import stream
 from converter.parity.widen import OpenedGraph, graph_session, widened_session
 from converter.weights import Ledger
-from reference.config import GPT2Config
+from reference.config import MULTIPLE_CHOICE, GPT2Config
 
 Taps = dict[str, np.ndarray]
 
@@ -36,7 +36,24 @@ OPERATIONS = (
     "ln_1", "attn.c_attn", "attn.q", "attn.k", "attn.v", "attn.sdpa", "attn.c_proj", "attn_residual",
     "ln_2", "mlp.c_fc", "mlp.act", "mlp.c_proj", "mlp_residual",
 )  # fmt: skip
-BEFORE, AFTER = ("wte", "wpe", "drop"), ("ln_f", "logits")
+BEFORE = ("wte", "wpe", "drop")
+
+# What each head computes; "pool" picks the position that answers.
+AFTER: dict[str, tuple[str, ...]] = {
+    "lm": ("ln_f", "logits"),
+    "base": ("last_hidden_state",),
+    "sequence-classification": ("pool", "ln_f", "score"),
+    "token-classification": ("ln_f", "logits"),
+    "question-answering": ("ln_f", "qa_outputs"),
+    MULTIPLE_CHOICE: ("pool", "ln_f", "multiple_choice_head.summary", "multiple_choice_head.activation"),
+}
+
+# The module behind a tap that bears the name of a graph's output.
+MODULES: dict[str, dict[str, str]] = {
+    "lm": {"logits": "lm_head"},
+    "base": {"last_hidden_state": "ln_f"},
+    "token-classification": {"logits": "classifier"},
+}
 
 # A single operation of ONNX Runtime may be this many times as far from the truth as Hugging Face's; more varies
 # between two ways to compute one operation than in the logits, where much averages out.
@@ -44,6 +61,8 @@ TAP_LIMIT = 16.0
 
 # Of the widened graph, as for logits.
 TAP_FLOAT64_LIMIT = 1e-6
+
+NO_TOKEN = -1  # an id that no token has
 
 TAPS_BYTES = 2**30  # of a graph's taps at most this much is held at a time; the case is run again for the rest
 
@@ -53,7 +72,12 @@ FLOAT16_MAXIMUM = float(np.finfo(np.float16).max)
 def tap_names(config: GPT2Config) -> list[str]:
     """Every tap, in the order in which data flows."""
     layers = (f"h.{i}.{name}" for i in range(config.n_layer) for name in OPERATIONS)
-    return [*BEFORE, *layers, *AFTER]
+    return [*BEFORE, *layers, *AFTER[config.head]]
+
+
+def module_of(tap: str, head: str) -> str:
+    """The module that puts a tap out."""
+    return MODULES.get(head, {}).get(tap, tap)
 
 
 def layer_of(tap: str) -> int | None:
@@ -87,12 +111,12 @@ class Recorder:
 
 def truth_taps(ledger: Ledger, case: Case) -> Taps:
     """The from-scratch reference in float64."""
-    record, renamed, wanted = Recorder(case), {"lm_head": "logits"}, set(tap_names(ledger.config))
+    record, config = Recorder(case), ledger.config
+    taps = {module_of(tap, config.head): tap for tap in tap_names(config)}
 
     def observe(path: str, value: Tensor) -> None:
-        name = renamed.get(path, path)
-        if name in wanted:
-            record.with_thirds(name, value)
+        if path in taps:
+            record.with_thirds(taps[path], value)
 
     stream(ledger.config, ledger.weights, [case], observe)
     return record.taps()
@@ -100,27 +124,51 @@ def truth_taps(ledger: Ledger, case: Case) -> Taps:
 
 def huggingface_taps(huggingface: HuggingFace, case: Case, dtype: torch.dtype) -> Taps:
     """transformers, by hooks on its modules."""
-    model, record = huggingface.model(dtype, "eager"), Recorder(case)
-    handles = list(_hooks(model, record))
+    model, head, record = huggingface.model(dtype, "eager"), huggingface.head, Recorder(case)
+    handles = [*_hooks(model, record), *_head_hooks(model, head, case, record)]
+    padding = model.config.pad_token_id
+    if head != "lm" and padding is None:
+        model.config.pad_token_id = NO_TOKEN  # else transformers refuses a batch; what it pools is not looked at
     try:
-        legs.run(step_of(model), case)
+        leg = partial(legs.run, step_of(model)) if head == "lm" else partial(answer, model, head)
+        leg(case)
     finally:
+        model.config.pad_token_id = padding
         for handle in handles:
             handle.remove()
     return record.taps()
 
 
-def _hooks(model: GPT2LMHeadModel, record: Recorder) -> Iterator[Any]:
+def _head_hooks(model: Any, head: str, case: Case, record: Recorder) -> Iterator[Any]:
+    """What comes after the blocks; transformers' heads see all positions, of which the one that answers is taken."""
+
+    def picked(value: Tensor) -> Tensor:
+        rows = value.reshape(len(case.input_ids), -1, value.shape[-1])
+        if case.last is None or rows.shape[1] == 1:
+            return rows
+        return rows[torch.arange(len(rows)), torch.tensor(case.last)][:, None]
+
+    def output(tap: str) -> Callable[..., None]:
+        return lambda module, args, out: record(tap, picked(out))
+
+    body = model.base_model
+    if "pool" in AFTER[head]:
+        yield body.ln_f.register_forward_pre_hook(lambda module, args: record("pool", picked(args[0])))
+    for tap in (tap for tap in AFTER[head] if tap != "pool"):
+        path = module_of(tap, head)
+        yield (body if path == "ln_f" else model).get_submodule(path).register_forward_hook(output(tap))
+
+
+def _hooks(model: Any, record: Recorder) -> Iterator[Any]:
     def output(name: str) -> Callable[..., None]:
         return lambda module, args, out: record.with_thirds(name, out[0] if isinstance(out, tuple) else out)
 
     def taken_in(name: str) -> Callable[..., None]:
         return lambda module, args: record(name, args[0])
 
-    body = model.transformer
-    for name in (*BEFORE, "ln_f"):
+    body = model.base_model
+    for name in BEFORE:
         yield body.get_submodule(name).register_forward_hook(output(name))
-    yield model.lm_head.register_forward_hook(output("logits"))
     for i, block in enumerate(body.h):
         for name in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.act", "mlp.c_proj"):
             yield block.get_submodule(name).register_forward_hook(output(f"h.{i}.{name}"))
@@ -162,11 +210,14 @@ def _recording_step(
 ) -> legs.Step:
     pasts = [value.name for value in opened.session.get_inputs() if value.name.startswith("past_key_values.")]
     outputs = [*(name.replace("past_key_values", "present") for name in pasts), *names]
+    taken = {value.name for value in opened.session.get_inputs()}
 
     def step(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any, keep: int) -> tuple[np.ndarray, Any]:
         empty = np.empty((len(ids), config.n_head, 0, config.head_dim), dtype)
         fed = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        feeds = {name: np.ascontiguousarray(array) for name, array in fed.items()}
+        feeds = {
+            name: np.ascontiguousarray(choices(config.head, array)) for name, array in fed.items() if name in taken
+        }
         if keep:
             feeds["num_logits_to_keep"] = np.array(keep)
         found = opened.session.run(outputs, feeds | dict(zip(pasts, cache or [empty] * len(pasts), strict=True)))
@@ -228,7 +279,7 @@ def localise(
     reports = []
     for name in (name for name in order if name in truth and name in onnx):
         true = truth[name]
-        real = case.attention_mask[:, -true.shape[1] :].astype(bool)
+        real = case.real_of(true.shape[1])
         share = partial(_share, true[real], real)
         reports.append(
             TapReport(

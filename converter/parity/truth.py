@@ -10,16 +10,19 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from converter.checkpoint import LazyTensor
 from converter.parity.cases import Case
 from reference.config import GPT2Config
-from reference.model import GPT2, Conv1D, causal_mask
+from reference.heads import CLASSES, HeadModel
+from reference.model import GPT2, Body, Conv1D, causal_mask
 
 Observe = Callable[[str, Tensor], None]  # told the path and the output of every module
 
 DTYPE = torch.float64
+
+BODY = ("wte", "wpe", "drop", "h")  # what is done with when the head's turn comes
 
 
 def to_torch(weight: LazyTensor) -> Tensor:
@@ -34,40 +37,47 @@ def to_torch(weight: LazyTensor) -> Tensor:
 def stream(
     config: GPT2Config, weights: Mapping[str, LazyTensor], cases: list[Case], observe: Observe | None = None
 ) -> list[np.ndarray]:
-    """The logits of each case in float64, ``[batch, kept, vocab_size]``, all its tokens fed at once."""
+    """The logits of each case in float64, ``[batch, kept, vocab_size]``, all its tokens fed at once; of other heads
+    what they answer, ``[batch, positions, numbers]``."""
     with torch.device("meta"):
-        model = GPT2(config, Conv1D).eval()  # Conv1D: the weights stay as they lie in the file
+        model = CLASSES[config.head](config, Conv1D).eval()  # Conv1D: the weights stay as they lie in the file
     if observe is not None:
         _observe(model, observe)
-    for module in (model.wte, model.wpe):
-        _materialise(model, module, weights)
+    for name in ("wte", "wpe"):
+        _materialise(model, name, weights)
     masks = [causal_mask(torch.tensor(case.attention_mask), case.input_ids.shape[1]) for case in cases]
     states = [
         model.drop(model.wte(torch.tensor(case.input_ids)) + model.wpe(torch.tensor(case.position_ids)))
         for case in cases
     ]
-    for block in model.h:
-        _materialise(model, block, weights)
+    for i, block in enumerate(model.h):
+        _materialise(model, f"h.{i}", weights)
         states = [block(x, mask, None)[0] for x, mask in zip(states, masks, strict=True)]
         block.to("meta")
-    _materialise(model, model.ln_f, weights)
-    if config.tie_word_embeddings:
-        model.lm_head.weight = model.wte.weight
-    else:
-        _materialise(model, model.lm_head, weights)
-    kept = (x[:, -case.keep :] for x, case in zip(states, cases, strict=True))
-    return [model.lm_head(model.ln_f(x)).numpy() for x in kept]
+    model.tie()
+    for name, _ in model.named_children():
+        if name not in BODY and not (name == "lm_head" and config.tie_word_embeddings):
+            _materialise(model, name, weights)
+    return [_answer(model, x, case).numpy() for x, case in zip(states, cases, strict=True)]
 
 
-def _materialise(model: GPT2, module: nn.Module, weights: Mapping[str, LazyTensor]) -> None:
+def _answer(model: Body, x: Tensor, case: Case) -> Tensor:
+    """What the head makes of the last block's output."""
+    if isinstance(model, HeadModel):
+        return model.head(model.ln_f(model.select(x, torch.tensor(case.input_ids), torch.tensor(case.attention_mask))))
+    assert isinstance(model, GPT2)
+    return model.lm_head(model.ln_f(x[:, -case.keep :]))
+
+
+def _materialise(model: Body, path: str, weights: Mapping[str, LazyTensor]) -> None:
     """Give a module its weights in float64."""
-    path = next(name for name, known in model.named_modules() if known is module)
+    module = model.get_submodule(path)
     names = [name for name, _ in module.named_parameters()]
     state = {name: to_torch(weights[f"{path}.{name}"]).to(DTYPE) for name in names}
     module.load_state_dict(state, assign=True)
 
 
-def _observe(model: GPT2, observe: Observe) -> None:
+def _observe(model: Body, observe: Observe) -> None:
     """Have every module report what it computes."""
 
     def report(path: str) -> Callable[..., None]:
@@ -86,7 +96,7 @@ def truths(config: GPT2Config, weights: Mapping[str, LazyTensor], cases: list[Ca
     alone: dict[tuple[bytes, int], Case] = {}
     for case in cases:
         for ids, mask in _rows(case):
-            alone.setdefault(_key(ids, mask, case.keep), _by_itself(ids[mask > 0][None], case.keep))
+            alone.setdefault(_key(ids, mask, case.keep), _by_itself(ids[mask > 0][None], case))
     rows = dict(zip(alone, stream(config, weights, list(alone.values())), strict=True))
     return {case.name: _together(case, rows) for case in cases}
 
@@ -96,8 +106,9 @@ def _together(case: Case, rows: Mapping[tuple[bytes, int], np.ndarray]) -> np.nd
     logits = [rows[_key(ids, mask, case.keep)][0] for ids, mask in _rows(case)]
     if len(logits) == 1:
         return logits[0][None]
-    length = case.kept_ids.shape[1]
-    return np.stack([np.pad(row, ((length - len(row), 0), (0, 0))) for row in logits])
+    together = np.zeros((*case.real.shape, logits[0].shape[-1]))
+    together[case.real] = np.concatenate(logits)
+    return together
 
 
 def _rows(case: Case) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -108,5 +119,5 @@ def _key(ids: np.ndarray, mask: np.ndarray, keep: int) -> tuple[bytes, int]:
     return ids[mask > 0].tobytes(), keep
 
 
-def _by_itself(tokens: np.ndarray, keep: int) -> Case:
-    return Case("alone", tokens, np.ones_like(tokens), (tokens.shape[1],), keep)
+def _by_itself(tokens: np.ndarray, case: Case) -> Case:
+    return Case("alone", tokens, np.ones_like(tokens), (tokens.shape[1],), case.keep)

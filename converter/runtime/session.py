@@ -16,6 +16,7 @@ from converter.checkpoint.config import parse_config, read_json
 from converter.clients import token_ids
 from converter.errors import ModelFolderError, PromptError, ProviderError
 from converter.staging import MANIFEST
+from converter.weights import LM
 from reference.config import GPT2Config
 
 try:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from converter.runtime.generation import Generation
+
+FED = ("input_ids", "attention_mask")  # what every graph takes
 
 MODEL_FILES = ("onnx/model.onnx", "model.onnx")  # where a folder without our manifest may have its graph
 
@@ -219,39 +222,64 @@ def load(folder: str | os.PathLike[str], provider: str = "cpu", threads: int | N
         ProviderError: the provider is not there, or does not work on this machine.
     """
     folder = Path(folder)
-    onnxruntime.disable_telemetry_events()  # what runs here is nobody else's business
     name = provider_name(provider)
     file = model_file(folder)
-    config = parse_config(read_json(folder / "config.json"), folder / "config.json")
-    try:
-        session = onnxruntime.InferenceSession(os.fspath(file), session_options(threads), providers=[name])
-    except OPEN_ERRORS as error:
-        raise ModelFolderError(
-            f"{file} cannot be opened by ONNX Runtime {onnxruntime.__version__} ({error})"
-        ) from error
-    if session.get_providers()[0] != name:
-        raise ProviderError(
-            f"ONNX Runtime has the provider {provider} but cannot use it on this machine; try --provider cpu"
-        )
-    _refuse_another_interface(file, config, session)
-    return Model(folder, config, session, "cuda" if provider.lower() == "cuda" else "cpu")
-
-
-def _refuse_another_interface(file: Path, config: GPT2Config, session: onnxruntime.InferenceSession) -> None:
-    """The graph must take the tokens and the cache that ``config.json`` speaks of.
-
-    Raises:
-        ModelFolderError: it takes something else.
-    """
-    shapes = {value.name: value.shape for value in (*session.get_inputs(), *session.get_overridable_initializers())}
+    config = config_of(folder)
+    if config.head not in LM:
+        raise ModelFolderError(f"{folder} has the head {config.head} and generates nothing: gpt2onnx run {folder} TEXT")
+    session = open_session(file, name, threads)
     cache = [f"past_key_values.{i}.{part}" for i in range(config.n_layer) for part in ("key", "value")]
-    expected = {"input_ids", "attention_mask", "position_ids", "num_logits_to_keep", *cache}
-    for name in sorted(expected ^ shapes.keys()):
-        found = "it lacks" if name in expected else "it also takes"
-        raise ModelFolderError(f"{file} is not the graph that config.json describes: {found} the input {name}")
+    shapes = refuse_another_interface(file, session, {*FED, "position_ids", "num_logits_to_keep", *cache})
     shape = shapes[cache[0]]
     if [shape[1], shape[3]] != [config.n_head, config.head_dim]:
         raise ModelFolderError(
             f"{file} is not the graph that config.json describes: its cache has {shape[1]} heads of {shape[3]}, "
             f"config.json has {config.n_head} of {config.head_dim}"
         )
+    return Model(folder, config, session, "cuda" if provider.lower() == "cuda" else "cpu")
+
+
+def config_of(folder: Path) -> GPT2Config:
+    """The architecture that a model folder describes.
+
+    Raises:
+        ConfigError: it describes none.
+    """
+    return parse_config(read_json(folder / "config.json"), folder / "config.json")
+
+
+def open_session(file: Path, provider: str, threads: int | None = None) -> onnxruntime.InferenceSession:
+    """A graph in ONNX Runtime, whose name for the provider is given.
+
+    Raises:
+        ModelFolderError: it cannot be opened.
+        ProviderError: the provider does not work on this machine.
+    """
+    onnxruntime.disable_telemetry_events()  # what runs here is nobody else's business
+    try:
+        session = onnxruntime.InferenceSession(os.fspath(file), session_options(threads), providers=[provider])
+    except OPEN_ERRORS as error:
+        raise ModelFolderError(
+            f"{file} cannot be opened by ONNX Runtime {onnxruntime.__version__} ({error})"
+        ) from error
+    if session.get_providers()[0] != provider:
+        short = provider.removesuffix("ExecutionProvider").lower()
+        raise ProviderError(
+            f"ONNX Runtime has the provider {short} but cannot use it on this machine; try --provider cpu"
+        )
+    return session
+
+
+def refuse_another_interface(
+    file: Path, session: onnxruntime.InferenceSession, expected: set[str]
+) -> dict[str, list[Any]]:
+    """The shapes of a graph's inputs, which must be those that follow from ``config.json``.
+
+    Raises:
+        ModelFolderError: it takes something else.
+    """
+    shapes = {value.name: value.shape for value in (*session.get_inputs(), *session.get_overridable_initializers())}
+    for name in sorted(expected ^ shapes.keys()):
+        found = "it lacks" if name in expected else "it also takes"
+        raise ModelFolderError(f"{file} is not the graph that config.json describes: {found} the input {name}")
+    return shapes

@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 
 from converter.checkpoint import open_checkpoint
 from converter.export import convert
-from converter.graph.model import MAX_OPSET, MIN_OPSET
+from converter.graph.build import MAX_OPSET, MIN_OPSET
 from converter.parity.widen import widened_session
 from converter.weights import account, parameters
 from reference.model import GPT2

@@ -969,7 +969,7 @@ def test_where_hugging_face_computes_something_else_it_is_hugging_face_that_is_n
         model.transformer.h[1].ln_2.eps = 1e-3
         return model, found
 
-    monkeypatch.setattr(huggingface.GPT2LMHeadModel, "from_pretrained", otherwise)
+    monkeypatch.setattr(transformers.GPT2LMHeadModel, "from_pretrained", otherwise)
     checkpoint = made.baseline.checkpoint
     baseline = measure_source(checkpoint, made.baseline.ledger, None, Limits(), Level.QUICK, lambda step: None)
     report = examine(baseline, copy(made).path, Options(files=False), lambda step: None)
@@ -991,7 +991,7 @@ def test_where_the_reference_is_wrong_the_graph_is_not_blamed(
             super().__init__(*args)
             self.h[1].ln_2.eps = 1e-3
 
-    monkeypatch.setattr(truth, "GPT2", Wrong)
+    monkeypatch.setitem(truth.CLASSES, "lm", Wrong)
     checkpoint = made.baseline.checkpoint
     baseline = measure_source(checkpoint, made.baseline.ledger, None, Limits(), Level.QUICK, lambda step: None)
     report = examine(baseline, copy(made).path, Options(files=False), lambda step: None)

@@ -204,7 +204,7 @@ def test_at_any_time_one_layer_is_in_memory_and_no_weight_is_read_twice(
         held[path] = materialised(made[0])
         assert not value.is_meta
 
-    monkeypatch.setattr(truth, "GPT2", Watched)
+    monkeypatch.setitem(truth.CLASSES, "lm", Watched)
     cases = grid(ledger.config, random_tokens(ledger.config))
     stream(ledger.config, Spied(ledger.weights, read), cases, observe)
     assert len(made) == 1

@@ -1,0 +1,26 @@
+"""What heads other than the language model's put out, brought into one form: ``[batch, positions, numbers]``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from reference.config import MULTIPLE_CHOICE
+
+Outputs = Mapping[str, np.ndarray]
+
+# The names are those of the graph's outputs, and of the fields that transformers' models return.
+STACKED: dict[str, Callable[[Any], np.ndarray]] = {
+    "base": lambda outputs: outputs["last_hidden_state"],
+    "sequence-classification": lambda outputs: outputs["logits"][:, None],
+    "token-classification": lambda outputs: outputs["logits"],
+    "question-answering": lambda outputs: np.stack([outputs["start_logits"], outputs["end_logits"]], axis=-1),
+    MULTIPLE_CHOICE: lambda outputs: outputs["mc_logits"].reshape(-1, 1, 1),
+}
+
+
+def choices(head: str, array: np.ndarray) -> np.ndarray:
+    """The rows of a batch as the choices of one question, for the head that compares them."""
+    return array[None] if head == MULTIPLE_CHOICE else array

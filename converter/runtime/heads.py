@@ -1,0 +1,242 @@
+"""A model folder whose head is not the language model's: one run for a batch, and what it says of each text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime
+
+from converter import tokenizer
+from converter.answers import Answer, Choice, Embedding, Labels, Span, TokenLabels
+from converter.checkpoint.config import read_json
+from converter.errors import ModelFolderError, PromptError
+from converter.runtime.session import (
+    FED,
+    config_of,
+    model_file,
+    open_session,
+    provider_name,
+    refuse_another_interface,
+    refuse_ids,
+)
+from converter.staging import second_graph
+from reference.config import MULTIPLE_CHOICE, GPT2Config
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+# An answer is no longer than this many tokens, as in transformers' pipeline.
+MAX_ANSWER_TOKENS = 15
+
+Text = str | Sequence[int] | tuple[str, str]  # a text, its token ids, or a question and the text that answers it
+
+
+@dataclass(frozen=True)
+class HeadModel:
+    """A model folder, opened.
+
+    Attributes:
+        folder: where it is.
+        config: the architecture, with the head that answers.
+        session: the ONNX Runtime session.
+    """
+
+    folder: Path
+    config: GPT2Config
+    session: onnxruntime.InferenceSession
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The folder's tokenizer, if it has one."""
+        return tokenizer.load(self.folder)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """``config.json``."""
+        return read_json(self.folder / "config.json")
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """What the numbers of a classification stand for."""
+        named = self.settings.get("id2label") or {}
+        return [str(named.get(str(i), f"LABEL_{i}")) for i in range(self.config.num_labels)]
+
+    def outputs(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> dict[str, np.ndarray]:
+        """Run the graph.
+
+        Args:
+            input_ids: ``[batch, tokens]`` int64; for multiple choice ``[batch, choices, tokens]``.
+            attention_mask: likewise, 0 for padding on either side.
+
+        Returns:
+            The graph's outputs by name, float32.
+        """
+        names = [output.name for output in self.session.get_outputs()]
+        fed = zip(FED, (input_ids, attention_mask), strict=True)
+        feeds = {name: np.ascontiguousarray(array, np.int64) for name, array in fed}
+        return dict(zip(names, self.session.run(names, feeds), strict=True))
+
+    def run(self, texts: Text | Sequence[Text]) -> list[Any]:
+        """What the head says of each text; of several choices, how they compare.
+
+        Args:
+            texts: one or more texts, or lists of token ids; for question answering pairs of question and text.
+
+        Returns:
+            ``Labels``, ``TokenLabels``, ``Span``, ``Choice`` or ``Embedding``, as the head is.
+
+        Raises:
+            PromptError: a text is empty or too long, holds an id that is no token, or there is no tokenizer.
+        """
+        rows = [Row.of(self, text) for text in _several(texts, self.config.head)]
+        ids, mask = batch_of([row.ids for row in rows])
+        refuse_ids(ids, self.config)
+        if self.config.head == MULTIPLE_CHOICE:
+            return _choices(self.outputs(ids[None], mask[None])["mc_logits"][0])
+        found = self.outputs(ids, mask)
+        answer = ANSWERS[self.config.head]
+        return [answer(self, row, {name: array[i] for name, array in found.items()}) for i, row in enumerate(rows)]
+
+
+def load(folder: str | os.PathLike[str], provider: str = "cpu", threads: int | None = None) -> HeadModel:
+    """Open a model folder whose head classifies, marks, compares or embeds.
+
+    Raises:
+        ModelFolderError: the folder is incomplete, cannot be opened, or generates text.
+        ProviderError: the provider is not there, or does not work on this machine.
+    """
+    folder = Path(folder)
+    name, file, config = provider_name(provider), model_file(folder), config_of(folder)
+    if config.head == "lm":
+        raise ModelFolderError(f"{folder} has no head but the language model's: gpt2onnx generate {folder} PROMPT")
+    if config.head == "double-heads":
+        return open_head(folder, second_graph(file), MULTIPLE_CHOICE, name, threads)
+    return open_head(folder, file, config.head, name, threads)
+
+
+def open_head(folder: Path, file: Path, head: str, provider: str, threads: int | None = None) -> HeadModel:
+    """One graph of a folder; see ``load``."""
+    session = open_session(file, provider, threads)
+    refuse_another_interface(file, session, set(FED))
+    return HeadModel(folder, replace(config_of(folder), head=head), session)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A text on its way in: its ids, and where its tokens stand if it was a text."""
+
+    text: str | None
+    ids: list[int]
+    encoding: Encoding | None
+
+    @classmethod
+    def of(cls, model: HeadModel, text: Text) -> Row:
+        """Tokenize.
+
+        Raises:
+            PromptError: it is empty or too long, or there is no tokenizer.
+        """
+        given = cls._read(model, text)
+        limit = model.config.n_positions
+        if not given.ids:
+            raise PromptError("a text is empty: there is nothing to answer for")
+        if len(given.ids) > limit:
+            raise PromptError(f"a text of {len(given.ids)} tokens is longer than the model's {limit} positions")
+        return given
+
+    @classmethod
+    def _read(cls, model: HeadModel, text: Text) -> Row:
+        parts: list[Any] = [text] if isinstance(text, str) else list(text)
+        if not all(isinstance(part, str) for part in parts):
+            return cls(None, [int(part) for part in parts], None)
+        if model.tokenizer is None:
+            raise PromptError(f"{model.folder} has no tokenizer; give token ids (--ids)")
+        encoding = model.tokenizer.encode(*parts)  # with the special tokens that the model was trained with
+        return cls(str(parts[-1]), encoding.ids, encoding)
+
+    def places(self) -> list[tuple[int, int]]:
+        """Where each token stands in the text; of ids, their own places."""
+        return self.encoding.offsets if self.encoding else [(i, i + 1) for i in range(len(self.ids))]
+
+    def piece(self, start: int, end: int) -> str:
+        """What stands there."""
+        return " ".join(map(str, self.ids[start:end])) if self.text is None else self.text[start:end]
+
+
+def batch_of(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of unequal length side by side, filled up on the right: ``input_ids`` and ``attention_mask``."""
+    longest = max(len(row) for row in rows)
+    ids = np.array([[*row, *[0] * (longest - len(row))] for row in rows])
+    mask = np.array([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    return ids, mask
+
+
+def _several(texts: Any, head: str) -> list[Any]:
+    """One text is a list of one."""
+    if isinstance(texts, str) or (texts and all(isinstance(item, int | np.integer) for item in texts)):
+        return [texts]
+    if head == "question-answering" and isinstance(texts, tuple) and all(isinstance(part, str) for part in texts):
+        return [texts]
+    return list(texts)
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Over the last dimension, in float64."""
+    powers = np.exp(scores.astype(np.float64) - scores.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def _labels(model: HeadModel, row: Row, found: dict[str, np.ndarray]) -> Labels:
+    """As ``problem_type`` wants them, which is transformers' pipeline's rule."""
+    scores, kind = found["logits"].astype(np.float64), model.settings.get("problem_type")
+    if kind == "multi_label_classification" or (kind is None and len(scores) == 1):
+        scores = 1 / (1 + np.exp(-scores))
+    elif kind != "regression":
+        scores = softmax(scores)
+    order = np.argsort(-scores, kind="stable")
+    return Labels({model.labels[i]: float(scores[i]) for i in order}, kind != "regression")
+
+
+def _token_labels(model: HeadModel, row: Row, found: dict[str, np.ndarray]) -> TokenLabels:
+    probabilities = softmax(found["logits"][: len(row.ids)])
+    best = probabilities.argmax(axis=-1)
+    return TokenLabels(
+        tuple(
+            (start, end, row.piece(start, end), model.labels[label], float(p[label]))
+            for (start, end), label, p in zip(row.places(), best, probabilities, strict=True)
+        )
+    )
+
+
+def _span(model: HeadModel, row: Row, found: dict[str, np.ndarray]) -> Span:
+    """The likeliest start and end in that order, within the text and not the question."""
+    inside = [i for i, part in enumerate(row.encoding.sequence_ids) if part != 0] if row.encoding else []
+    inside = inside or list(range(len(row.ids)))
+    start, end = (softmax(found[name][inside]) for name in ("start_logits", "end_logits"))
+    pairs = np.tril(np.triu(np.outer(start, end)), MAX_ANSWER_TOKENS - 1)
+    first, last = np.unravel_index(int(pairs.argmax()), pairs.shape)
+    places = row.places()
+    begin, stop = places[inside[first]][0], places[inside[last]][1]
+    return Span(row.piece(begin, stop), begin, stop, float(pairs[first, last]))
+
+
+def _embedding(model: HeadModel, row: Row, found: dict[str, np.ndarray]) -> Embedding:
+    return Embedding(found["last_hidden_state"][: len(row.ids)])
+
+
+def _choices(scores: np.ndarray) -> list[Choice]:
+    return [Choice(float(p), float(score)) for p, score in zip(softmax(scores), scores, strict=True)]
+
+
+ANSWERS: dict[str, Callable[[HeadModel, Row, dict[str, np.ndarray]], Answer]] = {
+    "base": _embedding,
+    "sequence-classification": _labels,
+    "token-classification": _token_labels,
+    "question-answering": _span,
+}
