@@ -84,7 +84,7 @@ activation_option = click.option(
     "--activation", metavar="NAME", help="activation_function of a checkpoint that does not record it, as nanoGPT's."
 )
 adapter_option = click.option(
-    "--adapter", metavar="DIR", type=click.Path(path_type=Path), help="Merge this PEFT LoRA adapter into SOURCE first."
+    "--adapter", metavar="DIR|ID", help="Merge this PEFT LoRA adapter, a folder or a Hub id, into SOURCE first."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 provider_option = click.option(
@@ -134,7 +134,7 @@ def convert(
     then_check: bool,
     ignore: tuple[str, ...],
     activation: str | None,
-    adapter: Path | None,
+    adapter: str | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -260,7 +260,7 @@ def check(
     provider: str,
     ignore: tuple[str, ...],
     activation: str | None,
-    adapter: Path | None,
+    adapter: str | None,
     report: Path | None,
     junit: Path | None,
     as_json: bool,
@@ -449,7 +449,7 @@ def generate(
 @adapter_option
 @json_option
 @debug_option
-def inspect(source: str, ignore: tuple[str, ...], activation: str | None, adapter: Path | None, as_json: bool) -> None:
+def inspect(source: str, ignore: tuple[str, ...], activation: str | None, adapter: str | None, as_json: bool) -> None:
     """Show what SOURCE is: its config, its size, and what becomes of each of its tensors.
 
     \b
