@@ -84,7 +84,7 @@ activation_option = click.option(
     "--activation", metavar="NAME", help="activation_function of a checkpoint that does not record it, as nanoGPT's."
 )
 adapter_option = click.option(
-    "--adapter", metavar="DIR", type=click.Path(path_type=Path), help="Merge this PEFT LoRA adapter into SOURCE first."
+    "--adapter", metavar="DIR|ID", help="Merge this PEFT LoRA adapter, a folder or a Hub id, into SOURCE first."
 )
 head_option = click.option(
     "--head",
@@ -141,7 +141,7 @@ def convert(
     then_check: bool,
     ignore: tuple[str, ...],
     activation: str | None,
-    adapter: Path | None,
+    adapter: str | None,
     head: str | None,
     quiet: bool,
     as_json: bool,
@@ -270,7 +270,7 @@ def check(
     provider: str,
     ignore: tuple[str, ...],
     activation: str | None,
-    adapter: Path | None,
+    adapter: str | None,
     head: str | None,
     report: Path | None,
     junit: Path | None,
@@ -516,7 +516,7 @@ def run(
 @json_option
 @debug_option
 def inspect(
-    source: str, ignore: tuple[str, ...], activation: str | None, adapter: Path | None, head: str | None, as_json: bool
+    source: str, ignore: tuple[str, ...], activation: str | None, adapter: str | None, head: str | None, as_json: bool
 ) -> None:
     """Show what SOURCE is: its config, its size, and what becomes of each of its tensors.
 

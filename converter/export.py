@@ -80,7 +80,7 @@ def convert(
         ignore: globs of tensors to leave aside.
         scan: refuse weights that hold NaN or infinity.
         activation: ``activation_function`` of a checkpoint that does not record it (nanoGPT's).
-        adapter: the folder of a PEFT LoRA adapter, to be merged into the source's weights.
+        adapter: the folder or Hub id of a PEFT LoRA adapter, to be merged into the source's weights.
         head: one of ``reference.config.HEADS``; by default that of the source.
         progress: called with the bytes written so far and in all.
 
@@ -211,7 +211,7 @@ def _write_companions(
     widened = sorted({weight.dtype for weight in ledger.weights.values()} - {"float32"})
     card = model_card(
         config.head,
-        name=checkpoint.name + (f" + {checkpoint.adapter.parent.resolve().name}" if checkpoint.adapter else ""),
+        name=checkpoint.name + (f" + {checkpoint.adapter_name}" if checkpoint.adapter else ""),
         version=VERSION,
         parameters=ledger.parameters,
         opset=opset,
@@ -244,8 +244,8 @@ def _manifest(checkpoint: Checkpoint, ledger: Ledger, opset: int, model: str) ->
 
 
 def _adapter(checkpoint: Checkpoint) -> dict[str, str]:
-    """The name of an adapter's folder, where there is one."""
-    return {"adapter": checkpoint.adapter.parent.resolve().name} if checkpoint.adapter else {}
+    """The name of the adapter, where there is one."""
+    return {"adapter": checkpoint.adapter_name} if checkpoint.adapter else {}
 
 
 def _row(entry: Entry) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py convert gpt2 gpt2-xl
     python scripts/benchmark.py check gpt2
+    python scripts/benchmark.py sources gpt2-xl
 
 Checkpoints of the real sizes are made on the first use and kept in --work. Figures are medians of --runs, after one run
 that warms the page cache; "copy" is what cp(1) takes for the same weights in the same minute.
@@ -10,6 +11,7 @@ that warms the page cache; "copy" is what cp(1) takes for the same weights in th
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -22,9 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+from make_checkpoint import SIZES as MADE_SIZES
+from make_sources import FORMATS
+
+from converter.weights import parameters
 
 HERE = Path(__file__).resolve().parent
 GPT2ONNX = [sys.executable, "-m", "converter.cli"]
+ALLOWED_BYTES = 400e6  # of a conversion's peak memory, beside the largest tensor
 SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 
@@ -148,6 +155,40 @@ def benchmark_check(work: Path, runs: int, size: str, level: str) -> None:
         click.echo(f"  {leg['name']:38} {error}, {leg['seconds']:.1f} s")
     click.echo(f"  {f'check --level {level}':38} {figures(done)}")
     remove(out)
+
+
+@main.command()
+@click.argument("sizes", nargs=-1, type=click.Choice(SIZES))
+@click.pass_obj
+def sources(settings: tuple[Path, int], sizes: tuple[str, ...]) -> None:
+    """Conversion of other formats, and its memory beside the promise: 400 MB and the largest tensor."""
+    for size in sizes or SIZES[:1]:
+        benchmark_sources(*settings, size)
+
+
+def benchmark_sources(work: Path, runs: int, size: str) -> None:
+    made, out, config = checkpoint(work, size), work / f"{size}-onnx", MADE_SIZES[size]
+    largest = max(4 * math.prod(shape) for _, _, shape in parameters(config))
+    allowed = largest + ALLOWED_BYTES
+    click.echo(f"\n{size}: largest tensor {largest / 1e6:.0f} MB, so a conversion may take {allowed / 1e6:.0f} MB")
+
+    def once(command: list[str]) -> Run:
+        remove(out)
+        return measure(command)
+
+    for kind, (file, _, has_config) in FORMATS.items():
+        folder = work / f"{size}-{kind}"
+        remove(folder)
+        try:  # one at a time: each takes as much of the disk as the model
+            subprocess.run([sys.executable, HERE / "make_sources.py", made, folder, "--format", kind], check=True)
+            command = [*GPT2ONNX, "convert", str(folder if has_config else folder / file), str(out), "-q"]
+            command += ["--activation", "gelu"] if kind == "nanogpt" else []
+            once(command)
+            done = [once(command) for _ in range(runs)]
+        finally:
+            remove(folder, out)
+        kept = "kept" if max(run.peak_bytes for run in done) <= allowed else "BROKEN"
+        click.echo(f"  {file:22} {figures(done)}: {kept}")
 
 
 @main.command()

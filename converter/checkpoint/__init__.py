@@ -12,7 +12,7 @@ from converter.checkpoint.adapter import CONFIG as ADAPTER_CONFIG
 from converter.checkpoint.adapter import merge
 from converter.checkpoint.config import parse_config
 from converter.checkpoint.formats import read
-from converter.checkpoint.hub import fetch, is_hub_id
+from converter.checkpoint.hub import ADAPTER, MODEL, Kind, fetch, is_hub_id
 from converter.checkpoint.source import Options
 from converter.checkpoint.tensor import LazyTensor
 from converter.errors import CheckpointError, ConfigError
@@ -38,6 +38,7 @@ class Checkpoint:
         notes: sentences for the user, on what was taken for granted.
         tokenizer: writes a tokenizer that the weights' own file holds into a folder, as Hugging Face's files.
         adapter: the weights of the LoRA adapter that was merged into it.
+        adapter_name: what it is called, as ``name``.
         asked_head: the head that the user wants, whatever the config says.
     """
 
@@ -53,6 +54,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     tokenizer: Callable[[Path], None] | None = None
     adapter: Path | None = None
+    adapter_name: str = ""
     asked_head: str | None = None
 
     @property
@@ -92,7 +94,7 @@ def open_checkpoint(
     Args:
         bars: let a download show its progress on standard error.
         activation: ``activation_function`` of a checkpoint that does not record it.
-        adapter: the folder of a PEFT LoRA adapter, to be merged into it.
+        adapter: the folder or Hub id of a PEFT LoRA adapter, to be merged into it.
         head: one of ``reference.config.HEADS``; by default what the config names, or else what the tensors are.
 
     Raises:
@@ -101,18 +103,7 @@ def open_checkpoint(
     """
     if head is not None and head not in HEADS:
         raise ConfigError(f"there is no head {head!r}; expected one of {', '.join(HEADS)}")
-    path = Path(source)
-    try:
-        exists, name = path.exists(), path.resolve().name
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL byte, links in a circle
-        raise CheckpointError(f"{os.fspath(source)!r} cannot be a folder ({error})") from error
-    if not exists:
-        if not is_hub_id(os.fspath(source)):
-            raise CheckpointError(
-                f"there is no folder {source}; expected a Hugging Face model folder, "
-                f"or a Hub id such as openai-community/gpt2"
-            )
-        path, name = fetch(os.fspath(source), bars)
+    path, name = _locate(source, MODEL, bars)
     try:
         found = read(path, Options(activation))
         folder = path if path.is_dir() else path.parent
@@ -140,6 +131,27 @@ def open_checkpoint(
     if adapter is None:
         return checkpoint
     try:
-        return merge(checkpoint, Path(adapter))
+        return merge(checkpoint, *_locate(adapter, ADAPTER, bars))
     except OSError as error:
         raise CheckpointError(f"{error.filename or adapter} cannot be read: {error.strerror or error}") from error
+
+
+# What is asked for where a path does not exist and is no Hub id.
+EXPECTED = {
+    MODEL: "a Hugging Face model folder, or a Hub id such as openai-community/gpt2",
+    ADAPTER: "the folder of a PEFT adapter, or a Hub id such as user/lora",
+}
+
+
+def _locate(source: str | os.PathLike[str], kind: Kind, bars: bool) -> tuple[Path, str]:
+    """Where a model or adapter lies, and its name; what does not exist here is fetched from the Hub."""
+    path = Path(source)
+    try:
+        exists, name = path.exists(), path.resolve().name
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL byte, links in a circle
+        raise CheckpointError(f"{os.fspath(source)!r} cannot be a folder ({error})") from error
+    if exists:
+        return path, name
+    if not is_hub_id(os.fspath(source)):
+        raise CheckpointError(f"there is no folder {source}; expected {EXPECTED[kind]}")
+    return fetch(os.fspath(source), bars, kind)

@@ -115,28 +115,31 @@ class Update:
         return self.scale * (a[:, first:end].T @ b.T if self.by_input else b[first:end] @ a)
 
 
-def merge(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+def merge(checkpoint: Checkpoint, folder: Path, name: str) -> Checkpoint:
     """A checkpoint with an adapter added to its weights, which become float32 where it does; nothing is computed yet.
+
+    Args:
+        name: what the adapter is called in notes, in the manifest and on the model card.
 
     Raises:
         CheckpointError: the adapter is damaged, of another model, or does more than is heeded here.
     """
     adapter = read(folder)
-    names: dict[str, str] = {}
+    names: dict[str, str] = {}  # canonical → the checkpoint's
     for key in checkpoint.tensors:
         if names.setdefault(canonical(key), key) != key:
             raise CheckpointError(
                 f"{checkpoint.folder} holds {canonical(key)} twice: as {names[canonical(key)]} and {key}"
             )
-    tensors = {name: checkpoint.tensors[key] for name, key in names.items()}
+    tensors = {short: checkpoint.tensors[key] for short, key in names.items()}
     _refuse_incomplete(adapter, tensors)
     tied = _refuse_ambiguous(adapter, checkpoint)
     if tied and "wte.weight" in adapter.replaced and "lm_head.weight" not in {*adapter.replaced, *tensors}:
         tensors["lm_head.weight"] = tensors["wte.weight"]  # a copy of wte was trained; the head stayed
-    for name, tensor in adapter.replaced.items():
-        if name not in tensors and not (name == "lm_head.weight" and tied):
-            raise CheckpointError(f"{adapter.file}: {tensor.name} stands for {name}, which {checkpoint.name} lacks")
-        tensors[name] = tensor
+    for short, tensor in adapter.replaced.items():
+        if short not in tensors and not (short == "lm_head.weight" and tied):
+            raise CheckpointError(f"{adapter.file}: {tensor.name} stands for {short}, which {checkpoint.name} lacks")
+        tensors[short] = tensor
     for module, parts in adapter.updates.items():
         tensors |= _merged(adapter, module, parts, tensors, checkpoint.name)
     apart = tied and not {"wte.weight", "lm_head.weight"}.isdisjoint(adapter.replaced)
@@ -146,10 +149,11 @@ def merge(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
         format=f"merged {checkpoint.format}",
         config=config,
         config_values={**checkpoint.config_values, "tie_word_embeddings": config.tie_word_embeddings},
-        tensors={names.get(name, name): tensor for name, tensor in tensors.items()},
+        tensors={names.get(short, short): tensor for short, tensor in tensors.items()},
         transformers_reads=False,
-        notes=(*checkpoint.notes, f"the adapter {folder.resolve().name} was merged into {checkpoint.name}"),
+        notes=(*checkpoint.notes, f"the adapter {name} was merged into {checkpoint.name}"),
         adapter=adapter.file,
+        adapter_name=name,
     )
 
 

@@ -19,6 +19,9 @@ ALIASES = {
     "num_hidden_layers": "n_layer",
 }
 
+SIZES = frozenset(("vocab_size", "n_inner", *ALIASES.values()))
+SIZE_BITS = 63  # of a dimension in ONNX
+
 # A key that is set to anything but null or false, and what it would mean.
 REFUSED = {
     "quantization_config": "its weights are quantized; convert the original checkpoint",
@@ -78,7 +81,8 @@ def parse_config(values: Mapping[str, Any], file: Path, head: str | None = None)
     architectures = values.get("architectures")
     named = isinstance(architectures, list) and any(str(a).startswith("GPT2") for a in architectures)
     if model_type != "gpt2" and not (model_type is None and named):
-        found = f"model_type is {model_type!r}" if model_type is not None else "it has no model_type"
+        names = f" and architectures is {architectures!r}" if architectures else ""
+        found = f"model_type is {model_type!r}" if model_type is not None else f"it has no model_type{names}"
         raise ConfigError(f"{file} does not describe a GPT-2: {found}; expected 'gpt2'")
     for key, reason in REFUSED.items():
         if values.get(key):
@@ -96,6 +100,9 @@ def parse_config(values: Mapping[str, Any], file: Path, head: str | None = None)
             f"{file}: summary_type is {summary[0]!r} and summary_use_proj {summary[1]!r}; of heads for multiple choice "
             f"only 'cls_index' with a projection is converted"
         )
+    for name, value in resolved.items():
+        if name in SIZES and type(value) is int and value.bit_length() > SIZE_BITS:
+            raise ConfigError(f"{file}: {name} is a number of {value.bit_length()} bits; no tensor is as large")
     try:
         return GPT2Config.from_dict(resolved)
     except ConfigError as error:

@@ -10,12 +10,12 @@ from converter.checkpoint.source import Format, Options, Source, starts_with
 from converter.errors import CheckpointError, ConfigError
 
 FORMATS: tuple[Format, ...] = (
+    openai.FORMAT,
     huggingface.FOLDER,
     nanogpt.FORMAT,
     megatron.FORMAT,
     llmc.FORMAT,
     huggingface.FILE,
-    openai.FORMAT,
     nanogpt.OTHER_TORCH_FILE,
     gguf_file.FORMAT,
 )

@@ -1,4 +1,4 @@
-"""A model on the Hugging Face Hub: downloads the files a conversion needs into the Hub's own cache.
+"""A model or adapter on the Hugging Face Hub: downloads the files a conversion needs into the Hub's own cache.
 
 ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``, ``HF_HOME`` and ``HF_TOKEN`` mean what they mean to huggingface_hub.
 """
@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from converter.checkpoint.folder import COMPANIONS, WEIGHT_FILES, choose_weight_file, shards
+from converter.checkpoint import adapter
+from converter.checkpoint.folder import COMPANIONS, WEIGHT_FILES, shards
 from converter.errors import CheckpointError, HubError
 
 HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w][\w./-]*))?", re.ASCII)
@@ -19,16 +21,29 @@ HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w][\w./-]*))
 NO_ANSWER_OF_THE_HUB = (ValueError, KeyError, TypeError)
 
 
+class Kind(NamedTuple):
+    """What a repository may hold: the file that describes it, its weights (the first counts), and what goes along."""
+
+    name: str
+    config: str
+    weights: tuple[str, ...]
+    companions: tuple[str, ...] = ()
+
+
+MODEL = Kind("model", "config.json", tuple(file for file, _ in WEIGHT_FILES), COMPANIONS)
+ADAPTER = Kind("adapter", adapter.CONFIG, tuple(file for file, _ in adapter.WEIGHT_FILES))
+
+
 def is_hub_id(source: str) -> bool:
     """Whether ``source`` reads as ``user/model`` or ``user/model@revision``."""
     return HUB_ID.fullmatch(source) is not None
 
 
-def fetch(source: str, bars: bool = False) -> tuple[Path, str]:
-    """The cached folder of a Hub model and its name with the commit it stands for, ``user/model@commit``.
+def fetch(source: str, bars: bool = False, kind: Kind = MODEL) -> tuple[Path, str]:
+    """The cached folder of a Hub repository and its name with the commit it stands for, ``user/model@commit``.
 
     Raises:
-        HubError: the model, the revision or the network is not there, or the model holds no weights.
+        HubError: the repository, the revision or the network is not there, or it holds no weights of this kind.
     """
     from huggingface_hub import constants
     from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of httpx or httpx2
@@ -55,14 +70,14 @@ def fetch(source: str, bars: bool = False) -> tuple[Path, str]:
             except HTTPError:  # no network; what is in the cache will do
                 offline = True
         # Asked for by the revision's name, so that the cache remembers the name; all else by the commit it stands for.
-        config = Path(_download(repo, "config.json", revision, bars, local_files_only=offline))
+        config = Path(_download(repo, kind, kind.config, revision, bars, local_files_only=offline))
         if not offline:
-            _fetch_weights(repo, config.parent.name, names, bars)
+            _fetch_weights(repo, kind, config.parent.name, names, bars)
     except LocalEntryNotFoundError as error:
         forbidden = constants.HF_HUB_OFFLINE
         mend = "unset HF_HUB_OFFLINE to download it" if forbidden else "it cannot be downloaded now, check the network"
         raise HubError(
-            f"there is no folder {source}, and the Hub model of that name is not in the cache; {mend}"
+            f"there is no folder {source}, and the Hub {kind.name} of that name is not in the cache; {mend}"
         ) from error
     except GatedRepoError as error:
         raise HubError(f"{source} is gated on the Hub: accept its terms there and set HF_TOKEN") from error
@@ -70,7 +85,7 @@ def fetch(source: str, bars: bool = False) -> tuple[Path, str]:
         raise HubError(f"{repo} on the Hub has no revision {revision}") from error
     except RepositoryNotFoundError as error:
         raise HubError(
-            f"there is neither a folder {source} nor a Hub model of that name; for a private one set HF_TOKEN"
+            f"there is neither a folder {source} nor a Hub {kind.name} of that name; for a private one set HF_TOKEN"
         ) from error
     except HFValidationError as error:
         raise HubError(f"{source} is neither a folder nor a valid Hub id ({error})") from error
@@ -91,21 +106,21 @@ def _list_files(repo: str, revision: str | None) -> set[str]:
     return {sibling.rfilename for sibling in info.siblings or ()}
 
 
-def _fetch_weights(repo: str, commit: str, names: set[str], bars: bool) -> None:
+def _fetch_weights(repo: str, kind: Kind, commit: str, names: Collection[str], bars: bool) -> None:
     """Download the weights and what travels with them."""
-    weights = choose_weight_file(names)
+    weights = next((file for file in kind.weights if file in names), None)
     if weights is None:
-        raise HubError(
-            f"{repo} on the Hub has no weights; expected one of {', '.join(file for file, _ in WEIGHT_FILES)}"
-        )
-    file = Path(_download(repo, weights, commit, bars))
+        raise HubError(f"{repo} on the Hub has no weights; expected one of {', '.join(kind.weights)}")
+    file = Path(_download(repo, kind, weights, commit, bars))
     wanted = shards(file) if weights.endswith(".index.json") else []
-    wanted += sorted(name for name in names if any(fnmatchcase(name, pattern) for pattern in COMPANIONS))
+    wanted += sorted(name for name in names if any(fnmatchcase(name, pattern) for pattern in kind.companions))
     for name in wanted:
-        _download(repo, name, commit, bars)
+        _download(repo, kind, name, commit, bars)
 
 
-def _download(repo: str, name: str, revision: str | None, bars: bool, local_files_only: bool = False) -> str:
+def _download(
+    repo: str, kind: Kind, name: str, revision: str | None, bars: bool, local_files_only: bool = False
+) -> str:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
@@ -126,4 +141,4 @@ def _download(repo: str, name: str, revision: str | None, bars: bool, local_file
             tqdm_class=None if bars else Silent,
         )
     except RemoteEntryNotFoundError as error:
-        raise HubError(f"{repo} on the Hub has no {name}; the model is incomplete there") from error
+        raise HubError(f"{repo} on the Hub has no {name}; expected a complete {kind.name}") from error

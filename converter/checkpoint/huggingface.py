@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from converter.checkpoint import h5_file, msgpack_file, safetensors_file, torch_file
 from converter.checkpoint.config import read_json
 from converter.checkpoint.folder import WEIGHT_FILES, Reader, choose_weight_file, read_folder, read_weights
 from converter.checkpoint.folder import companions as names_of_companions
-from converter.checkpoint.source import Format, Options, Source
+from converter.checkpoint.source import Format, Options, Source, tied
 
 CONFIG = "config.json"
 
@@ -22,16 +23,16 @@ def read(folder: Path, options: Options) -> Source:
     values = read_json(folder / CONFIG)
     weight_file, tensors = read_folder(folder)
     reader = dict(WEIGHT_FILES)[weight_file]
-    name, opens = DROPPED.get(reader, NAME), reader not in DROPPED
-    return Source(name, weight_file, values, tensors, companions(folder), transformers_reads=opens)
+    source = Source(DROPPED.get(reader, NAME), weight_file, values, tensors, companions(folder))
+    return tied(source) if reader is h5_file.read else replace(source, transformers_reads=reader not in DROPPED)
 
 
 def read_file(file: Path, options: Options) -> Source:
     """One file of weights, under any name; transformers opens only those that it named itself."""
     del options
     reader, values = reader_of(file), read_json(file.parent / CONFIG)
-    name = DROPPED.get(reader, NAME)
-    return Source(name, file.name, values, read_weights(file, reader), companions(file.parent))
+    source = Source(DROPPED.get(reader, NAME), file.name, values, read_weights(file, reader), companions(file.parent))
+    return tied(source) if reader is h5_file.read else source
 
 
 def companions(folder: Path) -> dict[str, Path]:

@@ -8,18 +8,18 @@ and values: tensor name → BundleEntryProto, which says where in a data file a 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from converter.checkpoint.config import read_json
-from converter.checkpoint.folder import LFS_POINTER
-from converter.checkpoint.source import Format, Options, Source, starts_with
+from converter.checkpoint.config import ALIASES, read_json
+from converter.checkpoint.folder import LFS_POINTER, choose_weight_file
+from converter.checkpoint.source import Format, Options, Source, starts_with, tied
 from converter.checkpoint.tensor import LazyTensor
-from converter.errors import CheckpointError
+from converter.errors import CheckpointError, ConfigError
 
-HPARAMS, STATE, INDEX = "hparams.json", "checkpoint", ".index"
+HPARAMS, CONFIG, STATE, INDEX = "hparams.json", "config.json", "checkpoint", ".index"
 
 FOOTER_BYTES = 48
 MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
@@ -87,19 +87,24 @@ def read(path: Path, options: Options) -> Source:
 
     Raises:
         CheckpointError: a file is missing, truncated, damaged or compressed.
-        ConfigError: ``hparams.json`` cannot be read.
+        ConfigError: ``hparams.json`` cannot be read, or a ``config.json`` beside it contradicts it.
     """
     del options
     folder, index = (path, choose_index(path)) if path.is_dir() else (path.parent, path)
     if not (folder / HPARAMS).is_file():
         raise CheckpointError(f"{folder} has no {HPARAMS}, which says what {index.name} holds; download it too")
-    return Source("OpenAI", index.name, read_hparams(folder / HPARAMS), read_bundle(index), companions(folder))
+    values = described(read_hparams(folder / HPARAMS), folder / CONFIG)
+    return tied(Source("OpenAI", index.name, values, read_bundle(index), companions(folder)))
 
 
 def recognises(path: Path) -> bool:
-    """Whether this is a folder with hyper-parameters and an index, or an index of a TensorFlow checkpoint."""
+    """Whether this is a folder with hyper-parameters and an index, or an index of a TensorFlow checkpoint.
+
+    A folder that holds Hugging Face's weights too is theirs.
+    """
     if path.is_dir():
-        return (path / HPARAMS).is_file() and bool(indexes(path))
+        converted = choose_weight_file([entry.name for entry in path.iterdir()])
+        return (path / HPARAMS).is_file() and bool(indexes(path)) and converted is None
     return path.suffix == INDEX and path.is_file() and _footer(path).endswith(MAGIC)
 
 
@@ -142,6 +147,23 @@ def read_hparams(file: Path) -> dict[str, Any]:
     values = FIXED | {name: hparams[own] for own, name in HPARAMETERS.items()}
     end = END_OF_TEXT if hparams["n_vocab"] == GPT2_VOCABULARY else None
     return values | {"bos_token_id": end, "eos_token_id": end}
+
+
+def described(values: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """The values of ``hparams.json``, and over them what a ``config.json`` beside it says, if there is one.
+
+    Raises:
+        ConfigError: it cannot be read, or says something else than ``hparams.json``.
+    """
+    stated = read_json(file) if file.is_file() else {}
+    for own, name in HPARAMETERS.items():
+        for key in (name, *(alias for alias, known in ALIASES.items() if known == name)):
+            if stated.get(key, values[name]) != values[name]:
+                raise ConfigError(
+                    f"{file} contradicts {HPARAMS} beside it: {key} is {stated[key]!r} and {own} is {values[name]!r}; "
+                    f"remove the one that is not of this checkpoint"
+                )
+    return {**values, **stated}
 
 
 def companions(folder: Path) -> dict[str, Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,19 @@ class Source:
     transformers_reads: bool = False
     notes: tuple[str, ...] = field(default=())
     tokenizer: Callable[[Path], None] | None = None
+
+
+def tied(source: Source) -> Source:
+    """A source of TensorFlow's with its head tied: the code that wrote it multiplies with wte, whatever a config says.
+
+    Both do: TFGPT2LMHeadModel of transformers 4, and model.py of openai/gpt-2.
+    """
+    if source.values.get("tie_word_embeddings", True) is not False:
+        return source
+    note = f"config.json unties the head, which the {source.format} code that wrote {source.weight_file} never did: wte"
+    return replace(
+        source, values={**source.values, "tie_word_embeddings": True}, notes=(*source.notes, f"{note} was taken for it")
+    )
 
 
 class Options(NamedTuple):

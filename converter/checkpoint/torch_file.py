@@ -11,7 +11,9 @@ consecutive pickles (``_save`` and ``_legacy_save`` in torch/serialization.py).
 from __future__ import annotations
 
 import io
+import math
 import pickletools
+import re
 import struct
 import zipfile
 import zlib
@@ -44,6 +46,9 @@ ZIP_DAMAGE = (zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error,
 PICKLE_DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, EOFError, MemoryError)
 
 INTEGER_BITS = 256  # the longest that occurs is in the state of a random number generator
+
+# What a tensor may take that repeats a part of its storage, in bytes; a few bytes could otherwise stand for exabytes.
+MOST_EXPANDED = 1 << 30
 
 # The longest path to a tensor in a nested checkpoint; also bounds how deep one can nest.
 LONGEST_PATH = 250
@@ -206,6 +211,11 @@ def _locate(file: Path, name: object, ref: object, starts: dict[str, tuple[int, 
     last = ref.offset + sum((n - 1) * step for n, step in zip(ref.shape, ref.strides, strict=True))
     if all(ref.shape) and (last + 1) * item > length:
         raise CheckpointError(f"{file} is truncated: tensor {name} reaches past the end of its storage")
+    if math.prod(ref.shape) * item > max(length, MOST_EXPANDED):
+        raise CheckpointError(
+            f"{file}: tensor {name} {list(ref.shape)} repeats the {length} bytes of its storage; save a copy of it, "
+            f"made with .contiguous()"
+        )
     contiguous = all(n <= 1 or a == b for n, a, b in zip(ref.shape, ref.strides, row_major(ref.shape), strict=True))
     strides = None if contiguous else ref.strides
     return LazyTensor(name, ref.storage.dtype, ref.shape, file, start + ref.offset * item, strides)
@@ -215,6 +225,7 @@ def _read_zip(file: Path, opened: BinaryIO, machine: Machine) -> tuple[Any, dict
     try:
         with zipfile.ZipFile(opened) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
+            _refuse_outside(file, entries)
             pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
             if len(pickles) != 1:
                 raise CheckpointError(
@@ -238,6 +249,17 @@ def _read_zip(file: Path, opened: BinaryIO, machine: Machine) -> tuple[Any, dict
     return state, {name.removeprefix("data/"): where for name, where in starts.items() if name.startswith("data/")}
 
 
+def _refuse_outside(file: Path, names: Iterable[str]) -> None:
+    """Nothing is ever unpacked; but an archive with such members was made to harm who does."""
+    for name in names:
+        first, *_ = parts = re.split(r"[/\\]", name)
+        if not first or ".." in parts or re.fullmatch("[A-Za-z]:", first):
+            raise CheckpointError(
+                f"{file} holds {name[:80]!r}, which leads out of the archive; torch.save never writes that: "
+                f"do not trust this file"
+            )
+
+
 def _data_start(file: Path, opened: BinaryIO, entry: zipfile.ZipInfo) -> int:
     if entry.compress_type != zipfile.ZIP_STORED:
         raise CheckpointError(
@@ -248,7 +270,12 @@ def _data_start(file: Path, opened: BinaryIO, entry: zipfile.ZipInfo) -> int:
     if len(header) < LOCAL_HEADER.size or header[:4] != b"PK\x03\x04":
         raise CheckpointError(f"{file} is corrupt: {entry.filename} has no header")
     name_bytes, extra_bytes = LOCAL_HEADER.unpack(header)[-2:]
-    return entry.header_offset + LOCAL_HEADER.size + name_bytes + extra_bytes
+    start = entry.header_offset + LOCAL_HEADER.size + name_bytes + extra_bytes
+    if start + max(entry.file_size, entry.compress_size) > file.stat().st_size:
+        raise CheckpointError(
+            f"{file} is truncated or corrupt: {entry.filename} reaches past its end; download or save it again"
+        )
+    return start
 
 
 def _read_legacy(file: Path, opened: BinaryIO, machine: Machine) -> tuple[Any, dict[str, tuple[int, int]]]:

@@ -168,6 +168,7 @@ class Opened:
     name: str = ""
     folder: Path = Path()
     weight_file: str = ""
+    adapter: str = ""
     error: str = ""
     message: str = ""
     stderr: str = field(default="", compare=False)
@@ -177,8 +178,9 @@ OPEN = """
 import json, sys
 from converter.checkpoint import open_checkpoint
 try:
-    c = open_checkpoint(sys.argv[1])
-    print(json.dumps({"name": c.name, "folder": str(c.folder.resolve()), "weight_file": c.weight_file}))
+    c = open_checkpoint(sys.argv[1], adapter=sys.argv[2] or None)
+    found = {"name": c.name, "folder": str(c.folder.resolve()), "weight_file": c.weight_file}
+    print(json.dumps(found | {"adapter": c.adapter_name}))
 except Exception as error:
     print(json.dumps({"error": type(error).__name__, "message": str(error)}))
 """
@@ -213,7 +215,7 @@ class Hub:
         """The files whose bytes were asked for, without repository and commit."""
         return [r.path.split("/", 5)[-1] for r in self.requests if r.method == "GET" and "/resolve/" in r.path]
 
-    def open(self, source: str, cwd: Path | None = None, **env: str) -> Opened:
+    def open(self, source: str | Path, cwd: Path | None = None, adapter: str = "", **env: str) -> Opened:
         """Run ``open_checkpoint(source)`` in a process for which this is the Hub."""
         unset = ("proxy", "hf_", "hugging")
         environment = {k: v for k, v in os.environ.items() if not any(part in k.lower() for part in unset)}
@@ -222,8 +224,9 @@ class Hub:
             "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1,localhost",
         } | env  # fmt: skip
         done = subprocess.run(
-            [sys.executable, "-c", OPEN, source], cwd=cwd, env=environment, capture_output=True, text=True, timeout=50
-        )
+            [sys.executable, "-c", OPEN, source, adapter],
+            cwd=cwd, env=environment, capture_output=True, text=True, timeout=50,
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr
         values: dict[str, Any] = json.loads(done.stdout)
         return Opened(**values | {"folder": Path(values.get("folder", ""))}, stderr=done.stderr)
@@ -304,7 +307,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         yield found
 
 
-def _linear_gpt(
+def linear_logits(
     state: dict[str, torch.Tensor], ids: torch.Tensor, n_head: int, gelu: Callable[[torch.Tensor], torch.Tensor]
 ) -> torch.Tensor:
     """A GPT-2 whose projections are torch.nn.Linear, [out, in], written out: ids [B, S] → logits [B, S, V]."""
@@ -331,7 +334,7 @@ def _linear_gpt(
 @pytest.fixture(scope="session")
 def linear_gpt() -> Callable[..., torch.Tensor]:
     """``linear_gpt(state, ids, n_head, gelu)``: logits of a state dict of Linears, as nanoGPT and llm.c have them."""
-    return _linear_gpt
+    return linear_logits
 
 
 @pytest.fixture

@@ -397,7 +397,7 @@ def test_merging_reads_nothing_and_computes_a_block_of_rows_at_a_time(tmp_path: 
         f"base_model.model.{name}.lora_magnitude_vector": np.ones(columns, np.float32),
     }, use_dora=True, target_modules=["c_attn"])  # fmt: skip
     tracemalloc.start()
-    tensor = merge(large, adapter).tensors[f"{name}.weight"]
+    tensor = merge(large, adapter, "adapter").tensors[f"{name}.weight"]
     assert isinstance(tensor, Computed)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     assert sum(len(chunk) for chunk in tensor.chunks()) == rows * columns
@@ -513,8 +513,12 @@ def test_an_embedding_of_another_vocabulary_is_refused(tmp_path: Path, base: Pat
 
 
 def test_files_that_are_missing_or_pointers_are_named(tmp_path: Path, base: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"nowhere has no adapter_config\.json; expected .* PEFT adapter"):
+    with pytest.raises(
+        CheckpointError, match=r"there is no folder .*nowhere; expected the folder of a PEFT adapter, or"
+    ):
         open_checkpoint(base, adapter=tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"base has no adapter_config\.json; expected .* PEFT adapter"):
+        open_checkpoint(base, adapter=base)
     adapter = write(tmp_path / "adapter", pairs(MODULES))
     (adapter / "adapter_model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors is a Git LFS pointer"):

@@ -100,7 +100,11 @@ def test_keys_without_a_meaning_are_left_aside() -> None:
     assert parse_config(VALUES | dead, FILE) == parse_config(VALUES, FILE)
 
 
-@pytest.mark.parametrize("found", ["gpt_neo", "gpt_bigcode", "GPT2", "", "llama", 2])
+@pytest.mark.parametrize(
+    "found",
+    ["gpt_neo", "gpt_neox", "gptj", "gpt_bigcode", "imagegpt", "openai-gpt", "ctrl", "codegen", "biogpt", "opt",
+     "bloom", "vision-encoder-decoder", "decision_transformer", "llama", "GPT2", "gpt-2", "", 2],
+)  # fmt: skip
 def test_another_model_type_is_named(found: Any) -> None:
     refused({"model_type": found}, rf"does not describe a GPT-2: model_type is {found!r}; expected 'gpt2'")
     refused({"model_type": found, "architectures": ["GPT2LMHeadModel"]}, rf"model_type is {found!r}")
@@ -111,9 +115,23 @@ def test_a_missing_model_type_is_made_up_for_by_a_gpt2_architecture(architecture
     assert parse_config({"architectures": [architecture], "n_layer": 3}, FILE).n_layer == 3
 
 
-@pytest.mark.parametrize("architectures", [{}, {"architectures": None}, {"architectures": ["BertModel", 5]}], ids=str)
+@pytest.mark.parametrize("architectures", [{}, {"architectures": None}, {"architectures": []}], ids=str)
 def test_a_missing_model_type_without_a_gpt2_architecture_is_refused(architectures: dict[str, Any]) -> None:
     refused(architectures, "does not describe a GPT-2: it has no model_type; expected 'gpt2'")
+
+
+def test_the_architecture_is_named_where_there_is_no_model_type() -> None:
+    values = {"architectures": ["OpenAIGPTLMHeadModel"], "n_embd": 12}
+    refused(values, r"it has no model_type and architectures is \['OpenAIGPTLMHeadModel'\]; expected 'gpt2'")
+    refused({"architectures": ["BertModel", 5]}, r"it has no model_type and architectures is \['BertModel', 5\]")
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "hidden_size"])
+@pytest.mark.parametrize("value", [2**63, 12 * 10**4000])
+def test_a_size_that_no_tensor_has_is_not_even_written_into_the_message(key: str, value: int) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        parse_config({"model_type": "gpt2", key: value}, FILE)
+    assert re.fullmatch(r"some/config\.json: \w+ is a number of \d+ bits; no tensor is as large", str(refusal.value))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import tracemalloc
@@ -85,11 +86,38 @@ def test_the_converted_model_computes_what_transformers_does(
     torch.testing.assert_close(converted_logits(folder, IDS), expected, atol=2e-5, rtol=1e-5)
 
 
-def test_a_config_that_unties_the_head_is_not_this_files(tmp_path: Path, save: Callable[..., Path]) -> None:
-    folder = as_keras(save(), tmp_path / "keras")  # TFGPT2LMHeadModel ties it, whatever the config says
+@pytest.mark.parametrize("name", ["tf_model.h5", "mine.h5"])
+def test_the_head_is_tied_whatever_the_config_says_as_tfgpt2lmheadmodel_does(
+    tmp_path: Path, save: Callable[..., Path], converted_logits: Callable[..., torch.Tensor], name: str
+) -> None:
+    source = save()
+    folder = as_keras(source, tmp_path / "keras")
+    (folder / "tf_model.h5").rename(folder / name)
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(values | {"tie_word_embeddings": False}))
-    with pytest.raises(CheckpointError, match=r"tf_model\.h5 has no tensor lm_head\.weight"):
+    model = transformers.GPT2LMHeadModel.from_pretrained(source).eval()
+    with torch.no_grad():
+        expected = model(IDS[None]).logits[0]
+    torch.testing.assert_close(converted_logits(folder, IDS), expected, atol=2e-5, rtol=1e-5)
+    converted = json.loads((tmp_path / "converted" / "config.json").read_text())
+    assert converted["tie_word_embeddings"] is True
+    (note,) = open_checkpoint(folder).notes
+    assert re.search(rf"config\.json unties the head, which the .*TensorFlow code that wrote {name} never did", note)
+
+
+@pytest.mark.parametrize("config", [{}, {"tie_word_embeddings": True}])
+def test_a_config_that_ties_the_head_needs_no_note(
+    tmp_path: Path, save: Callable[..., Path], config: dict[str, bool]
+) -> None:
+    assert open_checkpoint(as_keras(save(**config), tmp_path / "keras")).notes == ()
+
+
+def test_only_tensorflows_head_is_tied_against_the_config(tmp_path: Path, save: Callable[..., Path]) -> None:
+    state = load_file(save() / "model.safetensors")
+    folder = save("other", tie_word_embeddings=False)
+    torch.save({name: torch.tensor(value) for name, value in state.items()}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin has no tensor lm_head\.weight"):
         account(open_checkpoint(folder))
 
 

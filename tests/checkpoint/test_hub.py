@@ -7,15 +7,17 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import save as packed
 
 from converter.checkpoint.hub import is_hub_id
+from tests.checkpoint.test_adapter import write as write_adapter
 
 A, B = torch.arange(6.0).reshape(2, 3), torch.arange(4.0) - 9
 CONFIG = b'{"model_type": "gpt2"}'
-WEIGHTS = save({"a": A})
+WEIGHTS = packed({"a": A})
 SMALL = {"config.json": CONFIG, "model.safetensors": WEIGHTS}
 SHARDED = {
     "config.json": CONFIG,
@@ -23,7 +25,7 @@ SHARDED = {
         {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
     ).encode(),
     "one.safetensors": WEIGHTS,
-    "two.safetensors": save({"b": B}),
+    "two.safetensors": packed({"b": B}),
 }
 NOT_NEEDED = dict.fromkeys(
     ("README.md", "flax_model.msgpack", "tf_model.h5", "onnx/model.onnx", "onnx/config.json", ".gitattributes",
@@ -193,6 +195,84 @@ def test_a_shard_the_repository_lacks_is_named(hub: Hub) -> None:
     hub.repo("user/model").commit({k: v for k, v in SHARDED.items() if k != "two.safetensors"}, "main")
     opened = hub.open("user/model")
     assert (opened.error, "two.safetensors" in opened.message) == ("HubError", True), opened.message
+
+
+# --- adapters
+
+
+@pytest.fixture
+def base(save: Any) -> Path:
+    """A GPT-2 on this machine, with weights that ``LORA`` fits."""
+    folder: Path = save("base")
+    return folder
+
+
+@pytest.fixture
+def lora(tmp_path: Path) -> dict[str, bytes]:
+    """The files of an adapter of ``base``."""
+    tensors = {
+        f"base_model.model.transformer.h.{i}.attn.c_attn.lora_{part}.weight": np.ones(shape, np.float32)
+        for i in range(3)
+        for part, shape in (("A", (2, 12)), ("B", (36, 2)))
+    }
+    return files(write_adapter(tmp_path / "lora", tensors, r=2, target_modules=["c_attn"]))
+
+
+def test_an_adapter_of_the_hub_is_fetched_at_its_revision(hub: Hub, base: Path, lora: dict[str, bytes]) -> None:
+    repo = hub.repo("user/my-lora")
+    first = repo.commit(lora | {"README.md": b"x", "adapter_model.bin": b"x", "optimizer.pt": b"x"}, "v1", "main")
+    second = repo.commit({"adapter_config.json": b"{}", "adapter_model.safetensors": b"damaged"}, "main")
+    opened = hub.open(base, adapter="user/my-lora@v1")
+    assert (opened.name, opened.adapter, opened.message) == ("base", f"user/my-lora@{first}", "")
+    assert sorted(hub.fetched()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert "adapter_config.json: peft_type is None" in hub.open(base, adapter="user/my-lora").message
+    hub.requests.clear()
+    assert hub.open(base, adapter="user/my-lora@v1", HF_HUB_OFFLINE="1").adapter == f"user/my-lora@{first}"
+    assert hub.requests == []
+    assert first != second
+
+
+def test_an_adapter_and_its_base_may_both_be_on_the_hub(hub: Hub, base: Path, lora: dict[str, bytes]) -> None:
+    digest = hub.repo("user/model").commit(base, "main")
+    adapter = hub.repo("user/my-lora").commit(lora, "main")
+    opened = hub.open("user/model", adapter="user/my-lora")
+    assert (opened.name, opened.adapter) == (f"user/model@{digest}", f"user/my-lora@{adapter}"), opened
+
+
+def test_the_network_is_not_asked_for_an_adapter_that_exists_here(
+    hub: Hub, tmp_path: Path, base: Path, lora: dict[str, bytes]
+) -> None:
+    hub.repo("user/my-lora").commit({"adapter_config.json": b"{}"}, "main")
+    local = tmp_path / "user" / "my-lora"
+    local.mkdir(parents=True)
+    for name, data in lora.items():
+        (local / name).write_bytes(data)
+    assert hub.open(base, cwd=tmp_path, adapter="user/my-lora").adapter == "my-lora"
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("adapter", "kind", "sentence"),
+    [
+        ("user/nothing", "HubError", "there is neither a folder user/nothing nor a Hub adapter of that name; .*"),
+        ("user/my-lora@v9", "HubError", "user/my-lora on the Hub has no revision v9"),
+        ("user/model", "HubError", r"user/model on the Hub has no adapter_config\.json; expected a complete adapter"),
+        ("user/weightless", "HubError", r"user/weightless on the Hub has no weights; expected one of "
+         r"adapter_model\.safetensors, adapter_model\.bin"),
+        ("./my-lora", "CheckpointError", r"there is no folder \./my-lora; expected the folder of a PEFT adapter, or a "
+         "Hub id such as user/lora"),
+        ("my-lora", "CheckpointError", "there is no folder my-lora; expected the folder of a PEFT adapter, .*"),
+    ],
+)  # fmt: skip
+def test_an_adapter_that_is_nowhere_is_one_sentence(
+    hub: Hub, base: Path, lora: dict[str, bytes], adapter: str, kind: str, sentence: str
+) -> None:
+    hub.repo("user/my-lora").commit(lora, "main")
+    hub.repo("user/model").commit(SMALL, "main")
+    hub.repo("user/weightless").commit({"adapter_config.json": lora["adapter_config.json"]}, "main")
+    opened = hub.open(base, adapter=adapter)
+    assert opened.error == kind, opened
+    assert re.fullmatch(sentence, opened.message), opened.message
 
 
 UNAVAILABLE = r"there is no folder user/model, and the Hub (cannot be asked for it \(.+\)|.* check the network)"

@@ -164,6 +164,54 @@ def test_the_config_is_put_together(written: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("part", ["folder", "index"])
+def test_a_config_beside_it_says_what_hparams_does_not(tmp_path: Path, source: Path, part: str) -> None:
+    folder = write(tmp_path / "117M", load_file(source / "model.safetensors"))
+    stated = {"model_type": "gpt2", "n_layer": 3, "hidden_size": 12, "layer_norm_epsilon": 1e-6, "eos_token_id": 7}
+    (folder / "config.json").write_text(json.dumps(stated))
+    found = open_checkpoint(folder if part == "folder" else folder / "model.ckpt.index")
+    assert (found.format, found.notes, len(account(found).weights)) == ("OpenAI", (), 40)
+    assert (found.config.layer_norm_epsilon, found.config.activation_function) == (1e-6, "gelu_new")
+    assert (found.config_values["eos_token_id"], found.config_values["n_positions"]) == (7, 24)
+    assert found.config_file == folder / "config.json"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "own"),
+    [("n_layer", 4, "n_layer"), ("vocab_size", 50257, "n_vocab"), ("num_attention_heads", 6, "n_head"),
+     ("n_positions", None, "n_ctx"), ("n_embd", "12", "n_embd")],
+)  # fmt: skip
+def test_a_config_that_contradicts_hparams_is_refused(
+    tmp_path: Path, source: Path, key: str, value: Any, own: str
+) -> None:
+    folder = write(tmp_path / "117M", load_file(source / "model.safetensors"))
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", key: value}))
+    message = rf"117M/config\.json contradicts hparams\.json beside it: {key} is {value!r} and {own} is {HPARAMS[own]};"
+    with pytest.raises(ConfigError, match=message):
+        open_checkpoint(folder)
+
+
+def test_a_config_of_another_model_beside_it_is_refused(tmp_path: Path, source: Path) -> None:
+    folder = write(tmp_path / "117M", load_file(source / "model.safetensors"))
+    (folder / "config.json").write_text('{"model_type": "gptj"}')
+    with pytest.raises(ConfigError, match=r"117M/config\.json does not describe a GPT-2: model_type is 'gptj'"):
+        open_checkpoint(folder)
+
+
+def test_a_config_that_unties_the_head_is_noted_and_not_followed(tmp_path: Path, source: Path) -> None:
+    folder = write(tmp_path / "117M", load_file(source / "model.safetensors"))
+    (folder / "config.json").write_text('{"model_type": "gpt2", "tie_word_embeddings": false}')
+    found = open_checkpoint(folder)
+    assert account(found).config.tie_word_embeddings
+    assert "which the OpenAI code that wrote model.ckpt.index never did" in found.notes[0]
+
+
+def test_hugging_faces_weights_in_the_same_folder_are_the_ones(tmp_path: Path, source: Path) -> None:
+    folder = write(source, load_file(source / "model.safetensors"))
+    checkpoint = open_checkpoint(folder)
+    assert (checkpoint.format, checkpoint.transformers_reads) == ("Hugging Face", True)
+
+
 def test_gpt2s_vocabulary_has_gpt2s_end_of_text(tmp_path: Path, written: Path) -> None:
     shutil.copytree(written / "openai", tmp_path / "m")
     (tmp_path / "m" / "hparams.json").write_text(json.dumps(HPARAMS | {"n_vocab": 50257}))

@@ -343,6 +343,30 @@ def test_a_zip_entry_shorter_than_its_tensor_is_refused(tmp_path: Path) -> None:
         read(file)
 
 
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../model/data/9", "model/../../x", "..", "C:/x", "C:\\x", "model\\..\\x", "../data.pkl"]
+)
+@pytest.mark.parametrize("reader", [read, load])
+def test_a_zip_whose_members_lead_out_of_it_is_refused(
+    tmp_path: Path, reader: Callable[[Path], Any], name: str
+) -> None:
+    file = save({"a": torch.ones(2)}, tmp_path / "model.bin", "zip")
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr(zipfile.ZipInfo(name), b"x")
+    with pytest.raises(CheckpointError, match=r"model\.bin holds '.*', which leads out of the archive"):
+        reader(file)
+
+
+@pytest.mark.parametrize("shape", [(1 << 28, 2), (1 << 57, 12), (3, 1 << 40)])
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_few_bytes_that_stand_for_exabytes_are_refused(
+    tmp_path: Path, container: str, shape: tuple[int, ...]
+) -> None:
+    file = save({"a": torch.ones(2), "b": torch.ones(1).expand(shape)}, tmp_path / "model.bin", container)
+    with pytest.raises(CheckpointError, match=r"model\.bin: tensor b .* repeats the 4 bytes of its storage"):
+        read(file)
+
+
 def test_a_compressed_storage_is_refused_by_name(tmp_path: Path) -> None:
     file = save({"a": torch.zeros(99), "b": torch.zeros(3)}, tmp_path / "model.bin", "zip")
     rewrite(file, lambda name, data: data, compress="data/0$")
@@ -422,6 +446,16 @@ ZIP_DAMAGE = {
     "version": patched(6, 99),
     "name that is not UTF-8": patched(30, 0xC8, b"PK\x03\x04"),
 }
+
+
+@pytest.mark.parametrize("field", [20, 24])  # of the directory's entry: the sizes compressed and not
+def test_a_zip_entry_that_is_larger_than_the_file_is_refused_unread(
+    tmp_path: Path, bounded_memory: None, field: int
+) -> None:
+    file = tmp_path / "x.bin"
+    file.write_bytes(patched(field + 3, 0x7F))  # of data.pkl: two gigabytes
+    with pytest.raises(CheckpointError, match=r"x\.bin is truncated or corrupt: .*/data\.pkl reaches past its end"):
+        read(file)
 
 
 @pytest.mark.parametrize("damage", ZIP_DAMAGE)

@@ -25,7 +25,7 @@ from onnx import GraphProto, NodeProto, helper, numpy_helper
 from converter import convert
 from converter.checkpoint import open_checkpoint
 from converter.errors import CheckError
-from converter.parity import huggingface, truth
+from converter.parity import truth
 from converter.parity.baseline import Baseline, measure_source
 from converter.parity.cases import Case, Level
 from converter.parity.diagnosis import FLOAT64_LIMIT, Diagnosis, Finding, diagnose
