@@ -47,10 +47,9 @@ class Conversion:
     def warnings(self) -> tuple[str, ...]:
         """Sentences for the user."""
         has_tokenizer = (self.out / tokenizer.TOKENIZER).is_file()
+        why = tokenizer.unavailable(self.out) or "the source has none that can be read"
         verb = "generate" if self.ledger.config.head in LM else "run"
-        missing = (
-            f"{self.out} has no tokenizer, as the source has none that can be read: {verb} takes token ids (--ids)"
-        )
+        missing = f"{self.out} has no tokenizer.json, as {why}; without it {verb} takes token ids (--ids)"
         return (*self.ledger.warnings, *self.notes, *([] if has_tokenizer else [missing]))
 
 
@@ -114,9 +113,9 @@ def convert(
         _write_graphs(stage / MODEL, ledger, places, opset)
         if os.name == "posix":  # elsewhere a link asks for privileges
             (stage / "model.safetensors").symlink_to(DATA)
-        _write_companions(checkpoint, stage, ledger, opset, MODEL, DATA)
+        remarks = _write_companions(checkpoint, stage, ledger, opset, MODEL, DATA)
         bytes_written = sum(f.stat().st_size for f in stage.rglob("*") if f.is_file() and not f.is_symlink())
-    return Conversion(Path(out), ledger, bytes_written, checkpoint.notes)
+    return Conversion(Path(out), ledger, bytes_written, checkpoint.notes + remarks)
 
 
 def _convert_in_place(checkpoint: Checkpoint, ledger: Ledger, opset: int, force: bool, scan: bool) -> Conversion:
@@ -137,7 +136,9 @@ def _convert_in_place(checkpoint: Checkpoint, ledger: Ledger, opset: int, force:
             places = {name: (w.file.name, w.offset, w.nbytes) for name, w in ledger.weights.items()}
             _write_graphs(stage / MODEL_IN_PLACE, ledger, places, opset)
             data = ", ".join(sorted({weight.file.name for weight in ledger.weights.values()}))
-            _write_companions(checkpoint, stage, ledger, opset, MODEL_IN_PLACE, data, keep=before - replaceable)
+            remarks = _write_companions(
+                checkpoint, stage, ledger, opset, MODEL_IN_PLACE, data, keep=before - replaceable
+            )
             new = sorted({entry.name for entry in stage.iterdir()} - (before - replaceable))
             new.sort(key=lambda name: name in graphs)  # the graph last: with it the folder is a model folder
             for name in new:
@@ -149,7 +150,7 @@ def _convert_in_place(checkpoint: Checkpoint, ledger: Ledger, opset: int, force:
             f"{folder} cannot be written to: {reason(error)}; convert to a folder of its own (OUT)"
         ) from error
     new_bytes = sum((folder / name).stat().st_size for name in new)
-    return Conversion(folder, ledger, new_bytes, checkpoint.notes)
+    return Conversion(folder, ledger, new_bytes, checkpoint.notes + remarks)
 
 
 def _refuse_in_place(checkpoint: Checkpoint, ledger: Ledger) -> None:
@@ -192,15 +193,20 @@ def _write_graphs(file: Path, ledger: Ledger, places: Mapping[str, tuple[str, in
 
 def _write_companions(
     checkpoint: Checkpoint, stage: Path, ledger: Ledger, opset: int, model: str, data: str, keep: Iterable[str] = ()
-) -> None:
-    """Everything beside graph and weights; files in ``keep`` are read but not changed."""
+) -> tuple[str, ...]:
+    """Everything beside graph and weights; files in ``keep`` are read but not changed.
+
+    Returns:
+        Sentences for the user, on the tokenizer.
+    """
     config = ledger.config
+    write_json(stage / "config.json", config_json(checkpoint.config_values, config))  # may name the tokenizer's class
     for name, file in checkpoint.companions.items():
         shutil.copyfile(file, stage / name)
     if checkpoint.tokenizer is not None:
         checkpoint.tokenizer(stage)
     try:
-        tokenizer.complete(stage, config.n_positions, keep)
+        remarks = tokenizer.complete(stage, config.n_positions, keep)
     except GPT2Error as error:  # name the user's file, not its copy
         raise TokenizerError(str(error).replace(str(stage), str(checkpoint.folder))) from error
     generation = read_json(stage / "generation_config.json") if (stage / "generation_config.json").is_file() else {}
@@ -223,6 +229,7 @@ def _write_companions(
     (stage / "README.md").write_text(card, encoding="utf-8")
     files = sorted(files_in(stage) - set(keep))
     write_json(stage / MANIFEST, {**_manifest(checkpoint, ledger, opset, model), "files": files})
+    return remarks
 
 
 def _manifest(checkpoint: Checkpoint, ledger: Ledger, opset: int, model: str) -> dict[str, Any]:

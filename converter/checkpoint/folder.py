@@ -42,6 +42,7 @@ COMPANIONS = (
     "vocab.txt",
     "spiece.model",
     "sentencepiece.model",
+    "sentencepiece.bpe.model",
     "tokenizer.model",
     "chat_template.jinja",
     "LICENSE*",

@@ -63,8 +63,15 @@ def compare_config(folder: Path, checkpoint: Checkpoint, ledger: Ledger) -> list
 
 
 def compare_tokenizer(folder: Path, checkpoint: Checkpoint) -> list[str]:
-    """Whether text becomes the same tokens."""
+    """Whether text becomes the same tokens.
+
+    Raises:
+        CheckError: a library that reads the source's tokenizer is not installed.
+    """
     ours, theirs = tokenizer.load(folder), tokenizer.of(checkpoint.companions, checkpoint.tokenizer)
+    why = tokenizer.unavailable(checkpoint.folder)
+    if theirs is None and ours is not None and why:
+        raise CheckError(f"the tokenizer cannot be compared: {why}")
     if ours is None or theirs is None:
         return [] if ours is theirs else ["the tokenizer is the source's only in part: one of the two has none"]
     if ours.get_vocab() != theirs.get_vocab():

@@ -10,6 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from converter import tokenizer
 from converter.errors import PromptError
 from converter.runtime.sampling import Sampling
 from converter.runtime.session import Model, refuse_ids
@@ -182,7 +183,7 @@ def encode(model: Model, prompts: str | Sequence[str] | Sequence[Sequence[int]])
 
 
 def encode_text(model: Model, text: str) -> list[int]:
-    """A text's token ids.
+    """A text's token ids, without the special tokens that say that it is over.
 
     Raises:
         PromptError: the folder has no tokenizer, or the text is not Unicode.
@@ -192,10 +193,13 @@ def encode_text(model: Model, text: str) -> list[int]:
     except UnicodeEncodeError as error:  # what was no UTF-8 on the command line or in a pipe
         raise PromptError(f"a prompt is not UTF-8 text ({error.reason} at character {error.start})") from error
     if model.tokenizer is None:
-        raise PromptError(f"{model.folder} has no tokenizer; give the prompt as token ids (--ids)")
-    ids = model.tokenizer.encode(text).ids
+        why = tokenizer.unavailable(model.folder)
+        raise PromptError(
+            f"{model.folder} has no tokenizer{f', as {why}' if why else ''}; give the prompt as token ids (--ids)"
+        )
     start = model.token_ids.get("bos_token_id")
-    return ids or ([start] if isinstance(start, int) else [])
+    start = start if isinstance(start, int) else None
+    return tokenizer.prompt_ids(model.tokenizer, text, start) or ([] if start is None else [start])
 
 
 def _left_pad(rows: list[list[int]], pad_id: int) -> tuple[np.ndarray, np.ndarray]:

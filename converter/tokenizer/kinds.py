@@ -1,0 +1,112 @@
+"""Which kind of tokenizer a folder has: a table of classes, and one of files for folders that name none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from converter.errors import GPT2Error, TokenizerError
+from converter.tokenizer import byte_level, recipes, sentencepiece_model, wordpiece
+from converter.tokenizer.settings import class_name
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way to make a tokenizer of the files of a folder.
+
+    Attributes:
+        files: the sets of files that it can be made of.
+        build: makes it of a folder that has one of these.
+        class_name: what transformers calls it.
+        library: what has to be installed, and the name of the extra that does.
+        remark: a sentence on what the tokenizer does otherwise than the files ask, or None.
+    """
+
+    files: tuple[tuple[str, ...], ...]
+    build: Callable[[Path], Tokenizer]
+    class_name: str = "PreTrainedTokenizerFast"
+    library: str | None = None
+    remark: Callable[[Path], str | None] = lambda folder: None
+
+    def among(self, folder: Path) -> tuple[Path, ...]:
+        """Its files in a folder; none if they are not all there."""
+        sets = (tuple(folder / name for name in names) for names in self.files)
+        return next((files for files in sets if all(file.is_file() for file in files)), ())
+
+
+@dataclass(frozen=True)
+class Found:
+    """A tokenizer that can be made."""
+
+    kind: Kind
+    folder: Path
+
+    def build(self) -> Tokenizer:
+        """Make it.
+
+        Raises:
+            TokenizerError: its files are damaged.
+        """
+        try:
+            return self.kind.build(self.folder)
+        except GPT2Error:
+            raise
+        except Exception as error:  # the libraries raise nothing narrower
+            files = " and ".join(map(str, self.kind.among(self.folder)))
+            raise TokenizerError(f"{files} cannot be read ({error})") from error
+
+
+LIBRARY = "sentencepiece"
+MODELS = tuple((name,) for name in sentencepiece_model.FILES)
+
+BYTE_LEVEL = Kind((byte_level.FILES,), byte_level.build, "GPT2Tokenizer")
+WORDPIECE = Kind((wordpiece.FILES,), wordpiece.build, "BertTokenizer")
+PLAIN = Kind(MODELS, partial(recipes.build, recipes.PLAIN), library=LIBRARY)
+
+CLASSES = {
+    kind.class_name: kind
+    for kind in (
+        BYTE_LEVEL,
+        WORDPIECE,
+        *(
+            Kind(MODELS, partial(recipes.build, recipe), name, LIBRARY, partial(recipes.remark, name, recipe))
+            for name, recipe in recipes.RECIPES.items()
+        ),
+    )
+}
+
+# Where the class says nothing, the files do. GPT2Tokenizer is among those names, as it is what a GPT-2 has by default.
+BY_FILES = (BYTE_LEVEL, WORDPIECE, PLAIN)
+SAYS_NOTHING = ("", "PreTrainedTokenizer", "TokenizersBackend", "GPT2Tokenizer")
+
+# Why a class cannot be put into a tokenizer.json; the others are only unknown.
+UNSUITABLE = {"BertJapaneseTokenizer": "which splits words with MeCab and a dictionary of its own"}
+
+
+def find(folder: Path) -> Found | str | None:
+    """The tokenizer that the vocabulary files of a folder lead to.
+
+    Returns:
+        A sentence's end, saying why there is none here, if there are files; None if there are none.
+    """
+    name = class_name(folder)
+    kind = CLASSES.get(name)
+    if kind is None or not kind.among(folder):
+        # Vocabulary and merges are GPT-2's under many names.
+        candidates = BY_FILES if name in SAYS_NOTHING else (BYTE_LEVEL,)
+        kind = next((candidate for candidate in candidates if candidate.among(folder)), None)
+    if kind is not None and kind.library and find_spec(kind.library) is None:
+        file = kind.among(folder)[0]
+        return f"{file} needs {kind.library}: pip install 'gpt2onnx[{kind.library}]'"
+    if kind is not None:
+        return Found(kind, folder)
+    files = next(filter(None, (candidate.among(folder) for candidate in BY_FILES)), ())
+    why = UNSUITABLE.get(name, "which is not known here")
+    return f"{files[0]} is of a {name}, {why}" if files else None
