@@ -16,8 +16,19 @@ if TYPE_CHECKING:
     from converter.parity import check
     from converter.runtime.generation import Generation
     from converter.runtime.session import Model, load
+    from converter.save import to_huggingface, to_reference
 
-__all__ = ["Conversion", "Generation", "Model", "__version__", "check", "convert", "load"]
+__all__ = [
+    "Conversion",
+    "Generation",
+    "Model",
+    "__version__",
+    "check",
+    "convert",
+    "load",
+    "to_huggingface",
+    "to_reference",
+]
 
 _HOMES = {
     "Conversion": "converter.export",
@@ -26,6 +37,8 @@ _HOMES = {
     "check": "converter.parity",
     "convert": "converter.export",
     "load": "converter.runtime.session",
+    "to_huggingface": "converter.save",
+    "to_reference": "converter.save",
 }
 
 

@@ -7,22 +7,20 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from converter import data_file, tokenizer
+from converter import data_file, manifest, tokenizer
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.checkpoint.config import read_json
 from converter.clients import config_json, genai_config, model_card, token_ids, write_json
 from converter.errors import ConfigError, GPT2Error, OutputError, TokenizerError
-from converter.staging import MANIFEST, files_in, reason, stage_name, staged, sweep, written_files
+from converter.staging import MANIFEST, bytes_in, reason, stage_name, staged, sweep, written_files
 from converter.version import VERSION
-from converter.weights import Entry, Ledger, account
+from converter.weights import Ledger, account
 from reference.config import GPT2Config
 
 MODEL, DATA = "onnx/model.onnx", "onnx/model.onnx_data"
 MODEL_IN_PLACE = "model.onnx"  # beside the weights it points into
 STAGE_PREFIX = ".gpt2onnx-"  # of the folder in which an in-place conversion is put together
-MANIFEST_FORMAT = 1
 DEFAULT_OPSET = 23  # the first with Attention; runs in ONNX Runtime 1.23 and newer
 
 Progress = Callable[[int, int], None]  # bytes written, bytes in all
@@ -37,21 +35,21 @@ class Conversion:
         ledger: what became of every tensor of the source.
         bytes_written: the size of the files that are new.
         notes: on what was taken for granted about the source.
+        runs: whether it is a model folder, which ``generate`` runs.
     """
 
     out: Path
     ledger: Ledger
     bytes_written: int
     notes: tuple[str, ...] = ()
+    runs: bool = True
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """Sentences for the user."""
-        has_tokenizer = (self.out / tokenizer.TOKENIZER).is_file()
-        missing = (
-            f"{self.out} has no tokenizer, as the source has none that can be read: generate takes token ids (--ids)"
-        )
-        return (*self.ledger.warnings, *self.notes, *([] if has_tokenizer else [missing]))
+        missing = f"{self.out} has no tokenizer, as the source has none that can be read"
+        hint = ": generate takes token ids (--ids)" if self.runs else ""
+        return (*self.ledger.warnings, *self.notes, *([] if tokenizer.is_in(self.out) else [missing + hint]))
 
 
 def convert(
@@ -97,14 +95,7 @@ def convert(
     if out is None:
         return _convert_in_place(checkpoint, ledger, opset, force, scan)
     layout = data_file.plan(ledger.weights)
-    written = 0
-
-    def advance(count: int) -> None:
-        nonlocal written
-        written += count
-        if progress is not None:
-            progress(written, layout.nbytes)
-
+    advance = data_file.counter(progress, layout.nbytes)
     with staged(Path(out), force) as stage:
         (stage / "onnx").mkdir()
         data_file.write(stage / DATA, layout, ledger.weights, scan, advance)
@@ -113,7 +104,7 @@ def convert(
         if os.name == "posix":  # elsewhere a link asks for privileges
             (stage / "model.safetensors").symlink_to(DATA)
         _write_companions(checkpoint, stage, ledger, opset, MODEL, DATA)
-        bytes_written = sum(f.stat().st_size for f in stage.rglob("*") if f.is_file() and not f.is_symlink())
+        bytes_written = bytes_in(stage)
     return Conversion(Path(out), ledger, bytes_written, checkpoint.notes)
 
 
@@ -182,11 +173,11 @@ def _write_companions(
     checkpoint: Checkpoint, stage: Path, ledger: Ledger, opset: int, model: str, data: str, keep: Iterable[str] = ()
 ) -> None:
     """Everything beside graph and weights; files in ``keep`` are read but not changed."""
+    import onnx
+    import onnxscript
+
     config = ledger.config
-    for name, file in checkpoint.companions.items():
-        shutil.copyfile(file, stage / name)
-    if checkpoint.tokenizer is not None:
-        checkpoint.tokenizer(stage)
+    manifest.carry(checkpoint, stage)
     try:
         tokenizer.complete(stage, config.n_positions, keep)
     except GPT2Error as error:  # name the user's file, not its copy
@@ -207,39 +198,6 @@ def _write_companions(
         **{key: getattr(config, key) for key in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")},
     )
     (stage / "README.md").write_text(card, encoding="utf-8")
-    files = sorted(files_in(stage) - set(keep))
-    write_json(stage / MANIFEST, {**_manifest(checkpoint, ledger, opset, model), "files": files})
-
-
-def _manifest(checkpoint: Checkpoint, ledger: Ledger, opset: int, model: str) -> dict[str, Any]:
-    """``gpt2onnx.json``: where the folder came from. Nothing in it depends on when or where it was written."""
-    import onnx
-    import onnxscript
-
-    return {
-        "format": MANIFEST_FORMAT,
-        "versions": {"gpt2onnx": VERSION, "onnx": onnx.__version__, "onnxscript": onnxscript.__version__},
-        "source": {"name": checkpoint.name, "weight_file": checkpoint.weight_file, **_adapter(checkpoint)},
-        "model": model,
-        "opset": opset,
-        "precision": "fp32",
-        "parameters": ledger.parameters,
-        "ledger": [_row(entry) for entry in ledger.entries],
-    }
-
-
-def _adapter(checkpoint: Checkpoint) -> dict[str, str]:
-    """The name of an adapter's folder, where there is one."""
-    return {"adapter": checkpoint.adapter.parent.resolve().name} if checkpoint.adapter else {}
-
-
-def _row(entry: Entry) -> dict[str, Any]:
-    tensor = entry.tensor
-    return {
-        "source": tensor.name,
-        "name": entry.name,
-        "role": str(entry.role),
-        "dtype": tensor.dtype,
-        "shape": list(tensor.shape),
-        "file": tensor.file.name,
-    }
+    facts = {"model": model, "opset": opset, "precision": "fp32"}
+    packages = {"onnx": onnx.__version__, "onnxscript": onnxscript.__version__}
+    manifest.write(stage, checkpoint, ledger, facts, packages, keep)

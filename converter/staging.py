@@ -81,6 +81,11 @@ def files_in(folder: Path) -> set[str]:
     return {str(file.relative_to(folder)) for file in folder.rglob("*") if not file.is_dir() or file.is_symlink()}
 
 
+def bytes_in(folder: Path) -> int:
+    """The size of all files below a folder, links apart."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
+
+
 def written_files(folder: Path) -> set[str]:
     """The names of the files that the folder's manifest says we wrote, the manifest among them."""
     names = read_json(folder / MANIFEST).get("files")

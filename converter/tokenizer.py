@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+VOCABULARY = ("vocab.json", "merges.txt")  # GPT-2's own files
 SPECIAL_KEYS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 # GPT-2's only special token, for folders that hold vocabulary and merges and say nothing more.
@@ -41,9 +42,12 @@ def load(folder: str | os.PathLike[str]) -> Tokenizer | None:
         loaded.no_truncation()
         loaded.no_padding()
         return loaded
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return from_vocab_and_merges(folder)
-    return None
+    return from_vocab_and_merges(folder) if is_in(folder) else None
+
+
+def is_in(folder: Path) -> bool:
+    """Whether a folder has the files of a tokenizer."""
+    return any(all((folder / name).is_file() for name in names) for names in ((TOKENIZER,), VOCABULARY))
 
 
 def of(companions: Mapping[str, Path], write: Callable[[Path], None] | None = None) -> Tokenizer | None:

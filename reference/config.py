@@ -20,6 +20,10 @@ ACTIVATION_NAMES = (
     "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh",
 )  # fmt: skip
 
+# The file of a state dict of ``GPT2(config)`` (reference/model.py), and the key of its metadata that has the config.
+STATE_FILE = "reference.safetensors"
+STATE_KEY = "gpt2onnx.reference"
+
 
 @dataclass(frozen=True)
 class GPT2Config:

@@ -276,6 +276,8 @@ class GPT2(nn.Module):
     ) -> GPT2:
         """Open a Hugging Face folder (``config.json``; safetensors or ``pytorch_model.bin``, single or sharded).
 
+        Or one with ``reference.safetensors``, which ``gpt2onnx convert --to reference`` writes.
+
         The model is in evaluation mode and lies in the memory-mapped files until ``dtype`` asks for another one.
         """
         from reference.pretrained import read_folder
