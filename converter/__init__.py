@@ -18,8 +18,21 @@ if TYPE_CHECKING:
     from converter.runtime.heads import HeadModel
     from converter.runtime.heads import load as load_head
     from converter.runtime.session import Model, load
+    from converter.save import to_huggingface, to_reference
 
-__all__ = ["Conversion", "Generation", "HeadModel", "Model", "__version__", "check", "convert", "load", "load_head"]
+__all__ = [
+    "Conversion",
+    "Generation",
+    "HeadModel",
+    "Model",
+    "__version__",
+    "check",
+    "convert",
+    "load",
+    "load_head",
+    "to_huggingface",
+    "to_reference",
+]
 
 _HOMES = {
     "Conversion": "converter.export",
@@ -30,6 +43,8 @@ _HOMES = {
     "convert": "converter.export",
     "load": "converter.runtime.session",
     "load_head": "converter.runtime.heads",
+    "to_huggingface": "converter.save",
+    "to_reference": "converter.save",
 }
 _NAMES_THERE = {"load_head": "load"}
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from converter import manifest
 from converter.checkpoint.config import read_json
 from converter.clients import write_json
 from converter.errors import ModelFolderError, OutputError
@@ -64,8 +65,8 @@ def write(folder: Path, source_files: Iterable[Path], passed: bool, verdict: str
     Raises:
         OutputError: the manifest cannot be written.
     """
-    manifest = read_json(folder / MANIFEST)
-    manifest[KEY] = {
+    values = read_json(folder / MANIFEST)
+    values[KEY] = {
         "passed": passed,
         "verdict": verdict,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -76,7 +77,7 @@ def write(folder: Path, source_files: Iterable[Path], passed: bool, verdict: str
     }
     draft = folder / f".{MANIFEST}.{os.getpid()}"
     try:
-        write_json(draft, manifest)
+        write_json(draft, values)
         draft.replace(folder / MANIFEST)
     except OSError as error:
         draft.unlink(missing_ok=True)
@@ -92,9 +93,10 @@ def verify(folder: str | os.PathLike[str]) -> Verification:
     folder = Path(folder)
     if not folder.is_dir():
         raise ModelFolderError(f"there is no model folder {folder}")
-    manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
-    certificate = manifest.get(KEY)
+    values = manifest.read(folder)
+    certificate = values.get(KEY)
     if not isinstance(certificate, dict) or not isinstance(certificate.get("files"), dict):
+        manifest.refuse_source(folder, values)
         raise ModelFolderError(f"{folder} has no certificate; make one with gpt2onnx check SOURCE {folder}")
     missing, changed = [], []
     for name, expected in certificate["files"].items():

@@ -6,6 +6,7 @@ Exit codes: 0 done or match, 1 mismatch, 2 bad input, 3 internal error.
 from __future__ import annotations
 
 import errno
+import importlib
 import io
 import os
 import shlex
@@ -33,6 +34,13 @@ DEFAULT_NEW_TOKENS = 128
 MAX_THREADS = 1024
 DEMO_PROMPT = "The following"
 DEMO_TOKENS = 120
+
+# What --to names → the function that writes it (module, name), and the options that it alone heeds.
+TARGETS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "onnx": ("converter.export", "convert", ("in_place", "opset", "then_check")),
+    "hf": ("converter.save", "to_huggingface", ("max_shard_size",)),
+    "reference": ("converter.save", "to_reference", ()),
+}
 
 
 class Commands(click.Group):
@@ -117,6 +125,16 @@ def cli() -> None:
 @cli.command()
 @click.argument("source")
 @click.argument("out", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    type=click.Choice(list(TARGETS)),
+    default="onnx",
+    show_default=True,
+    help="hf: a Hugging Face folder; reference: a state dict of the from-scratch model.",
+)
+@click.option(
+    "--max-shard-size", metavar="SIZE", default="50GB", show_default=True, help="Of a file of weights; --to hf only."
+)
 @click.option("--in-place", is_flag=True, help="Add the graph to SOURCE itself; no weights are copied.")
 @click.option("--opset", default=23, show_default=True, help="ONNX opset of the graph, 17 to 25.")
 @click.option("--force", is_flag=True, help="Replace an OUT that gpt2onnx wrote.")
@@ -134,6 +152,8 @@ def cli() -> None:
 def convert(
     source: str,
     out: Path | None,
+    to: str,
+    max_shard_size: str,
     in_place: bool,
     opset: int,
     force: bool,
@@ -146,7 +166,7 @@ def convert(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Convert SOURCE into the model folder OUT.
+    """Convert SOURCE into the model folder OUT, or with --to into a checkpoint that other programs read.
 
     SOURCE is a Hugging Face folder, a Hub id such as openai-community/gpt2 or user/model@revision, or a folder or
     file of another format: docs/sources.md lists them.
@@ -157,22 +177,24 @@ def convert(
     gpt2onnx convert ./my-gpt2 --in-place
     gpt2onnx convert nanogpt/ckpt.pt OUT --activation gelu
     gpt2onnx convert openai-community/gpt2 OUT --adapter ./my-lora
+    gpt2onnx convert nanogpt/ckpt.pt OUT --activation gelu --to hf
     """
     from converter import terminal
-    from converter.export import convert as run
 
     began = time.monotonic()
+    refuse_unheeded(to)
     if out is None and not in_place:
-        raise click.UsageError("give a folder to write to (OUT), or --in-place")
+        raise click.UsageError("give a folder to write to (OUT)" + (", or --in-place" if to == "onnx" else ""))
     if out is not None and in_place:
         raise click.UsageError("--in-place writes into SOURCE: leave OUT away")
     with terminal.byte_progress("copying weights", show=not quiet and not as_json) as progress:
-        done = run(
+        module, name, heeded = TARGETS[to]
+        special = {"in_place": in_place, "opset": opset, "max_shard_size": max_shard_size}
+        done = getattr(importlib.import_module(module), name)(
             source,
             out,
-            opset=opset,
+            **{key: value for key, value in special.items() if key in heeded},
             force=force,
-            in_place=in_place,
             ignore=ignore,
             scan=not no_scan,
             activation=activation,
@@ -196,6 +218,15 @@ def convert(
         terminal.print_report(report)
     if report is not None and not report.passed:
         sys.exit(MISMATCH)
+
+
+def refuse_unheeded(to: str) -> None:
+    """Options that a target would not heed are a mistake."""
+    ctx = click.get_current_context()
+    special = {name for *_, heeded in TARGETS.values() for name in heeded}.difference(TARGETS[to][-1])
+    for option in ctx.command.params:
+        if option.name in special and ctx.get_parameter_source(option.name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--to {to} does not heed {option.opts[0]}: leave it away")
 
 
 def run_check(source: str, out: Path, show: bool, **options: Any) -> Report:

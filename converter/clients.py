@@ -21,16 +21,19 @@ def token_ids(config: GPT2Config, *values: Mapping[str, Any]) -> dict[str, int |
     merged: dict[str, Any] = {"bos_token_id": DEFAULT_TOKEN_ID, "eos_token_id": DEFAULT_TOKEN_ID}
     for mapping in values:
         merged.update({key: mapping[key] for key in (*merged, "pad_token_id") if mapping.get(key) is not None})
-    known: dict[str, int | list[int]] = {}
-    for key, value in merged.items():
-        ids = [
-            i for i in (value if isinstance(value, list) else [value]) if type(i) is int and 0 <= i < config.vocab_size
-        ]
-        if ids:
-            known[key] = ids if isinstance(value, list) else ids[0]
+    ids = {key: known_ids(value, config.vocab_size) for key, value in merged.items()}
+    known = {key: value for key, value in ids.items() if value is not None}
     end = known.get("eos_token_id", 0)
     known.setdefault("pad_token_id", end[0] if isinstance(end, list) else end)
     return known
+
+
+def known_ids(value: Any, vocab_size: int) -> int | list[int] | None:
+    """A token id, or those of a list, as far as the model has such tokens; None if it has none of them."""
+    ids = [i for i in (value if isinstance(value, list) else [value]) if type(i) is int and 0 <= i < vocab_size]
+    if not ids:
+        return None
+    return ids if isinstance(value, list) else ids[0]
 
 
 def config_json(values: Mapping[str, Any], config: GPT2Config) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The data file of a model folder: a safetensors file that the ONNX initializers point into by byte offset.
+"""Safetensors files: the data file that ONNX initializers point into by byte offset, and weights for other programs.
 
 Bytes of the right type are moved by the kernel and never enter this process; narrower ones are widened a piece at a
 time. While that goes on, one pass over the source looks for NaN and infinity.
@@ -18,10 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from converter.checkpoint import LazyTensor
-from converter.checkpoint.tensor import to_float32
+from converter.checkpoint.tensor import DTYPES, to_float32
 from converter.errors import CheckpointError
 
-FLOAT32_BYTES = 4
+# The format's names of types, in the order in which the safetensors library lays tensors out.
+DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+# What the files of transformers have among their metadata.
+METADATA = {"format": "pt"}
 
 # One request to the kernel: large enough to cost nothing, small enough for a progress bar to move.
 COPY_BYTES = 64 * 1024 * 1024
@@ -45,10 +49,14 @@ Progress = Callable[[int], None]  # told how many bytes were written, each time
 
 @dataclass(frozen=True)
 class Plan:
-    """The layout of a data file: the bytes of its header, and each weight's offset and length."""
+    """The layout of a data file: the bytes of its header, and each weight's offset and length, in the file's order.
+
+    ``widened`` says that every weight becomes float32; else each keeps its own type.
+    """
 
     header: bytes
     places: Mapping[str, tuple[int, int]]
+    widened: bool
 
     @property
     def nbytes(self) -> int:
@@ -56,25 +64,45 @@ class Plan:
         return len(self.header) + sum(length for _, length in self.places.values())
 
 
-def plan(weights: Mapping[str, LazyTensor]) -> Plan:
-    """Lay ``weights`` out as float32 in alphabetical order, which is that of the safetensors library.
+def plan(weights: Mapping[str, LazyTensor], metadata: Mapping[str, str] = METADATA, *, widen: bool = True) -> Plan:
+    """Lay ``weights`` out as the safetensors library does: by type, then by name.
 
-    So a source that it wrote is copied in long runs; the header is padded until the first weight keeps its place
-    within a block of the file system.
+    As float32, a source that it wrote is copied in long runs, and the header is padded until the first weight keeps
+    its place within a block of the file system. With each weight in its own type (``widen=False``) the file is the one
+    that the library would write, and nothing in it depends on where the source had its weights.
     """
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    dtypes = {name: "float32" if widen else weight.dtype for name, weight in weights.items()}
+    order, names = tuple(DTYPE_NAMES), sorted(weights)
+    names.sort(key=lambda name: order.index(dtypes[name]))
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
     ranges, end = {}, 0
-    for name in sorted(weights):
-        begin, end = end, end + weights[name].size * FLOAT32_BYTES
+    for name in names:
+        begin, end = end, end + weights[name].size * DTYPES[dtypes[name]].itemsize
         ranges[name] = (begin, end - begin)
-        entries[name] = {"dtype": "F32", "shape": list(weights[name].shape), "data_offsets": [begin, end]}
+        entries[name] = {
+            "dtype": DTYPE_NAMES[dtypes[name]], "shape": list(weights[name].shape), "data_offsets": [begin, end],
+        }  # fmt: skip
     text = json.dumps(entries, separators=(",", ":")).encode()
     start = 8 + len(text)
-    wanted = weights[min(weights)].offset
-    start += (wanted - start) % (HEADER_ALIGNMENT if wanted % HEADER_ALIGNMENT else BLOCK_BYTES)
+    if widen:
+        wanted = weights[names[0]].offset
+        start += (wanted - start) % (HEADER_ALIGNMENT if wanted % HEADER_ALIGNMENT else BLOCK_BYTES)
     start += -start % HEADER_ALIGNMENT
     header = (start - 8).to_bytes(8, "little") + text.ljust(start - 8)
-    return Plan(header, {name: (start + begin, length) for name, (begin, length) in ranges.items()})
+    return Plan(header, {name: (start + begin, length) for name, (begin, length) in ranges.items()}, widen)
+
+
+def counter(progress: Callable[[int, int], None] | None, total: int) -> Progress:
+    """Adds up what was written, and tells ``progress`` the sum and ``total``."""
+    written = 0
+
+    def advance(count: int) -> None:
+        nonlocal written
+        written += count
+        if progress is not None:
+            progress(written, total)
+
+    return advance
 
 
 def write(file: Path, layout: Plan, weights: Mapping[str, LazyTensor], scan: bool, progress: Progress) -> None:
@@ -89,8 +117,8 @@ def write(file: Path, layout: Plan, weights: Mapping[str, LazyTensor], scan: boo
         try:
             with file.open("wb", buffering=0) as target:
                 _write_all(target, layout.header)
-                for name in sorted(weights):
-                    _write_tensor(target, weights[name], progress)
+                for name in layout.places:
+                    _write_tensor(target, weights[name], layout.widened, progress)
             for done in scans:
                 done.result()
         finally:
@@ -98,11 +126,13 @@ def write(file: Path, layout: Plan, weights: Mapping[str, LazyTensor], scan: boo
 
 
 def refuse_nonfinite(tensor: LazyTensor) -> None:
-    """Look at every number of a weight.
+    """Look at every number of a weight; one that is seen transposed is looked at, and spoken of, as the file has it.
 
     Raises:
         CheckpointError: one of them is NaN or infinite.
     """
+    stored = tensor.transposed()
+    tensor = stored if stored.in_file else tensor
     before = 0
     for chunk in tensor.chunks():
         finite = np.isfinite(to_float32(chunk, tensor.dtype))
@@ -123,13 +153,13 @@ def scan_all(weights: Mapping[str, LazyTensor]) -> None:
             pass
 
 
-def _write_tensor(target: FileIO, tensor: LazyTensor, progress: Progress) -> None:
-    if tensor.dtype == "float32" and tensor.in_file:
+def _write_tensor(target: FileIO, tensor: LazyTensor, widen: bool, progress: Progress) -> None:
+    if tensor.in_file and (tensor.dtype == "float32" or not widen):
         with tensor.file.open("rb", buffering=0) as source:
             copy(source, target, tensor.offset, tensor.nbytes, progress)
         return
     for chunk in tensor.chunks():
-        data = to_float32(chunk, tensor.dtype).tobytes()
+        data = (to_float32(chunk, tensor.dtype) if widen else chunk).tobytes()
         _write_all(target, data)
         progress(len(data))
 

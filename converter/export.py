@@ -7,21 +7,19 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from converter import data_file, tokenizer
+from converter import data_file, manifest, tokenizer
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.checkpoint.config import read_json
 from converter.clients import config_json, genai_config, model_card, token_ids, write_json
 from converter.errors import ConfigError, GPT2Error, OutputError, TokenizerError
-from converter.staging import MANIFEST, files_in, reason, second_graph, stage_name, staged, sweep, written_files
+from converter.staging import MANIFEST, bytes_in, reason, second_graph, stage_name, staged, sweep, written_files
 from converter.version import VERSION
-from converter.weights import LM, Entry, Ledger, account
+from converter.weights import LM, Ledger, account
 
 MODEL, DATA = "onnx/model.onnx", "onnx/model.onnx_data"
 MODEL_IN_PLACE = "model.onnx"  # beside the weights it points into
 STAGE_PREFIX = ".gpt2onnx-"  # of the folder in which an in-place conversion is put together
-MANIFEST_FORMAT = 1
 DEFAULT_OPSET = 23  # the first with Attention; runs in ONNX Runtime 1.23 and newer
 
 Progress = Callable[[int, int], None]  # bytes written, bytes in all
@@ -36,21 +34,24 @@ class Conversion:
         ledger: what became of every tensor of the source.
         bytes_written: the size of the files that are new.
         notes: on what was taken for granted about the source.
+        runs: whether it is a model folder, which ``generate`` runs.
     """
 
     out: Path
     ledger: Ledger
     bytes_written: int
     notes: tuple[str, ...] = ()
+    runs: bool = True
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """Sentences for the user."""
-        has_tokenizer = (self.out / tokenizer.TOKENIZER).is_file()
         why = tokenizer.unavailable(self.out) or "the source has none that can be read"
         verb = "generate" if self.ledger.config.head in LM else "run"
-        missing = f"{self.out} has no tokenizer.json, as {why}; without it {verb} takes token ids (--ids)"
-        return (*self.ledger.warnings, *self.notes, *([] if has_tokenizer else [missing]))
+        hint = f"; without it {verb} takes token ids (--ids)" if self.runs else ""
+        missing = f"{self.out} has no {tokenizer.TOKENIZER if self.runs else 'tokenizer'}, as {why}{hint}"
+        there = (self.out / tokenizer.TOKENIZER).is_file() if self.runs else tokenizer.is_in(self.out)
+        return (*self.ledger.warnings, *self.notes, *([] if there else [missing]))
 
 
 def convert(
@@ -98,14 +99,7 @@ def convert(
     if out is None:
         return _convert_in_place(checkpoint, ledger, opset, force, scan)
     layout = data_file.plan(ledger.weights)
-    written = 0
-
-    def advance(count: int) -> None:
-        nonlocal written
-        written += count
-        if progress is not None:
-            progress(written, layout.nbytes)
-
+    advance = data_file.counter(progress, layout.nbytes)
     with staged(Path(out), force) as stage:
         (stage / "onnx").mkdir()
         data_file.write(stage / DATA, layout, ledger.weights, scan, advance)
@@ -114,7 +108,7 @@ def convert(
         if os.name == "posix":  # elsewhere a link asks for privileges
             (stage / "model.safetensors").symlink_to(DATA)
         remarks = _write_companions(checkpoint, stage, ledger, opset, MODEL, DATA)
-        bytes_written = sum(f.stat().st_size for f in stage.rglob("*") if f.is_file() and not f.is_symlink())
+        bytes_written = bytes_in(stage)
     return Conversion(Path(out), ledger, bytes_written, checkpoint.notes + remarks)
 
 
@@ -199,12 +193,12 @@ def _write_companions(
     Returns:
         Sentences for the user, on the tokenizer.
     """
+    import onnx
+    import onnxscript
+
     config = ledger.config
     write_json(stage / "config.json", config_json(checkpoint.config_values, config))  # may name the tokenizer's class
-    for name, file in checkpoint.companions.items():
-        shutil.copyfile(file, stage / name)
-    if checkpoint.tokenizer is not None:
-        checkpoint.tokenizer(stage)
+    manifest.carry(checkpoint, stage)
     try:
         remarks = tokenizer.complete(stage, config.n_positions, keep)
     except GPT2Error as error:  # name the user's file, not its copy
@@ -227,41 +221,7 @@ def _write_companions(
         **{key: getattr(config, key) for key in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")},
     )
     (stage / "README.md").write_text(card, encoding="utf-8")
-    files = sorted(files_in(stage) - set(keep))
-    write_json(stage / MANIFEST, {**_manifest(checkpoint, ledger, opset, model), "files": files})
+    facts = {"model": model, "heads": graph_files(ledger, model), "opset": opset, "precision": "fp32"}
+    packages = {"onnx": onnx.__version__, "onnxscript": onnxscript.__version__}
+    manifest.write(stage, checkpoint, ledger, facts, packages, keep)
     return remarks
-
-
-def _manifest(checkpoint: Checkpoint, ledger: Ledger, opset: int, model: str) -> dict[str, Any]:
-    """``gpt2onnx.json``: where the folder came from. Nothing in it depends on when or where it was written."""
-    import onnx
-    import onnxscript
-
-    return {
-        "format": MANIFEST_FORMAT,
-        "versions": {"gpt2onnx": VERSION, "onnx": onnx.__version__, "onnxscript": onnxscript.__version__},
-        "source": {"name": checkpoint.name, "weight_file": checkpoint.weight_file, **_adapter(checkpoint)},
-        "model": model,
-        "heads": graph_files(ledger, model),
-        "opset": opset,
-        "precision": "fp32",
-        "parameters": ledger.parameters,
-        "ledger": [_row(entry) for entry in ledger.entries],
-    }
-
-
-def _adapter(checkpoint: Checkpoint) -> dict[str, str]:
-    """The name of the adapter, where there is one."""
-    return {"adapter": checkpoint.adapter_name} if checkpoint.adapter else {}
-
-
-def _row(entry: Entry) -> dict[str, Any]:
-    tensor = entry.tensor
-    return {
-        "source": tensor.name,
-        "name": entry.name,
-        "role": str(entry.role),
-        "dtype": tensor.dtype,
-        "shape": list(tensor.shape),
-        "file": tensor.file.name,
-    }

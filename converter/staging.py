@@ -86,6 +86,11 @@ def second_graph(model: Path) -> Path:
     return model.with_stem(f"{model.stem}_multiple_choice")
 
 
+def bytes_in(folder: Path) -> int:
+    """The size of all files below a folder, links apart."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
+
+
 def written_files(folder: Path) -> set[str]:
     """The names of the files that the folder's manifest says we wrote, the manifest among them."""
     names = read_json(folder / MANIFEST).get("files")

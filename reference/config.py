@@ -33,6 +33,12 @@ HEADS = {
 MULTIPLE_CHOICE = "multiple-choice"
 GRAPHS = {"double-heads": ("lm", MULTIPLE_CHOICE)}  # of any other head: one of its own
 LABELLED = ("sequence-classification", "token-classification")
+# Fields of the config that follow from other keys of a config.json than their own.
+HEAD_FIELDS = ("head", "num_labels", "pad_token_id", "summary_activation")
+
+# The file of a state dict of ``GPT2(config)`` (reference/model.py), and the key of its metadata that has the config.
+STATE_FILE = "reference.safetensors"
+STATE_KEY = "gpt2onnx.reference"
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ class GPT2Config:
 
         The head is that of ``architectures``, whatever framework saved it; the labels are those that have names.
         """
-        known = {field.name for field in fields(cls)} - {"head", "num_labels", "pad_token_id", "summary_activation"}
+        known = {field.name for field in fields(cls)} - set(HEAD_FIELDS)
         taken = {name: value for name, value in values.items() if name in known}
         taken["head"] = head = head_of(values.get("architectures")) or "lm"
         if head in LABELLED:

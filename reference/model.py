@@ -243,6 +243,8 @@ class Body(nn.Module):
     ) -> Self:
         """Open a Hugging Face folder (``config.json``; safetensors or ``pytorch_model.bin``, single or sharded).
 
+        Or one with ``reference.safetensors``, which ``gpt2onnx convert --to reference`` writes.
+
         The model is in evaluation mode and lies in the memory-mapped files until ``dtype`` asks for another one.
         """
         from reference.pretrained import read_folder

@@ -1,7 +1,7 @@
 """Reads a Hugging Face folder for ``GPT2.from_pretrained``: the short way, through the libraries that wrote it.
 
-``converter.checkpoint`` is the long way (no torch, every refusal spelled out); the two know nothing of each other,
-which is what makes comparing them worth something.
+Or one with a state dict of the model here. ``converter.checkpoint`` is the long way (no torch, every refusal spelled
+out); the two know nothing of each other, which is what makes comparing them worth something.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from reference.config import GPT2Config
+from reference.config import STATE_FILE, STATE_KEY, GPT2Config
 from reference.errors import ConfigError, WeightsError
 
 WRAPPERS = ("module.", "_orig_mod.", "model.", "transformer.")
 BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+# Weights that a state dict of the model here has as nn.Linear, [out, in], and Hugging Face as Conv1D, [in, out].
+PROJECTIONS = (".attn.c_attn.weight", ".attn.c_proj.weight", ".mlp.c_fc.weight", ".mlp.c_proj.weight")
+
 ALIASES = {
     "hidden_size": "n_embd",
     "num_hidden_layers": "n_layer",
@@ -37,12 +40,14 @@ def read_folder(path: str | os.PathLike[str]) -> tuple[GPT2Config, dict[str, Ten
     A head of its own unties the config, whatever that says; one equal to ``wte.weight`` ties it and is left out.
 
     Raises:
-        ConfigError: there is no ``config.json`` of a GPT-2.
+        ConfigError: there is neither a ``config.json`` of a GPT-2 nor a state dict of the model here.
         WeightsError: there are no weights, or two tensors claim one name.
     """
     folder = Path(path)
     if not (folder / "config.json").is_file():
-        raise ConfigError(f"{folder} has no config.json; expected a Hugging Face folder")
+        if (folder / STATE_FILE).is_file():
+            return read_state(folder / STATE_FILE)
+        raise ConfigError(f"{folder} has no config.json; expected a Hugging Face folder, or one with {STATE_FILE}")
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if values.get("model_type", "gpt2") != "gpt2":
         raise ConfigError(f"{folder / 'config.json'} describes a {values['model_type']}; expected gpt2")
@@ -62,6 +67,21 @@ def read_folder(path: str | os.PathLike[str]) -> tuple[GPT2Config, dict[str, Ten
     if tied:
         del weights["lm_head.weight"]
     return replace(config, tie_word_embeddings=tied), weights
+
+
+def read_state(file: Path) -> tuple[GPT2Config, dict[str, Tensor]]:
+    """What a state dict of ``GPT2(config)`` holds, its projections seen as Hugging Face's, [in, out].
+
+    Raises:
+        ConfigError: the file does not say of what config it is.
+    """
+    with safe_open(file, framework="pt") as opened:
+        described = (opened.metadata() or {}).get(STATE_KEY)
+        if described is None:
+            raise ConfigError(f"{file} has no {STATE_KEY} in its metadata; expected what --to reference writes")
+        weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
+    config = GPT2Config.from_dict(json.loads(described))
+    return config, {name: weight.T if name.endswith(PROJECTIONS) else weight for name, weight in weights.items()}
 
 
 def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:

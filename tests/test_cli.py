@@ -195,6 +195,67 @@ def test_convert_wants_either_a_folder_or_in_place(arguments: tuple[str, ...], t
     assert "Usage: " in result.stderr
 
 
+# --- convert --to -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["hf", "reference"])
+def test_convert_to_another_target_ends_with_one_line_of_facts(tmp_path: Path, target: str) -> None:
+    result = run("convert", CHECKPOINT, tmp_path / "out", "--to", target)
+    assert (result.exit_code, result.stderr) == (0, "")
+    pattern = r".*out: 2,667,072 parameters, 5\.4 MB written in \d+\.\d\d s, peak memory [\d.]+ [MG]B\n"
+    assert re.fullmatch(pattern, result.stdout)
+    facts = json.loads(run("convert", CHECKPOINT, tmp_path / "b", "--to", target, "--json").stdout)
+    assert facts["bytes_written"] == sum(file.stat().st_size for file in (tmp_path / "b").iterdir())
+    assert json.loads((tmp_path / "b" / "gpt2onnx.json").read_text())["target"] == target
+    assert run("convert", CHECKPOINT, tmp_path / "b", "--to", target, "--force", "-q").output == ""
+
+
+def test_what_was_converted_is_a_source_again(tmp_path: Path) -> None:
+    run("convert", CHECKPOINT, tmp_path / "hf", "--to", "hf", "--max-shard-size", "1MB")
+    run("convert", tmp_path / "hf", tmp_path / "ref", "--to", "reference")
+    assert "model.safetensors.index.json (Hugging Face)" in run("inspect", tmp_path / "hf").stdout
+    assert "64 tensors in reference.safetensors (from-scratch reference)" in run("inspect", tmp_path / "ref").stdout
+    for source in ("hf", "ref"):
+        assert run("convert", tmp_path / source, tmp_path / f"{source}-onnx").exit_code == 0
+        assert run("check", CHECKPOINT, tmp_path / f"{source}-onnx").exit_code == 0
+
+
+@pytest.mark.parametrize("target", ["hf", "reference"])
+def test_a_folder_without_a_graph_says_that_it_is_a_source(tmp_path: Path, target: str) -> None:
+    out = tmp_path / "out"
+    run("convert", CHECKPOINT, out, "--to", target)
+    parts = [f"out holds no ONNX graph: it was written with --to {target}, and is a source", "gpt2onnx convert"]
+    for arguments in (("generate", out, "The"), ("check", CHECKPOINT, out), ("verify", out)):
+        assert_one_sentence(run(*arguments), *parts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--to", "hf", "--opset", "17"), "--to hf does not heed --opset: leave it away"),
+        (("--to", "hf", "--check"), "--to hf does not heed --check: leave it away"),
+        (("--to", "reference", "--in-place"), "--to reference does not heed --in-place: leave it away"),
+        (("--to", "reference", "--max-shard-size", "5GB"), "--to reference does not heed --max-shard-size"),
+        (("--max-shard-size", "5GB"), "--to onnx does not heed --max-shard-size"),
+        (("--to", "tflite"), "'tflite' is not one of"),
+    ],
+)
+def test_options_that_a_target_does_not_heed_are_refused(
+    tmp_path: Path, arguments: tuple[str, ...], sentence: str
+) -> None:
+    result = run("convert", CHECKPOINT, tmp_path / "out", *arguments)
+    assert result.exit_code == 2
+    assert sentence in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_target_wants_a_folder_of_its_own(tmp_path: Path) -> None:
+    assert "give a folder to write to (OUT)\n" in run("convert", CHECKPOINT, "--to", "hf").stderr
+    assert_one_sentence(run("convert", CHECKPOINT, tmp_path, "--to", "hf", "--max-shard-size", "5XB"), "'5XB'", "5GB")
+    (tmp_path / "file.txt").touch()
+    assert_one_sentence(run("convert", CHECKPOINT, tmp_path, "--to", "reference"), "exists", "--force")
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     done = process("convert", tmp_path / "nowhere", tmp_path / "out", "--debug")
     assert "Traceback" in done.stderr
@@ -510,7 +571,14 @@ def test_demo_does_the_whole_job(tmp_path: Path) -> None:
 
 def test_convert_inspect_and_generate_need_no_torch(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    for arguments in (("convert", CHECKPOINT, out), ("inspect", CHECKPOINT), ("generate", out, "The", "-n", 3)):
+    for arguments in (
+        ("convert", CHECKPOINT, out),
+        ("convert", CHECKPOINT, tmp_path / "hf", "--to", "hf"),
+        ("convert", CHECKPOINT, tmp_path / "ref", "--to", "reference"),
+        ("inspect", tmp_path / "ref"),
+        ("inspect", CHECKPOINT),
+        ("generate", out, "The", "-n", 3),
+    ):
         done = process(*arguments, code=WITHOUT_TORCH)
         assert done.returncode == 0, done.stderr
     demo = process("demo", code=WITHOUT_TORCH)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from converter.checkpoint import gguf_file, huggingface, llmc, megatron, nanogpt, openai
+from converter.checkpoint import gguf_file, huggingface, llmc, megatron, nanogpt, openai, reference_file
 from converter.checkpoint.folder import LFS_POINTER
 from converter.checkpoint.source import Format, Options, Source, starts_with
 from converter.errors import CheckpointError, ConfigError
 
 FORMATS: tuple[Format, ...] = (
     openai.FORMAT,
+    reference_file.FORMAT,  # before what would take it for Hugging Face's
     huggingface.FOLDER,
     nanogpt.FORMAT,
     megatron.FORMAT,

@@ -13,6 +13,7 @@ from typing import Any
 
 from converter.checkpoint.tensor import DTYPES, LazyTensor
 from converter.errors import CheckpointError
+from reference.config import STATE_KEY
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -24,13 +25,29 @@ DTYPE_NAMES = {
 
 
 def read(file: Path) -> dict[str, LazyTensor]:
-    """Every tensor of ``file``; only its header is read.
+    """Every tensor of ``file`` in Hugging Face's layout; only its header is read.
+
+    Raises:
+        CheckpointError: the file is truncated, its header breaks a rule of the format, or says that it is in another
+            layout.
+    """
+    metadata, tensors = read_with_metadata(file)
+    if STATE_KEY in metadata:
+        raise CheckpointError(
+            f"{file} is a state dict of reference/model.py and not Hugging Face's, which has its projections "
+            f"transposed; take it out of the folder, or name the file itself"
+        )
+    return tensors
+
+
+def read_with_metadata(file: Path) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
+    """What the header says of the whole file, and every tensor.
 
     Raises:
         CheckpointError: the file is truncated or its header breaks a rule of the format.
     """
     header, data_start = read_header(file)
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
     data_bytes = file.stat().st_size - data_start
     found = [_entry(file, name, entry, data_start) for name, entry in header.items()]
     end = 0
@@ -44,7 +61,7 @@ def read(file: Path) -> dict[str, LazyTensor]:
             f"{file} is {'truncated' if end > data_bytes else 'too long'}: its header describes {end} bytes of "
             f"tensors, the file holds {data_bytes}; download or save it again"
         )
-    return {tensor.name: tensor for tensor, _, _ in found}
+    return metadata if isinstance(metadata, dict) else {}, {tensor.name: tensor for tensor, _, _ in found}
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:

@@ -93,9 +93,15 @@ class LazyTensor:
         return replace(self, shape=shape)
 
     def transposed(self) -> LazyTensor:
-        """A matrix with rows and columns exchanged; nothing is read or moved."""
-        strides = self.strides or row_major(self.shape)
-        return replace(self, shape=self.shape[::-1], strides=strides[::-1])
+        """A matrix with rows and columns exchanged; nothing is read or moved. Twice, it is as it was."""
+        view = self.view or self.shape
+        strides = self.strides or row_major(view)
+        # Joined dimensions change places together.
+        rows = next((n for n in range(1, len(view)) if math.prod(view[:n]) == self.shape[0]), 0) if self.view else 0
+        view, strides = (t[rows:] + t[:rows] if rows else t[::-1] for t in (view, strides))
+        if strides == row_major(view):
+            return replace(self, shape=self.shape[::-1], strides=None, view=None)
+        return replace(self, shape=self.shape[::-1], strides=strides, view=view if self.view else None)
 
     def part(self, index: int) -> LazyTensor:
         """One of what is stacked along the first dimension; of a tensor without gaps."""
@@ -138,9 +144,9 @@ class LazyTensor:
             raise CheckpointError(f"{self.file}: tensor {self.name} cannot be read ({error.strerror})") from error
 
     def _strided_chunks(self) -> Iterator[np.ndarray]:
-        rows = max(1, self.shape[0] if self.shape else 1)
-        step = max(1, STRIDED_BYTES * rows // max(1, self.nbytes))
         view = replace(self, shape=self.view or self.shape, view=None).memmap()  # a reshape would read all of it
+        rows = max(1, view.shape[0] if self.shape else 1)
+        step = max(1, STRIDED_BYTES * rows // max(1, self.nbytes))
         for first in range(0, rows, step):
             yield np.ascontiguousarray(view[first : first + step] if self.shape else view).ravel()
 
@@ -158,6 +164,12 @@ class Computed(LazyTensor):
     def in_file(self) -> bool:
         """Never."""
         return False
+
+    def transposed(self) -> LazyTensor:
+        """A matrix with rows and columns exchanged; each of its pieces costs computing all of it."""
+        whole = self.compute
+        rows = self.shape[0]
+        return replace(self, shape=self.shape[::-1], compute=lambda first, end: whole(0, rows)[:, first:end].T)
 
     def memmap(self) -> np.ndarray:
         """All of it, in memory."""

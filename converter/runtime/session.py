@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from converter import tokenizer
+from converter import manifest, tokenizer
 from converter.checkpoint.config import parse_config, read_json
 from converter.clients import token_ids
 from converter.errors import ModelFolderError, PromptError, ProviderError
-from converter.staging import MANIFEST
 from converter.weights import LM
 from reference.config import GPT2Config
 
@@ -86,10 +85,12 @@ def model_file(folder: Path) -> Path:
     """
     if not folder.is_dir():
         raise ModelFolderError(f"there is no model folder {folder}; make one with gpt2onnx convert SOURCE OUT")
-    names = [str(read_json(folder / MANIFEST).get("model"))] if (folder / MANIFEST).is_file() else list(MODEL_FILES)
+    values = manifest.read(folder)
+    names = [str(values["model"])] if "model" in values else list(MODEL_FILES)
     for name in names:
         if not os.path.isabs(name) and ".." not in Path(name).parts and (folder / name).is_file():
             return folder / name
+    manifest.refuse_source(folder, values)
     raise ModelFolderError(f"{folder} has no {names[0]}; make a model folder with gpt2onnx convert SOURCE OUT")
 
 

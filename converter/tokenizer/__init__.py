@@ -29,6 +29,7 @@ __all__ = [
     "TOKENIZER",
     "TOKENIZER_CONFIG",
     "complete",
+    "is_in",
     "load",
     "of",
     "prompt_ids",
@@ -59,6 +60,11 @@ def load(folder: str | os.PathLike[str]) -> Tokenizer | None:
     loaded.no_truncation()
     loaded.no_padding()
     return loaded
+
+
+def is_in(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder has the files of a tokenizer, of a kind that is known here or not."""
+    return (Path(folder) / TOKENIZER).is_file() or find(Path(folder)) is not None
 
 
 def unavailable(folder: str | os.PathLike[str]) -> str | None:

@@ -26,7 +26,7 @@ import torch
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from converter import convert, load
+from converter import convert, load, to_huggingface, to_reference
 from converter.checkpoint import LazyTensor
 from converter.checkpoint.tensor import to_float32
 from converter.errors import CheckpointError
@@ -339,9 +339,17 @@ def linear_gpt() -> Callable[..., torch.Tensor]:
 
 @pytest.fixture
 def converted_logits(tmp_path: Path) -> Callable[..., torch.Tensor]:
-    """``converted_logits(source, ids, **options)``: converts and runs, ids [S] → logits [S, V]."""
+    """``converted_logits(source, ids, **options)``: converts and runs, ids [S] → logits [S, V].
+
+    And asserts that the other two targets hold the same weights, whatever the source made of their layout.
+    """
 
     def run(source: Path, ids: torch.Tensor, **options: Any) -> torch.Tensor:
+        to_huggingface(source, tmp_path / "hf", force=True, **options)
+        to_reference(source, tmp_path / "reference", force=True, **options)
+        to_huggingface(tmp_path / "reference", tmp_path / "back", force=True)
+        for file in (tmp_path / "hf").iterdir():
+            assert file.name == "gpt2onnx.json" or file.read_bytes() == (tmp_path / "back" / file.name).read_bytes()
         convert(source, tmp_path / "converted", force=True, **options)
         return torch.tensor(load(tmp_path / "converted").logits(ids.tolist()))
 
