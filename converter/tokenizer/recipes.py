@@ -49,7 +49,7 @@ class Recipe(NamedTuple):
         build: model and options → the tokenizer, without special tokens.
         frame: what it puts around a text, according to the options.
         extra: the tokens that the model and the options give it, to be found in a text before anything else.
-        unknown_id: of unknown characters where the class has one of its own, whatever the model says.
+        unknown_id: what transformers 5 makes of unknown characters whatever the model says; here the model has its say.
         verbatim: whether added tokens are those of a tokenizer in Python: see ``added_tokens``.
     """
 
@@ -83,24 +83,33 @@ def build(recipe: Recipe, folder: Path) -> Tokenizer:
 
 
 def remark(name: str, recipe: Recipe, folder: Path) -> str | None:
-    """A sentence, where a class of transformers 5 reads unknown characters otherwise than the model was trained to."""
+    """A sentence, where a class of transformers 5 reads unknown characters otherwise than the model was trained to.
+
+    Its T5Tokenizer, for one, takes token 2 for all of them, which is the end of text in models that are numbered as the
+    sentencepiece library does; transformers 4 read them as the library does, and so were such models trained.
+    """
     file = model_file(folder)
     trainer = open_model(file).trainer_spec
     if recipe.unknown_id is None or (trainer.unk_id == recipe.unknown_id and not trainer.byte_fallback):
         return None
     trained = "bytes" if trainer.byte_fallback else f"token {trainer.unk_id}"
     return (
-        f"{file.name} makes unknown characters {trained}, {name} of transformers 5 makes them token "
-        f"{recipe.unknown_id}: tokenizer.json does as {name} does"
+        f"{file.name} makes unknown characters {trained}, and so does tokenizer.json; {name} of transformers 5 makes "
+        f"them token {recipe.unknown_id}"
     )
 
 
 def _t5(proto: Proto, values: Values) -> Tokenizer:
     sentinels = [(token, 0.0) for token in reversed(_sentinels(values))]
-    tokenizer = words(unigram(pieces(proto) + sentinels, T5_UNKNOWN))
+    tokenizer = words(_as_numbered(proto, pieces(proto) + sentinels))
     if table := charsmap(proto):
         tokenizer.normalizer = table[0]
     return tokenizer
+
+
+def _as_numbered(proto: Proto, known: list[tuple[str, float]]) -> Tokenizer:
+    """The most likely pieces, unknown characters as the model was trained with them."""
+    return unigram(known, proto.trainer_spec.unk_id, proto.trainer_spec.byte_fallback)
 
 
 def _sentinels(values: Values) -> list[str]:
@@ -114,7 +123,7 @@ def _t5_extra(proto: Proto, values: Values) -> list[AddedToken]:
 
 
 def _albert(proto: Proto, values: Values) -> Tokenizer:
-    tokenizer = words(unigram(pieces(proto), ALBERT_UNKNOWN), values.get("add_prefix_space", True))
+    tokenizer = words(_as_numbered(proto, pieces(proto)), values.get("add_prefix_space", True))
     keep, lower = values.get("keep_accents", False), values.get("do_lower_case", True)
     _as_in_albert(tokenizer, proto, keep_accents=keep, lower=lower)
     return tokenizer
@@ -230,7 +239,7 @@ def _between_ends(values: Values, text: str, number: int) -> list[str]:
     return [*begin, f"{text}:{number}", *end]
 
 
-T5_UNKNOWN, ALBERT_UNKNOWN = 2, 1  # fixed in transformers 5, whatever the model says
+T5_UNKNOWN, ALBERT_UNKNOWN = 2, 1  # fixed in transformers 5
 
 T5_TOKENS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 ALBERT_TOKENS = {
