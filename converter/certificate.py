@@ -59,13 +59,23 @@ class Verification:
         return f"{self.folder} is what was checked on {when}, all {self.files} files: a match"
 
 
-def write(folder: Path, source_files: Iterable[Path], passed: bool, verdict: str, facts: Mapping[str, Any]) -> None:
+def write(
+    folder: Path,
+    source_files: Iterable[Path],
+    passed: bool,
+    verdict: str,
+    facts: Mapping[str, Any],
+    values: dict[str, Any] | None = None,
+) -> None:
     """Put a verdict into the folder's manifest, in place of an earlier one, with ``facts`` that it rests on.
+
+    Args:
+        values: the manifest, if more of it is to change.
 
     Raises:
         OutputError: the manifest cannot be written.
     """
-    values = read_json(folder / MANIFEST)
+    values = read_json(folder / MANIFEST) if values is None else values
     values[KEY] = {
         "passed": passed,
         "verdict": verdict,

@@ -37,7 +37,7 @@ DEMO_TOKENS = 120
 
 # What --to names → the function that writes it (module, name), and the options that it alone heeds.
 TARGETS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "onnx": ("converter.export", "convert", ("in_place", "opset", "then_check")),
+    "onnx": ("converter.export", "convert", ("precision", "in_place", "opset", "then_check")),
     "hf": ("converter.save", "to_huggingface", ("max_shard_size",)),
     "reference": ("converter.save", "to_reference", ()),
 }
@@ -104,6 +104,11 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 provider_option = click.option(
     "--provider", default="cpu", show_default=True, help="ONNX Runtime's execution provider: cpu, cuda, …"
 )
+precision_option = click.option(
+    "--precision",
+    metavar="NAME",
+    help="fp32, fp16, int8 or int4, of those that OUT holds; by default the first of these.",
+)
 out_argument = click.argument("out", type=click.Path(path_type=Path))
 
 
@@ -135,6 +140,12 @@ def cli() -> None:
 @click.option(
     "--max-shard-size", metavar="SIZE", default="50GB", show_default=True, help="Of a file of weights; --to hf only."
 )
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    help="fp32, fp16, int8, int4; several with commas between. An OUT of the same SOURCE keeps what it holds.",
+)
 @click.option("--in-place", is_flag=True, help="Add the graph to SOURCE itself; no weights are copied.")
 @click.option("--opset", default=23, show_default=True, help="ONNX opset of the graph, 17 to 25.")
 @click.option("--force", is_flag=True, help="Replace an OUT that gpt2onnx wrote.")
@@ -154,6 +165,7 @@ def convert(
     out: Path | None,
     to: str,
     max_shard_size: str,
+    precision: str,
     in_place: bool,
     opset: int,
     force: bool,
@@ -174,6 +186,7 @@ def convert(
     \b
     gpt2onnx convert ./my-gpt2 ./my-gpt2-onnx
     gpt2onnx convert user/model@main OUT --opset 17
+    gpt2onnx convert ./my-gpt2 ./my-gpt2-onnx --precision int8,int4
     gpt2onnx convert ./my-gpt2 --in-place
     gpt2onnx convert nanogpt/ckpt.pt OUT --activation gelu
     gpt2onnx convert openai-community/gpt2 OUT --adapter ./my-lora
@@ -189,7 +202,9 @@ def convert(
         raise click.UsageError("--in-place writes into SOURCE: leave OUT away")
     with terminal.byte_progress("copying weights", show=not quiet and not as_json) as progress:
         module, name, heeded = TARGETS[to]
-        special = {"in_place": in_place, "opset": opset, "max_shard_size": max_shard_size}
+        special = {
+            "precision": precision, "in_place": in_place, "opset": opset, "max_shard_size": max_shard_size,
+        }  # fmt: skip
         done = getattr(importlib.import_module(module), name)(
             source,
             out,
@@ -429,6 +444,7 @@ def verify(out: Path, as_json: bool) -> None:
 @click.option("--seed", type=int, help="Draw the same tokens every time.")
 @click.option("--ids", is_flag=True, help="Prompts are token ids, such as '464 3290'; so is the output.")
 @click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="Threads of ONNX Runtime; by default one a core.")
+@precision_option
 @provider_option
 @click.option("-q", "--quiet", is_flag=True, help="Print the text and no figures.")
 @json_option
@@ -443,6 +459,7 @@ def generate(
     seed: int | None,
     ids: bool,
     threads: int | None,
+    precision: str | None,
     provider: str,
     quiet: bool,
     as_json: bool,
@@ -460,7 +477,7 @@ def generate(
     from converter.runtime.session import load
 
     prompts = prompts or (standard_input("a prompt"),)
-    model = load(out, provider, threads)
+    model = load(out, provider, threads, precision)
     stream = terminal.Stream(prompts[0]) if len(prompts) == 1 and not as_json and not ids else None
     done = model.generate(
         [terminal.parse_ids(prompt) for prompt in prompts] if ids else prompts,
@@ -496,6 +513,7 @@ def standard_input(what: str) -> str:
 @click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="Labels to print of each text.")
 @click.option("--ids", is_flag=True, help="Texts are token ids, such as '464 3290'.")
 @click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="Threads of ONNX Runtime; by default one a core.")
+@precision_option
 @provider_option
 @json_option
 @debug_option
@@ -506,6 +524,7 @@ def run(
     top: int,
     ids: bool,
     threads: int | None,
+    precision: str | None,
     provider: str,
     as_json: bool,
 ) -> None:
@@ -523,7 +542,7 @@ def run(
     from converter.runtime.heads import load
 
     texts = texts or (standard_input("a text"),)
-    model = load(out, provider, threads)
+    model = load(out, provider, threads, precision)
     asks = model.config.head == "question-answering"
     if asks and question is None and not ids:
         raise click.UsageError("this model answers questions: give one with --question")

@@ -1,12 +1,13 @@
-"""What each client of a model folder wants beside the graph: config.json, genai_config.json, the model card."""
+"""What each client of a model folder wants beside the graph: config.json and genai_config.json."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from converter.precisions import Precision
 from reference.config import HEADS, GPT2Config, head_of
 
 # transformers' GPT2Config has this where a config.json says nothing.
@@ -36,7 +37,7 @@ def known_ids(value: Any, vocab_size: int) -> int | list[int] | None:
     return ids if isinstance(value, list) else ids[0]
 
 
-def config_json(values: Mapping[str, Any], config: GPT2Config) -> dict[str, Any]:
+def config_json(values: Mapping[str, Any], config: GPT2Config, precisions: Sequence[Precision]) -> dict[str, Any]:
     """The source's ``config.json`` as it is true of the converted folder, with transformers.js's section."""
     result = dict(values)
     result.pop("torch_dtype", None)
@@ -45,8 +46,14 @@ def config_json(values: Mapping[str, Any], config: GPT2Config) -> dict[str, Any]
         result["architectures"] = [HEADS[config.head]]
     if result.get("tie_word_embeddings", True) != config.tie_word_embeddings:
         result["tie_word_embeddings"] = config.tie_word_embeddings
-    # Without a dtype a browser asks for a quantized file; without the other it does not look for the data file.
-    result["transformers.js_config"] = {"dtype": "fp32", "use_external_data_format": {"model": 1}}
+    # Without a dtype a browser asks for a quantized file; without the files' names it does not look for their data.
+    section: dict[str, Any] = {
+        "dtype": precisions[0].js_dtype,
+        "use_external_data_format": {PurePosixPath(row.model).stem: 1 for row in precisions},
+    }
+    if any(row.dtype == "float16" for row in precisions):
+        section["kv_cache_dtype"] = {"fp16": "float16"}
+    result["transformers.js_config"] = section
     return result
 
 
@@ -87,89 +94,6 @@ def genai_config(config: GPT2Config, ids: Mapping[str, int | list[int]], model: 
         },
         "search": {"max_length": config.n_positions, "past_present_share_buffer": False},
     }
-
-
-CARD = """\
----
-library_name: onnx
-pipeline_tag: {task}
-tags: [gpt2, onnx]
----
-# {name} for ONNX
-
-GPT-2 with {parameters:,} parameters in float32, converted from `{name}` by gpt2onnx {version}: {n_layer} layers,
-{n_head} heads, width {n_embd}, {n_positions} positions, {vocab_size:,} tokens; opset {opset}, standard operators only.
-
-`{model}` holds the graph and `{data}` the weights, every one of them bit for bit the source's{widened}.
-
-## Run it
-
-{usage}
-
-## Check it
-
-```bash
-gpt2onnx check SOURCE .
-```
-
-compares it with the source, Hugging Face transformers and a float64 reference.
-"""
-
-GENERATE = """\
-```bash
-gpt2onnx generate . "Once upon a time"
-```
-
-```python
-from converter import load
-
-for text in load(".").generate(["Once upon a time"], max_new_tokens=40).texts:
-    print(text)
-```
-
-Any ONNX Runtime (1.23 or newer for opset 23) runs the graph itself: it takes `input_ids`, `attention_mask`,
-`position_ids` and the cache `past_key_values.{i}.key|value` (empty at first), and gives `logits` and the longer
-cache `present.{i}.key|value`. Pad batches on the left."""
-
-RUN = """\
-```bash
-gpt2onnx run . @arguments@
-```
-
-```python
-from converter import load_head
-
-print(load_head(".").run([@text@]))
-```
-
-Any ONNX Runtime (1.23 or newer for opset 23) runs the graph itself: it takes `input_ids` and `attention_mask`, and
-gives @gives@. Padding changes nothing, on either side."""
-
-TEXT = ('"A text"', '"A text"')
-ANSWER = (
-    '"A text that holds the answer" --question "What is asked?"',
-    '("What is asked?", "A text that holds the answer")',
-)
-CHOICES = ('"One ending" "Another ending"', '("One ending", "Another ending")')
-
-# The task by its name on the Hub, what to run, and what the graph gives.
-TASKS: dict[str, tuple[str, tuple[str, str], str]] = {
-    "base": ("feature-extraction", TEXT, "`last_hidden_state`"),
-    "sequence-classification": ("text-classification", TEXT, "`logits`, one row a text"),
-    "token-classification": ("token-classification", TEXT, "`logits`, one row a token"),
-    "question-answering": ("question-answering", ANSWER, "`start_logits` and `end_logits`"),
-    "double-heads": ("multiple-choice", CHOICES, "`mc_logits` for choices `[batch, choices, tokens]`"),
-}
-
-
-def model_card(head: str, **values: Any) -> str:
-    """The folder's README.md."""
-    usages, task = [GENERATE], "text-generation"
-    if head in TASKS:
-        named, (arguments, text), gives = TASKS[head]
-        run = RUN.replace("@arguments@", arguments).replace("@text@", text).replace("@gives@", gives)
-        usages, task = ([GENERATE, run], task) if head == "double-heads" else ([run], named)
-    return CARD.format(task=task, usage="\n\n".join(usages), **values)
 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
@@ -22,7 +23,7 @@ from converter.checkpoint.tensor import DTYPES, to_float32
 from converter.errors import CheckpointError
 
 # The format's names of types, in the order in which the safetensors library lays tensors out.
-DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "uint8": "U8"}
 
 # What the files of transformers have among their metadata.
 METADATA = {"format": "pt"}
@@ -48,15 +49,25 @@ Progress = Callable[[int], None]  # told how many bytes were written, each time
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The layout of a data file: the bytes of its header, and each weight's offset and length, in the file's order.
+class Spec:
+    """What a tensor of the file is: a key of ``DTYPES``, and its dimensions."""
 
-    ``widened`` says that every weight becomes float32; else each keeps its own type.
-    """
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that it takes."""
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The layout of a data file: the bytes of its header, and each tensor's offset and length, in the file's order."""
 
     header: bytes
     places: Mapping[str, tuple[int, int]]
-    widened: bool
+    specs: Mapping[str, Spec]
 
     @property
     def nbytes(self) -> int:
@@ -64,32 +75,43 @@ class Plan:
         return len(self.header) + sum(length for _, length in self.places.values())
 
 
-def plan(weights: Mapping[str, LazyTensor], metadata: Mapping[str, str] = METADATA, *, widen: bool = True) -> Plan:
-    """Lay ``weights`` out as the safetensors library does: by type, then by name.
+def plan(
+    weights: Mapping[str, LazyTensor], metadata: Mapping[str, str] = METADATA, *, dtype: str | None = "float32"
+) -> Plan:
+    """Lay ``weights`` out in one type, or each in its own.
 
-    As float32, a source that it wrote is copied in long runs, and the header is padded until the first weight keeps
-    its place within a block of the file system. With each weight in its own type (``widen=False``) the file is the one
-    that the library would write, and nothing in it depends on where the source had its weights.
+    As float32, a source that the safetensors library wrote is copied in long runs, and the header is padded until the
+    first weight keeps its place within a block of the file system. With each weight in its own type (None) the file is
+    the one that the library would write, and nothing in it depends on where the source had its weights.
     """
-    dtypes = {name: "float32" if widen else weight.dtype for name, weight in weights.items()}
-    order, names = tuple(DTYPE_NAMES), sorted(weights)
-    names.sort(key=lambda name: order.index(dtypes[name]))
+    specs = {name: Spec(dtype or weight.dtype, weight.shape) for name, weight in weights.items()}
+    return lay_out(specs, metadata, weights[min(weights)].offset if dtype == "float32" else None)
+
+
+def lay_out(specs: Mapping[str, Spec], metadata: Mapping[str, str] = METADATA, near: int | None = None) -> Plan:
+    """Lay tensors out as the safetensors library does: by type, then by name.
+
+    Args:
+        near: an offset whose place within a block the first tensor should have.
+    """
+    order, names = tuple(DTYPE_NAMES), sorted(specs)
+    names.sort(key=lambda name: order.index(specs[name].dtype))
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     ranges, end = {}, 0
     for name in names:
-        begin, end = end, end + weights[name].size * DTYPES[dtypes[name]].itemsize
+        begin, end = end, end + specs[name].nbytes
         ranges[name] = (begin, end - begin)
         entries[name] = {
-            "dtype": DTYPE_NAMES[dtypes[name]], "shape": list(weights[name].shape), "data_offsets": [begin, end],
+            "dtype": DTYPE_NAMES[specs[name].dtype], "shape": list(specs[name].shape), "data_offsets": [begin, end],
         }  # fmt: skip
     text = json.dumps(entries, separators=(",", ":")).encode()
     start = 8 + len(text)
-    if widen:
-        wanted = weights[names[0]].offset
-        start += (wanted - start) % (HEADER_ALIGNMENT if wanted % HEADER_ALIGNMENT else BLOCK_BYTES)
+    if near is not None:
+        start += (near - start) % (HEADER_ALIGNMENT if near % HEADER_ALIGNMENT else BLOCK_BYTES)
     start += -start % HEADER_ALIGNMENT
     header = (start - 8).to_bytes(8, "little") + text.ljust(start - 8)
-    return Plan(header, {name: (start + begin, length) for name, (begin, length) in ranges.items()}, widen)
+    places = {name: (start + begin, length) for name, (begin, length) in ranges.items()}
+    return Plan(header, places, {name: specs[name] for name in names})
 
 
 def counter(progress: Callable[[int, int], None] | None, total: int) -> Progress:
@@ -117,8 +139,8 @@ def write(file: Path, layout: Plan, weights: Mapping[str, LazyTensor], scan: boo
         try:
             with file.open("wb", buffering=0) as target:
                 _write_all(target, layout.header)
-                for name in layout.places:
-                    _write_tensor(target, weights[name], layout.widened, progress)
+                for name, spec in layout.specs.items():
+                    _write_tensor(target, weights[name], spec.dtype, progress)
             for done in scans:
                 done.result()
         finally:
@@ -153,15 +175,54 @@ def scan_all(weights: Mapping[str, LazyTensor]) -> None:
             pass
 
 
-def _write_tensor(target: FileIO, tensor: LazyTensor, widen: bool, progress: Progress) -> None:
-    if tensor.in_file and (tensor.dtype == "float32" or not widen):
+def write_pieces(file: Path, layout: Plan, pieces: Iterable[tuple[str, np.ndarray]], progress: Progress) -> None:
+    """Write a data file of tensors that come in pieces, each tensor's in order, the tensors in any.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    position = {name: begin for name, (begin, _) in layout.places.items()}
+    with file.open("wb", buffering=0) as target:
+        _write_all(target, layout.header)
+        for name, piece in pieces:
+            target.seek(position[name])
+            _write_all(target, piece.tobytes())
+            position[name] += piece.nbytes
+            progress(piece.nbytes)
+    assert all(position[name] == begin + length for name, (begin, length) in layout.places.items())
+
+
+def _write_tensor(target: FileIO, tensor: LazyTensor, dtype: str, progress: Progress) -> None:
+    if tensor.in_file and tensor.dtype == dtype:
         with tensor.file.open("rb", buffering=0) as source:
             copy(source, target, tensor.offset, tensor.nbytes, progress)
         return
     for chunk in tensor.chunks():
-        data = (to_float32(chunk, tensor.dtype) if widen else chunk).tobytes()
+        data = converted(chunk, tensor, dtype).tobytes()
         _write_all(target, data)
         progress(len(data))
+
+
+def converted(chunk: np.ndarray, tensor: LazyTensor, dtype: str) -> np.ndarray:
+    """A chunk of a tensor in another type.
+
+    Raises:
+        CheckpointError: float16 does not hold one of its numbers.
+    """
+    if tensor.dtype == dtype:
+        return chunk
+    wide = to_float32(chunk, tensor.dtype)
+    if dtype == "float32":
+        return wide
+    with np.errstate(over="ignore"):
+        narrow = wide.astype(DTYPES[dtype])
+    lost = np.isinf(narrow) & np.isfinite(wide)
+    if lost.any():
+        raise CheckpointError(
+            f"{tensor.file}: tensor {tensor.name} holds {wide[int(lost.argmax())]:g}, which is beyond float16; "
+            f"choose another precision than fp16"
+        )
+    return narrow
 
 
 def copy(source: FileIO, target: FileIO, start: int, nbytes: int, progress: Progress) -> None:

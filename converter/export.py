@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from converter import data_file, manifest, tokenizer
+from converter import card, data_file, manifest, precisions, tokenizer
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.checkpoint.config import read_json
-from converter.clients import config_json, genai_config, model_card, token_ids, write_json
+from converter.clients import config_json, genai_config, token_ids, write_json
 from converter.errors import ConfigError, GPT2Error, OutputError, TokenizerError
+from converter.precisions import PRECISIONS, Precision
 from converter.staging import MANIFEST, bytes_in, reason, second_graph, stage_name, staged, sweep, written_files
-from converter.version import VERSION
 from converter.weights import LM, Ledger, account
 
-MODEL, DATA = "onnx/model.onnx", "onnx/model.onnx_data"
 MODEL_IN_PLACE = "model.onnx"  # beside the weights it points into
 STAGE_PREFIX = ".gpt2onnx-"  # of the folder in which an in-place conversion is put together
 DEFAULT_OPSET = 23  # the first with Attention; runs in ONNX Runtime 1.23 and newer
@@ -58,6 +58,7 @@ def convert(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str] | None = None,
     *,
+    precision: str | Iterable[str] = "fp32",
     opset: int = DEFAULT_OPSET,
     force: bool = False,
     in_place: bool = False,
@@ -70,11 +71,12 @@ def convert(
 ) -> Conversion:
     """Convert a GPT-2 checkpoint into a model folder that ONNX Runtime and other ONNX clients open.
 
-    ``out`` appears whole or not at all. Without ``out``, ``in_place`` adds the graph to a local folder of float32
-    safetensors and copies no weights.
+    ``out`` appears whole or not at all. One that holds other precisions of the same source keeps them. Without ``out``,
+    ``in_place`` adds the graph to a local folder of float32 safetensors and copies no weights.
 
     Args:
         source: a folder or file of a known format (docs/sources.md), or a Hub id such as ``openai-community/gpt2``.
+        precision: one or more of ``fp32``, ``fp16``, ``int8``, ``int4``: a list, or names with commas between them.
         opset: of the graph, from 17.
         force: replace an ``out`` (or, in place, a graph) that an earlier conversion wrote.
         ignore: globs of tensors to leave aside.
@@ -94,22 +96,62 @@ def convert(
         raise ConfigError(f"opset is {opset}; expected {MIN_OPSET} to {MAX_OPSET}")
     if in_place == (out is not None):
         raise OutputError("a conversion writes to OUT or works in place: give one of the two")
+    asked = precisions.parse(precision)
+    if in_place and [row.name for row in asked] != ["fp32"]:
+        raise OutputError("--in-place copies no weights, and another precision changes them: give an OUT")
     checkpoint = open_checkpoint(source, bars=progress is not None, activation=activation, adapter=adapter, head=head)
     ledger = account(checkpoint, ignore)
     if out is None:
         return _convert_in_place(checkpoint, ledger, opset, force, scan)
-    layout = data_file.plan(ledger.weights)
-    advance = data_file.counter(progress, layout.nbytes)
-    with staged(Path(out), force) as stage:
+    layouts = {row: precisions.plan(ledger, row) for row in asked}
+    advance = data_file.counter(progress, sum(layout.nbytes for layout in layouts.values()))
+    mark = manifest.fingerprint(ledger)
+    kept = {} if force else _kept(Path(out), mark, asked)
+    with staged(Path(out), force or bool(kept)) as stage:
         (stage / "onnx").mkdir()
-        data_file.write(stage / DATA, layout, ledger.weights, scan, advance)
-        places = {name: (Path(DATA).name, *place) for name, place in layout.places.items()}
-        _write_graphs(stage / MODEL, ledger, places, opset)
-        if os.name == "posix":  # elsewhere a link asks for privileges
-            (stage / "model.safetensors").symlink_to(DATA)
-        remarks = _write_companions(checkpoint, stage, ledger, opset, MODEL, DATA)
-        bytes_written = bytes_in(stage)
-    return Conversion(Path(out), ledger, bytes_written, checkpoint.notes + remarks)
+        there = dict(kept)
+        for row, layout in layouts.items():
+            precisions.write(stage / row.data, layout, ledger, row, scan and row is asked[0], advance)
+            there[row.name] = _write_graphs(stage, ledger, row, precisions.places(layout, row), opset)
+        for facts in kept.values():
+            _carry_over(Path(out), stage, [facts["data"], *facts["heads"].values()])
+        if "fp32" in there and os.name == "posix":  # elsewhere a link asks for privileges
+            (stage / "model.safetensors").symlink_to(PRECISIONS["fp32"].data)
+        remarks = _write_companions(checkpoint, stage, ledger, there, mark)
+        new_bytes = bytes_in(stage) - sum(facts["bytes"] for facts in kept.values())
+    return Conversion(Path(out), ledger, new_bytes, checkpoint.notes + remarks)
+
+
+def _kept(out: Path, mark: str, asked: Iterable[Precision]) -> dict[str, dict[str, Any]]:
+    """What the manifest of ``out`` says of the precisions that it holds already.
+
+    Raises:
+        OutputError: it was made of another source, or holds one of those that are ``asked`` for.
+    """
+    values = manifest.read(out) if out.is_dir() else {}
+    there = values.get("precisions")
+    if not isinstance(there, dict) or manifest.TARGET in values:
+        return {}
+    if values["source"].get("fingerprint") != mark:
+        raise OutputError(
+            f"{out} exists and was made of another checkpoint ({values['source'].get('name')}); choose another OUT, or "
+            f"--force to replace it"
+        )
+    for row in asked:
+        if row.name in there:
+            raise OutputError(
+                f"{out} exists and holds {row.name} already; choose another OUT, or --force to replace it"
+            )
+    return there
+
+
+def _carry_over(out: Path, stage: Path, names: Iterable[str]) -> None:
+    """Files that stay go along by a second name, which is their only one once the old folder has gone."""
+    for name in names:
+        try:
+            os.link(out / name, stage / name)
+        except OSError:  # a file system without links
+            shutil.copyfile(out / name, stage / name)
 
 
 def _convert_in_place(checkpoint: Checkpoint, ledger: Ledger, opset: int, force: bool, scan: bool) -> Conversion:
@@ -128,11 +170,10 @@ def _convert_in_place(checkpoint: Checkpoint, ledger: Ledger, opset: int, force:
         stage.mkdir()
         try:
             places = {name: (w.file.name, w.offset, w.nbytes) for name, w in ledger.weights.items()}
-            _write_graphs(stage / MODEL_IN_PLACE, ledger, places, opset)
             data = ", ".join(sorted({weight.file.name for weight in ledger.weights.values()}))
-            remarks = _write_companions(
-                checkpoint, stage, ledger, opset, MODEL_IN_PLACE, data, keep=before - replaceable
-            )
+            facts = _write_graphs(stage, ledger, PRECISIONS["fp32"], places, opset, MODEL_IN_PLACE)
+            there, mark = {"fp32": {**facts, "data": data}}, manifest.fingerprint(ledger)
+            remarks = _write_companions(checkpoint, stage, ledger, there, mark, keep=before - replaceable)
             new = sorted({entry.name for entry in stage.iterdir()} - (before - replaceable))
             new.sort(key=lambda name: name in graphs)  # the graph last: with it the folder is a model folder
             for name in new:
@@ -176,19 +217,53 @@ def graph_files(ledger: Ledger, model: str) -> dict[str, str]:
     return {first.config.head: model} | {part.config.head: second_graph(Path(model)).as_posix() for part in others}
 
 
-def _write_graphs(file: Path, ledger: Ledger, places: Mapping[str, tuple[str, int, int]], opset: int) -> None:
+def _write_graphs(
+    stage: Path,
+    ledger: Ledger,
+    row: Precision,
+    places: Mapping[str, tuple[str, int, int]],
+    opset: int,
+    model: str | None = None,
+) -> dict[str, Any]:
+    """The graphs of one precision, and what the manifest says of it."""
     from converter.graph.build import build
+    from converter.graph.precision import ACCURACY_LEVEL, of
 
-    names = graph_files(ledger, file.name)
+    heads = graph_files(ledger, model or row.model)
     for part in ledger.graphs:
-        target = file.with_name(names[part.config.head])
-        target.write_bytes(build(part.config, places.__getitem__, opset))
+        file = stage / heads[part.config.head]
+        file.write_bytes(build(part.config, places.__getitem__, opset, of(row)))
+    size = sum((stage / name).stat().st_size for name in heads.values()) + sum(
+        length for *_, length in set(places.values())
+    )
+    facts: dict[str, Any] = {
+        "model": model or row.model,
+        "heads": heads,
+        "data": row.data,
+        "opset": opset,
+        "bytes": size,
+    }
+    if row.scheme is not None:
+        share = precisions.quantized_share(ledger.config, row.scheme)
+        if not share:
+            raise OutputError(f"{row.name} would quantize nothing of this model: choose another precision")
+        facts |= {"quantized": round(share, 4), "blocks": asdict(row.scheme), "accuracy_level": ACCURACY_LEVEL}
+    return facts
 
 
 def _write_companions(
-    checkpoint: Checkpoint, stage: Path, ledger: Ledger, opset: int, model: str, data: str, keep: Iterable[str] = ()
+    checkpoint: Checkpoint,
+    stage: Path,
+    ledger: Ledger,
+    there: Mapping[str, Mapping[str, Any]],
+    mark: str,
+    keep: Iterable[str] = (),
 ) -> tuple[str, ...]:
     """Everything beside graph and weights; files in ``keep`` are read but not changed.
+
+    Args:
+        there: the precisions of the folder, and what the manifest says of each.
+        mark: the source's fingerprint.
 
     Returns:
         Sentences for the user, on the tokenizer.
@@ -196,32 +271,23 @@ def _write_companions(
     import onnx
     import onnxscript
 
-    config = ledger.config
-    write_json(stage / "config.json", config_json(checkpoint.config_values, config))  # may name the tokenizer's class
+    config, there = ledger.config, {name: dict(there[name]) for name in PRECISIONS if name in there}
+    first = next(iter(there))
+    described = config_json(checkpoint.config_values, config, [PRECISIONS[name] for name in there])
+    write_json(stage / "config.json", described)  # may name the tokenizer's class
     manifest.carry(checkpoint, stage)
     try:
         remarks = tokenizer.complete(stage, config.n_positions, keep)
     except GPT2Error as error:  # name the user's file, not its copy
         raise TokenizerError(str(error).replace(str(stage), str(checkpoint.folder))) from error
     generation = read_json(stage / "generation_config.json") if (stage / "generation_config.json").is_file() else {}
-    write_json(stage / "config.json", config_json(checkpoint.config_values, config))
+    write_json(stage / "config.json", described)
     if config.head in LM:
         ids = token_ids(config, checkpoint.config_values, generation)
-        write_json(stage / "genai_config.json", genai_config(config, ids, model))
-    widened = sorted({weight.dtype for weight in ledger.weights.values()} - {"float32"})
-    card = model_card(
-        config.head,
-        name=checkpoint.name + (f" + {checkpoint.adapter_name}" if checkpoint.adapter else ""),
-        version=VERSION,
-        parameters=ledger.parameters,
-        opset=opset,
-        model=model,
-        data=data,
-        widened=f" (widened from {' and '.join(widened)}, which is exact)" if widened else "",
-        **{key: getattr(config, key) for key in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")},
-    )
-    (stage / "README.md").write_text(card, encoding="utf-8")
-    facts = {"model": model, "heads": graph_files(ledger, model), "opset": opset, "precision": "fp32"}
+        write_json(stage / "genai_config.json", genai_config(config, ids, there[first]["model"]))
+    facts = {key: there[first][key] for key in ("model", "heads", "opset")} | {"precision": first, "precisions": there}
     packages = {"onnx": onnx.__version__, "onnxscript": onnxscript.__version__}
-    manifest.write(stage, checkpoint, ledger, facts, packages, keep)
+    values = manifest.describe(checkpoint, ledger, facts, packages, mark)
+    (stage / "README.md").write_text(card.render(values, config), encoding="utf-8")
+    manifest.write(stage, values, keep)
     return remarks

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from converter.checkpoint import Checkpoint
 from converter.checkpoint.config import read_json
+from converter.checkpoint.tensor import Computed
 from converter.clients import write_json
 from converter.errors import ModelFolderError
 from converter.staging import MANIFEST, files_in
@@ -16,6 +20,7 @@ from converter.version import VERSION
 from converter.weights import Entry, Ledger
 
 FORMAT = 1
+SAMPLE = 4096  # numbers of each weight that a fingerprint looks at
 TARGET = "target"  # the key of what is no model folder: what it was written as
 
 
@@ -27,31 +32,50 @@ def carry(checkpoint: Checkpoint, folder: Path) -> None:
         checkpoint.tokenizer(folder)
 
 
-def write(
-    folder: Path,
+def describe(
     checkpoint: Checkpoint,
     ledger: Ledger,
     facts: Mapping[str, Any],
     packages: Mapping[str, str] | None = None,
-    keep: Iterable[str] = (),
-) -> None:
-    """Write ``gpt2onnx.json``, the last file of a folder. Nothing in it depends on when or where it was written.
+    mark: str | None = None,
+) -> dict[str, Any]:
+    """What ``gpt2onnx.json`` says of a folder. Nothing in it depends on when or where it was written.
 
     Args:
         facts: what is said of this kind of folder alone.
         packages: the versions of what wrote it, beside our own.
-        keep: files that were there before and are not ours.
+        mark: the source's fingerprint.
     """
-    adapter = {"adapter": checkpoint.adapter_name} if checkpoint.adapter else {}
-    values = {
+    more = {"adapter": checkpoint.adapter_name} if checkpoint.adapter else {}
+    more |= {"fingerprint": mark} if mark else {}
+    return {
         "format": FORMAT,
         "versions": {"gpt2onnx": VERSION, **(packages or {})},
-        "source": {"name": checkpoint.name, "weight_file": checkpoint.weight_file, **adapter},
+        "source": {"name": checkpoint.name, "weight_file": checkpoint.weight_file, **more},
         **facts,
         "parameters": ledger.parameters,
         "ledger": [_row(entry) for entry in ledger.entries],
     }
+
+
+def write(folder: Path, values: Mapping[str, Any], keep: Iterable[str] = ()) -> None:
+    """Write ``gpt2onnx.json``, the last file of a folder.
+
+    Args:
+        keep: files that were there before and are not ours.
+    """
     write_json(folder / MANIFEST, {**values, "files": sorted(files_in(folder) - set(keep))})
+
+
+def fingerprint(ledger: Ledger) -> str:
+    """What tells a checkpoint from others of its shape: a hash over the first numbers of each weight."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, weight in ledger.weights.items():
+        digest.update(f"{name} {weight.dtype} {weight.shape}\n".encode())
+        simple = not isinstance(weight, Computed) and weight.view is None
+        numbers = weight.memmap()[:1] if simple else next(weight.chunks())
+        digest.update(np.ascontiguousarray(numbers).ravel()[:SAMPLE].tobytes())
+    return digest.hexdigest()
 
 
 def read(folder: Path) -> dict[str, Any]:

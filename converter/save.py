@@ -144,7 +144,7 @@ def _write(
     scan: bool,
     progress: Progress | None,
 ) -> Conversion:
-    layouts = {name: data_file.plan(part, contents.metadata, widen=False) for name, part in contents.files.items()}
+    layouts = {name: data_file.plan(part, contents.metadata, dtype=None) for name, part in contents.files.items()}
     advance = data_file.counter(progress, sum(layout.nbytes for layout in layouts.values()))
     with staged(out, force) as stage:
         manifest.carry(checkpoint, stage)
@@ -153,7 +153,7 @@ def _write(
             write_json(stage / name, values)
         for name, tensors in contents.files.items():
             data_file.write(stage / name, layouts[name], tensors, scan, advance)
-        manifest.write(stage, checkpoint, ledger, {manifest.TARGET: contents.target})
+        manifest.write(stage, manifest.describe(checkpoint, ledger, {manifest.TARGET: contents.target}))
         bytes_written = bytes_in(stage)
     return Conversion(out, ledger, bytes_written, checkpoint.notes, runs=False)
 

@@ -33,15 +33,11 @@ class CausalMask(Module):
 
 
 class AdditiveMask(Module):
-    """The mask as what is added to the scores: 0 where a query may look, the type's lowest number where not."""
-
-    def __init__(self, precision: Precision) -> None:
-        super().__init__()
-        self.dtype = precision.dtype
+    """The mask as what is added to the scores, float32: 0 where a query may look, the lowest number where not."""
 
     def forward(self, op: Any, mask: ir.Value) -> ir.Value:
-        lowest = float(np.finfo(self.dtype.numpy()).min)
-        zero, masked = (ir.tensor(value, dtype=self.dtype) for value in (0.0, lowest))
+        lowest = float(np.finfo(np.float32).min)
+        zero, masked = (ir.tensor(value, dtype=ir.DataType.FLOAT) for value in (0.0, lowest))
         return op.Where(mask, op.Constant(value=zero), op.Constant(value=masked))
 
 
@@ -54,8 +50,9 @@ class ScaledDotProduct(Module):
     ``q``, ``k``, ``v`` and the result are ``[batch, new, n_embd]``. Without a cache there is none to return either.
     """
 
-    def __init__(self, config: GPT2Config, layer_idx: int) -> None:
+    def __init__(self, config: GPT2Config, layer_idx: int, precision: Precision) -> None:
         super().__init__()
+        self.dtype = precision.dtype
         self.n_head, self.head_dim = config.n_head, config.head_dim
         self.scale = config.attn_scale(layer_idx)
 
@@ -64,6 +61,8 @@ class ScaledDotProduct(Module):
     ) -> tuple[ir.Value, KeyValue | None]:
         if op.version >= ATTENTION_SINCE:
             heads = {"q_num_heads": self.n_head, "kv_num_heads": self.n_head, "scale": self.scale}
+            if self.dtype != ir.DataType.FLOAT:
+                heads["softmax_precision"] = ir.DataType.FLOAT
             if past is None:
                 return op.Attention(q, k, v, mask, **heads), None
             attended, key, value = op.Attention(q, k, v, mask, *past, **heads, _outputs=3)
@@ -72,8 +71,14 @@ class ScaledDotProduct(Module):
         if past is not None:
             key = op.Concat(past[0], key, axis=2)
             value = op.Concat(past[1], value, axis=2)
-        scores = op.Mul(op.MatMul(query, op.Transpose(key, perm=[0, 1, 3, 2])), self.scale)
+        if self.dtype != ir.DataType.FLOAT:  # q·k of half precision may be beyond it, and softmax adds many numbers up
+            query, wide = op.Cast(query, to=ir.DataType.FLOAT), op.Cast(key, to=ir.DataType.FLOAT)
+        else:
+            wide = key
+        scores = op.Mul(op.MatMul(query, op.Transpose(wide, perm=[0, 1, 3, 2])), self.scale)
         weights = op.Softmax(op.Add(scores, mask), axis=-1)
+        if self.dtype != ir.DataType.FLOAT:
+            weights = op.Cast(weights, to=self.dtype)
         attended = op.Transpose(op.MatMul(weights, value), perm=[0, 2, 1, 3])
         return op.Reshape(attended, [0, 0, self.n_head * self.head_dim]), None if past is None else (key, value)
 
@@ -89,7 +94,7 @@ class CausalSelfAttention(Module):
         super().__init__()
         self.n_embd = config.n_embd
         self.c_attn = precision.linear(config.n_embd, 3 * config.n_embd)
-        self.sdpa = ScaledDotProduct(config, layer_idx)
+        self.sdpa = ScaledDotProduct(config, layer_idx, precision)
         self.c_proj = precision.linear(config.n_embd, config.n_embd)
 
     def forward(self, op: Any, x: ir.Value, mask: ir.Value, past: KeyValue | None) -> tuple[ir.Value, KeyValue | None]:

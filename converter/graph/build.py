@@ -31,6 +31,8 @@ def build(config: GPT2Config, locate: Locate, opset: int, precision: Precision =
     write = _language_model if config.head == "lm" else _head_model
     model = write(builder, config, precision)
     name_values(graph, model)
+    for node in graph:
+        graph.opset_imports.setdefault(node.domain, 1)  # of operators that are not ONNX's own
     for value in model.parameters():
         _place(value, locate)
     ir_version = helper.find_min_ir_version_for([helper.make_opsetid("", opset)])

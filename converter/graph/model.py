@@ -9,7 +9,7 @@ import onnx_ir as ir
 from converter.graph.activations import activation
 from converter.graph.attention import ATTENTION_SINCE, AdditiveMask, CausalMask, CausalSelfAttention, KeyValue
 from converter.graph.module import Module, ModuleList, Parameter
-from converter.graph.precision import Precision
+from converter.graph.precision import Embedding, Precision
 from reference.config import GPT2Config
 
 TO_THE_END = 2**63 - 1  # as Slice wants it
@@ -73,9 +73,9 @@ class Body(Module):
     def __init__(self, config: GPT2Config, precision: Precision) -> None:
         super().__init__()
         self.wte = precision.embed(config.vocab_size, config.n_embd)
-        self.wpe = precision.embed(config.n_positions, config.n_embd)
+        self.wpe = Embedding(config.n_positions, config.n_embd, precision.dtype)
         self.mask = CausalMask()
-        self.additive_mask = AdditiveMask(precision)
+        self.additive_mask = AdditiveMask()
         self.h = ModuleList([Block(config, i, precision) for i in range(config.n_layer)])
         self.ln_f = LayerNorm(config, precision.dtype)
 

@@ -11,7 +11,15 @@ from typing import Any
 
 import onnx_ir as ir
 
+from converter import precisions
 from converter.graph.module import Module, Parameter
+from converter.quantize import Blocks
+
+MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
+
+# MatMulNBits may compute with activations of 8 bits: several times as fast on CPUs that multiply bytes, and less
+# exact by far less than weights of 8 bits are.
+ACCURACY_LEVEL = 4
 
 
 class Conv1D(Module):
@@ -52,11 +60,98 @@ class Head(Module):
 
     def forward(self, op: Any, x: ir.Value) -> ir.Value:
         rows, n_embd = self.weight.shape
-        bias = [self.bias] if hasattr(self, "bias") else []
-        flat = op.Gemm(op.Reshape(x, [-1, n_embd]), self.weight, *bias, transB=1)
+        given = [op.Reshape(x, [-1, n_embd]), self.weight, *([self.bias] if hasattr(self, "bias") else [])]
+        if self.weight.dtype != ir.DataType.FLOAT:  # half precision would round logits of 100 to steps of a sixteenth
+            given = [op.Cast(value, to=ir.DataType.FLOAT) for value in given]
         leading = op.Shape(x, start=0, end=2)
-        logits = op.Reshape(flat, op.Concat(leading, [rows], axis=0))
-        return logits if self.weight.dtype == ir.DataType.FLOAT else op.Cast(logits, to=ir.DataType.FLOAT)
+        return op.Reshape(op.Gemm(*given, transB=1), op.Concat(leading, [rows], axis=0))
+
+
+class Quantized(Module):
+    """A weight ``[outputs, inputs]`` in blocks along its inputs; see ``converter.quantize``.
+
+    Args:
+        shape: of the numbers' bytes.
+    """
+
+    def __init__(self, outputs: int, inputs: int, blocks: Blocks, shape: list[int]) -> None:
+        super().__init__()
+        self.outputs, self.inputs, self.blocks = outputs, inputs, blocks
+        self.weight = Parameter(shape, ir.DataType.UINT8)
+        self.scales = Parameter([outputs, blocks.count(inputs)], ir.DataType.FLOAT)
+        if not blocks.symmetric:
+            self.zero_points = Parameter([outputs, blocks.zero_point_bytes(inputs)], ir.DataType.UINT8)
+
+    @property
+    def of_blocks(self) -> list[ir.Value]:
+        """What goes with the numbers."""
+        return [self.scales] if self.blocks.symmetric else [self.scales, self.zero_points]
+
+
+class QuantizedConv1D(Quantized):
+    """``x @ weight + bias`` by MatMulNBits, which wants the weight as ``[nf, nx]``."""
+
+    def __init__(self, nx: int, nf: int, blocks: Blocks, bias: bool = True) -> None:
+        super().__init__(nf, nx, blocks, packed_shape(nf, nx, blocks))
+        if bias:
+            self.bias = Parameter([nf], ir.DataType.FLOAT)
+
+    def forward(self, op: Any, x: ir.Value) -> ir.Value:
+        scales, zero_points = [*self.of_blocks, None][:2]
+        weight = (self.weight, scales, zero_points, None, getattr(self, "bias", None))
+        return matmul(op, x, weight, self.outputs, self.inputs, self.blocks)
+
+
+class QuantizedEmbedding(Quantized):
+    """The rows that the ids name; only they are dequantized."""
+
+    def __init__(self, rows: int, width: int, blocks: Blocks) -> None:
+        super().__init__(rows, width, blocks, [rows, blocks.row_bytes(width)])
+
+    def forward(self, op: Any, ids: ir.Value) -> ir.Value:
+        size = self.blocks.size_for(self.inputs)
+        rows = op.GatherBlockQuantized(
+            self.weight, ids, *self.of_blocks,
+            bits=self.blocks.bits, block_size=size, gather_axis=0, quantize_axis=1, _domain=MICROSOFT, _version=1,
+        )  # fmt: skip
+        whole = self.blocks.count(self.inputs) * size
+        declare(rows, [None, None, whole])
+        return rows if whole == self.inputs else op.Slice(rows, [0], [self.inputs], [-1])
+
+
+class TiedHead(Module):
+    """The embedding's bytes in the shape that MatMulNBits wants: another initializer at the same place in the file."""
+
+    def __init__(self, wte: QuantizedEmbedding) -> None:
+        super().__init__()
+        self.weight = Parameter(packed_shape(wte.outputs, wte.inputs, wte.blocks), ir.DataType.UINT8)
+        self.shape = (wte.outputs, wte.inputs, wte.blocks)
+        self.scales, self.zero_points = [*wte.of_blocks, None][:2]
+
+    def forward(self, op: Any, x: ir.Value) -> ir.Value:
+        outputs, inputs, blocks = self.shape
+        return matmul(op, x, (self.weight, self.scales, self.zero_points), outputs, inputs, blocks)
+
+
+def packed_shape(outputs: int, inputs: int, blocks: Blocks) -> list[int]:
+    """The shape of a weight's bytes in MatMulNBits."""
+    return [outputs, blocks.count(inputs), blocks.size_for(inputs) * blocks.bits // 8]
+
+
+def matmul(op: Any, x: ir.Value, weight: tuple[Any, ...], outputs: int, inputs: int, blocks: Blocks) -> ir.Value:
+    """``[batch, tokens, inputs]`` → ``[batch, tokens, outputs]``."""
+    y = op.MatMulNBits(
+        x, *weight,
+        K=inputs, N=outputs, bits=blocks.bits, block_size=blocks.size_for(inputs), accuracy_level=ACCURACY_LEVEL,
+        _domain=MICROSOFT, _version=1,
+    )  # fmt: skip
+    return declare(y, [None, None, outputs])
+
+
+def declare(value: ir.Value, shape: list[int | None]) -> ir.Value:
+    """Say what onnx cannot infer of an operator that is not its own."""
+    value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape(shape)
+    return value
 
 
 @dataclass(frozen=True)
@@ -66,7 +161,7 @@ class Precision:
     Attributes:
         dtype: of activations, cache and unquantized weights.
         linear: ``(nx, nf)`` → a projection.
-        embed: ``(rows, width)`` → an embedding.
+        embed: ``(rows, width)`` → the embedding of tokens.
         head: ``(vocab_size, n_embd, wte)`` → the output head; ``wte`` is the embedding it is tied to, or None.
     """
 
@@ -74,6 +169,11 @@ class Precision:
     linear: Callable[[int, int], Module]
     embed: Callable[[int, int], Module]
     head: Callable[[int, int, Module | None], Module]
+
+
+def of(row: precisions.Precision) -> Precision:
+    """The modules for a row of ``converter.precisions``."""
+    return blockwise(row.scheme.linear, row.scheme.head) if row.scheme else FLOATS[row.dtype]
 
 
 def floating(dtype: ir.DataType) -> Precision:
@@ -90,4 +190,21 @@ def floating(dtype: ir.DataType) -> Precision:
     )
 
 
-FLOAT32 = floating(ir.DataType.FLOAT)
+def blockwise(linear: Blocks, head: Blocks) -> Precision:
+    """Weights in blocks of whole numbers, everything else float32; a tied head uses the embedding's numbers."""
+
+    def output_head(vocab_size: int, n_embd: int, wte: Module | None) -> Module:
+        if isinstance(wte, QuantizedEmbedding):
+            return TiedHead(wte)
+        return QuantizedConv1D(n_embd, vocab_size, head, bias=False)
+
+    return Precision(
+        ir.DataType.FLOAT,
+        linear=lambda nx, nf: QuantizedConv1D(nx, nf, linear),
+        embed=lambda rows, width: QuantizedEmbedding(rows, width, head),
+        head=output_head,
+    )
+
+
+FLOAT32, FLOAT16 = floating(ir.DataType.FLOAT), floating(ir.DataType.FLOAT16)
+FLOATS = {"float32": FLOAT32, "float16": FLOAT16}

@@ -131,9 +131,12 @@ def _certified(report: Report, checkpoint: Checkpoint, ledger: Ledger) -> Report
     """The report, once its certificate is written; with a note if the folder cannot be written to."""
     read = {weight.file for weight in ledger.weights.values()} | checkpoint.described_by
     legs = [{"name": leg.name, "rms": leg.rms, "maximum": leg.maximum, "fault": leg.fault} for leg in report.legs]
+    from converter.parity.quality import recorded
+
     try:
+        values = recorded(Path(report.out), report)
         facts = {"level": report.level, "limits": dict(report.limits), "legs": legs}
-        certificate.write(Path(report.out), read, report.passed, report.verdict, facts)
+        certificate.write(Path(report.out), read, report.passed, report.verdict, facts, values)
     except OutputError as error:
         return replace(report, notes=(*report.notes, f"no certificate: {error}"))
     return report

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 import transformers
 from google.protobuf.message import DecodeError
 
+from converter import manifest
 from converter.errors import CheckError
 from converter.parity import legs
 from converter.parity.baseline import Baseline, Row, short
@@ -24,6 +26,7 @@ from converter.parity.beside import compare_config, compare_tokenizer
 from converter.parity.cases import Case, Level
 from converter.parity.diagnosis import FLOAT32_LIMIT, FLOAT64_LIMIT, Diagnosis, Subject, diagnose
 from converter.parity.exactness import Exactness, compare_initializers
+from converter.parity.half import Rounded
 from converter.parity.huggingface import HuggingFace
 from converter.parity.memory import release_memory
 from converter.parity.operations import Operations
@@ -40,12 +43,17 @@ from converter.parity.taps import (
 )
 from converter.parity.verdict import Judge, Kind, Measured
 from converter.parity.widen import graph_session, widened_session
+from converter.precisions import PRECISIONS
 from converter.runtime.heads import load as load_head
 from converter.runtime.session import OPEN_ERRORS, load, model_file
 from converter.staging import second_graph
 from converter.version import VERSION
 from reference.config import MULTIPLE_CHOICE
 
+FULL = "fp32"  # the precision that is held against the noise floor; the others have budgets
+BUDGET_OF = {"fp16": "float16", "int8": "int8", "int4": "int4"}
+
+HALF_LEG = "float16, every operation rounded"
 HUGGINGFACE, FLOAT64_LEG, RUNTIME_LEG = "Hugging Face", "ONNX graph in float64", "ONNX Runtime float32"
 
 
@@ -82,10 +90,17 @@ class TapCache:
         return self.known[case.name]
 
 
-def graph_of(out: Path, head: str) -> Path:
-    """The graph of a model folder that has this head."""
-    file = model_file(out)
-    return second_graph(file) if head == MULTIPLE_CHOICE else file
+def precision_leg(precision: str) -> str:
+    """What the leg of a precision is called."""
+    return f"ONNX Runtime {precision}"
+
+
+def graphs_of(out: Path, head: str) -> dict[str, Path]:
+    """The graphs of a model folder that have this head, by precision; a folder without our manifest has one."""
+    there = manifest.read(out).get("precisions")
+    names = list(there) if isinstance(there, dict) and there else [None]
+    files = {name or FULL: model_file(out, name) for name in names}
+    return {name: second_graph(file) if head == MULTIPLE_CHOICE else file for name, file in files.items()}
 
 
 def examine(
@@ -98,19 +113,24 @@ def examine(
         GPT2Error: the folder cannot be opened.
     """
     began = time.monotonic()
-    graph_file = graph_of(out, baseline.ledger.config.head)
-    beside, exactness = _files(baseline, out, graph_file, options, step)
+    graphs = graphs_of(out, baseline.ledger.config.head)
+    beside, exactness = _files(baseline, out, graphs, options, step)
     settings: dict[str, Any] = {}
     measured = [*baseline.legs, *_legs(baseline, out, options, settings, step)]
+    notes = baseline.notes
+    if "fp16" in graphs:
+        leg, overflow = half_precision(baseline, step)
+        measured.append(leg)
+        notes = (*notes, *([overflow] if overflow else []))
     release_memory()
     judge = baseline.judge
     reports = tuple(judge.report(leg) for leg in sorted(measured, key=lambda leg: list(Kind).index(leg.kind)))
     located = diagnosis = None
-    guilty = [leg for leg in measured if leg.kind is not Kind.OTHER and judge.fault(leg)]
-    if guilty or options.layers:
+    guilty = [leg for leg in measured if leg.kind not in (Kind.OTHER, Kind.LOSSY) and judge.fault(leg)]
+    if FULL in graphs and (guilty or options.layers):
         step("where the error comes from")
-        with running(graph_file):
-            located, diagnosis = _explain(baseline, graph_file, guilty, judge, cache or TapCache(baseline))
+        with running(graphs[FULL]):
+            located, diagnosis = _explain(baseline, graphs[FULL], guilty, judge, cache or TapCache(baseline))
     whole = judge.floor({case.name: measured[0].distances[case.name] for case in baseline.cases if short(case)})
     return Report(
         source=os.fspath(baseline.checkpoint.name),
@@ -118,7 +138,7 @@ def examine(
         level=baseline.level,
         text=baseline.text,
         settings=settings,
-        limits=asdict(baseline.limits),
+        limits=baseline.limits.named(),
         scale=baseline.scale,
         floor_rms=whole[0] / baseline.scale,
         floor_maximum=whole[1] / baseline.scale,
@@ -129,14 +149,14 @@ def examine(
         legs=reports,
         localisation=located,
         diagnosis=diagnosis,
-        notes=baseline.notes,
+        notes=notes,
         seconds=time.monotonic() - began,
         details=Details(baseline, tuple(measured), judge),
     )
 
 
 def _files(
-    baseline: Baseline, out: Path, graph_file: Path, options: Options, step: Callable[[str], None]
+    baseline: Baseline, out: Path, graphs: Mapping[str, Path], options: Options, step: Callable[[str], None]
 ) -> tuple[list[str], Exactness]:
     """What the files themselves say."""
     step("every initializer, bit for bit")
@@ -144,7 +164,8 @@ def _files(
     if not options.files:
         return [], Exactness(0, ())
     beside += compare_tokenizer(out, baseline.checkpoint)
-    return beside, compare_initializers(graph_file, baseline.ledger)
+    found = [compare_initializers(file, baseline.ledger, PRECISIONS[name]) for name, file in graphs.items()]
+    return beside, Exactness(sum(one.compared for one in found), tuple(fault for one in found for fault in one.faults))
 
 
 @contextmanager
@@ -163,29 +184,37 @@ def running(file: Path, how: str = "") -> Iterator[None]:
 def folder_rows(
     baseline: Baseline, out: Path, options: Options, settings: dict[str, Any]
 ) -> Sequence[tuple[Path, Row]]:
-    """The legs of the shipped graph and of other files, each with its file; ``settings`` takes in the runtime's."""
-    config, limits = baseline.ledger.config, baseline.limits
-    file = graph_of(out, config.head)
+    """The legs of the shipped graphs and of other files, each with its file; ``settings`` takes in the runtime's."""
+    config, limits, graphs = baseline.ledger.config, baseline.limits, graphs_of(out, baseline.ledger.config.head)
+    named = None if len(graphs) == 1 else list(graphs)
 
-    def runtime() -> legs.Leg:
+    def runtime(precision: str) -> legs.Leg:
+        asked = precision if named else None
         if config.head != "lm":
-            model = load_head(out, options.provider)
+            model = load_head(out, options.provider, precision=asked)
             settings.update(describe(model.session))
             return legs.shipped_head(model)
-        generating = load(out, options.provider)
+        generating = load(out, options.provider, precision=asked)
         settings.update(describe(generating.session))
         return legs.shipped(generating)
 
+    def lossy(precision: str) -> Row:
+        return Row(precision_leg(precision), Kind.LOSSY, partial(runtime, precision), budget=BUDGET_OF[precision])
+
     def widened() -> legs.Leg:
-        return legs.graph(widened_session(file), config, np.float64)
+        return legs.graph(widened_session(graphs[FULL]), config, np.float64)
 
     def other(file: Path) -> Row:
         return Row(os.fspath(file), Kind.OTHER, lambda: legs.graph(graph_session(file), config))
 
     cases = (lambda case: True) if baseline.level is Level.FULL else short
+    exact = [
+        Row(RUNTIME_LEG, Kind.NUMERICS, partial(runtime, FULL)),
+        Row(FLOAT64_LEG, Kind.SEMANTICS, widened, limit=limits.graph_float64, cases=cases),
+    ]
     return [
-        (file, Row(RUNTIME_LEG, Kind.NUMERICS, runtime)),
-        (file, Row(FLOAT64_LEG, Kind.SEMANTICS, widened, limit=limits.graph_float64, cases=cases)),
+        *((graphs[FULL], row) for row in exact if FULL in graphs),
+        *((file, lossy(precision)) for precision, file in graphs.items() if precision != FULL),
         *((file, other(file)) for file in options.also),
     ]
 
@@ -199,6 +228,14 @@ def _legs(
         with running(file, " in float64" if row.name == FLOAT64_LEG else ""):
             measured.append(baseline.measure(row))
     return measured
+
+
+def half_precision(baseline: Baseline, step: Callable[[str], None]) -> tuple[Measured, str | None]:
+    """What float16 makes of the model where every operation rounds to it, and what overflows."""
+    rounded = Rounded(baseline.ledger.config, baseline.ledger.weights)
+    row = Row(HALF_LEG, Kind.LOSSY, rounded.open, budget="float16")
+    step(row.name)
+    return baseline.measure(row), rounded.sentence
 
 
 def _explain(

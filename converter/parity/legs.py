@@ -46,7 +46,11 @@ def run(step: Step, case: Case) -> np.ndarray:
 def reference(config: GPT2Config, weights: Mapping[str, LazyTensor], dtype: torch.dtype) -> Leg:
     """The from-scratch GPT-2 as users run it, with the weights as the ledger maps them."""
     given = {name: to_torch(weight) for name, weight in weights.items()}
-    model = CLASSES[config.head].from_weights(config, given, dtype)
+    return of_reference(CLASSES[config.head].from_weights(config, given, dtype), config.head)
+
+
+def of_reference(model: Any, head: str) -> Leg:
+    """A from-scratch model, opened."""
 
     @torch.inference_mode()
     def step(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any, keep: int) -> tuple[np.ndarray, Any]:
@@ -55,10 +59,10 @@ def reference(config: GPT2Config, weights: Mapping[str, LazyTensor], dtype: torc
         return out.logits.numpy(), out.past_key_values
 
     @torch.inference_mode()
-    def head(case: Case) -> np.ndarray:
+    def at_once(case: Case) -> np.ndarray:
         return model(torch.tensor(case.input_ids), torch.tensor(case.attention_mask)).numpy()
 
-    return partial(run, step) if config.head == "lm" else head
+    return partial(run, step) if head == "lm" else at_once
 
 
 def single_threaded(leg: Leg) -> Leg:

@@ -22,7 +22,7 @@ from converter.parity.metrics import TOP_K
 from converter.parity.plots import Plot
 from converter.parity.report import Details, Report
 from converter.parity.taps import AFTER, BEFORE, FLOAT16_MAXIMUM, OPERATIONS, TAP_FLOAT64_LIMIT, TAP_LIMIT, Localisation
-from converter.parity.verdict import BUDGETS, Kind, LegReport, Measured
+from converter.parity.verdict import BUDGETS, LOSSY, Kind, LegReport, Measured
 from converter.staging import reason
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class Row:
 
 def _floors(text: Callable[[LegReport], str]) -> Callable[[LegReport], str]:
     """Multiples of float32's noise mean nothing of a leg in float64, or in half precision."""
-    return lambda leg: "" if leg.kind in (Kind.SEMANTICS, Kind.HALF) else text(leg)
+    return lambda leg: "" if leg.kind in (Kind.SEMANTICS, *LOSSY) else text(leg)
 
 
 def _budget(leg: LegReport) -> str:

@@ -36,7 +36,7 @@ from converter.parity.verdict import Kind, Measured
 # Figures are drawn in colours that stand for a variable of the page's stylesheet, which knows light from dark.
 VARIABLES = (
     "ink", "faint", "bad", "good", "noise",
-    "numerics", "semantics", "graph", "half-1", "half-2", "other-1", "other-2",
+    "numerics", "semantics", "graph", "half-1", "half-2", "lossy-1", "lossy-2", "other-1", "other-2",
 )  # fmt: skip
 PAINT = {name: f"#0101{number:02x}" for number, name in enumerate(VARIABLES, 1)}
 
@@ -45,6 +45,7 @@ COLOURS = {
     Kind.SEMANTICS: ("semantics",),
     Kind.NOISE: ("noise",),
     Kind.HALF: ("half-1", "half-2"),
+    Kind.LOSSY: ("lossy-1", "lossy-2"),
     Kind.OTHER: ("other-1", "other-2"),
 }
 # What the report is about keeps its looks whatever else was run, and stands in front.

@@ -106,8 +106,7 @@ class Report:
     def verdict(self) -> str:
         """One sentence."""
         if self.passed:
-            weights = "weights bit for bit" if self.exactness else "weights not compared"
-            return f"{self.out} is {self.source}: {weights}, mathematics in float64, float32 within rounding"
+            return f"{self.out} is {self.source}: {', '.join(self._proven)}"
         cause = self.diagnosis.sentence if self.diagnosis is not None else ""
         if self.diagnosis is not None and self.diagnosis.subject in DISAGREEMENTS:
             who = DISAGREEMENTS[self.diagnosis.subject]
@@ -116,6 +115,20 @@ class Report:
             return f"{self.out} is NOT {self.source}: {cause}"
         others = f" (and {len(self.faults) - 1} more)" if len(self.faults) > 1 else ""
         return f"{self.out} is NOT {self.source}: {self.faults[0]}{others}"
+
+    @property
+    def _proven(self) -> list[str]:
+        """What was found, part by part."""
+        proven = ["weights bit for bit" if self.exactness else "weights not compared", "mathematics in float64"]
+        if any(leg.kind is Kind.NUMERICS and leg.name.startswith("ONNX") for leg in self.legs):
+            proven.append("float32 within rounding")
+        lossy = [
+            leg.name.rpartition(" ")[2] for leg in self.legs if leg.kind is Kind.LOSSY and leg.name.startswith("ONNX")
+        ]
+        return [
+            *proven,
+            *([f"{' and '.join(lossy)} within {'their budgets' if lossy[1:] else 'its budget'}"] if lossy else []),
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; docs/check.md says what each key means."""

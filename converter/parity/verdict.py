@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 
@@ -32,37 +33,6 @@ NOISE_LIMIT = 1e-2
 
 
 @dataclass(frozen=True)
-class Limits:
-    """The multiples and shares that a verdict rests on; each can be set for a check of one's own.
-
-    Attributes:
-        huggingface_float64, graph_float64, noise: shares of the logits' scale.
-        rms, maximum: multiples of the noise floor.
-    """
-
-    huggingface_float64: float = HUGGINGFACE_FLOAT64_LIMIT
-    graph_float64: float = GRAPH_FLOAT64_LIMIT
-    noise: float = NOISE_LIMIT
-    rms: float = RMS_LIMIT
-    maximum: float = MAXIMUM_LIMIT
-
-    @classmethod
-    def of(cls, settings: Mapping[str, float]) -> Limits:
-        """The defaults, some of them overridden.
-
-        Raises:
-            CheckError: a name is unknown, or a number is none that can limit.
-        """
-        known = [field.name for field in fields(cls)]
-        for name, value in settings.items():
-            if name not in known:
-                raise CheckError(f"there is no limit {name!r}; expected one of {', '.join(known)}")
-            if not (math.isfinite(value) and value > 0):
-                raise CheckError(f"limit {name} is {value!r}; expected a finite number above 0")
-        return replace(cls(), **settings)
-
-
-@dataclass(frozen=True)
 class Budget:
     """What a lossy precision may cost, as a distribution against the float64 truth.
 
@@ -86,6 +56,52 @@ BUDGETS: dict[str, Budget] = {
 }
 
 
+@dataclass(frozen=True)
+class Limits:
+    """The multiples and shares that a verdict rests on; each can be set for a check of one's own.
+
+    Attributes:
+        huggingface_float64, graph_float64, noise: shares of the logits' scale.
+        rms, maximum: multiples of the noise floor.
+        budgets: what each lossy precision may cost; set one as ``int8.kl_mean``.
+    """
+
+    huggingface_float64: float = HUGGINGFACE_FLOAT64_LIMIT
+    graph_float64: float = GRAPH_FLOAT64_LIMIT
+    noise: float = NOISE_LIMIT
+    rms: float = RMS_LIMIT
+    maximum: float = MAXIMUM_LIMIT
+    budgets: Mapping[str, Budget] = field(default_factory=lambda: dict(BUDGETS))
+
+    @classmethod
+    def of(cls, settings: Mapping[str, float]) -> Limits:
+        """The defaults, some of them overridden.
+
+        Raises:
+            CheckError: a name is unknown, or a number is none that can limit.
+        """
+        plain = [field.name for field in fields(cls) if field.name != "budgets"]
+        of_budgets = [f"{budget}.{field.name}" for budget in BUDGETS for field in fields(Budget)]
+        budgets = dict(BUDGETS)
+        for name, value in settings.items():
+            if name not in (*plain, *of_budgets):
+                raise CheckError(f"there is no limit {name!r}; expected one of {', '.join((*plain, *of_budgets))}")
+            if not (math.isfinite(value) and value > 0):
+                raise CheckError(f"limit {name} is {value!r}; expected a finite number above 0")
+            if name in of_budgets:
+                budget, key = name.split(".")
+                budgets[budget] = replace(budgets[budget], **{key: value})
+        plain_settings: dict[str, Any] = {name: settings[name] for name in plain if name in settings}
+        return replace(cls(budgets=budgets), **plain_settings)
+
+    def named(self) -> dict[str, float]:
+        """Every number by the name under which it can be set."""
+        plain = {name: value for name, value in vars(self).items() if name != "budgets"}
+        return plain | {
+            f"{name}.{key}": value for name, budget in self.budgets.items() for key, value in vars(budget).items()
+        }
+
+
 class Kind(StrEnum):
     """What a leg is there for."""
 
@@ -93,6 +109,7 @@ class Kind(StrEnum):
     NUMERICS = "numerics"  # a float32 leg: is it as close as rounding allows
     NOISE = "noise floor"  # Hugging Face in float32: how far rounding alone leads
     HALF = "half precision"  # Hugging Face in 16 bits: what its users are used to
+    LOSSY = "precision"  # a graph of the folder with fewer bits: does it keep its budget
     OTHER = "another file"  # a graph of another exporter, judged as a float32 leg
 
 
@@ -101,6 +118,9 @@ YARDSTICKS = (Kind.NOISE, Kind.HALF)
 
 # Legs that are held against the noise floor.
 FLOAT32 = (Kind.NUMERICS, Kind.OTHER)
+
+# Legs that are held against a budget.
+LOSSY = (Kind.HALF, Kind.LOSSY)
 
 
 @dataclass(frozen=True)
@@ -235,8 +255,10 @@ class Judge:
         if leg.kind is Kind.HALF:
             return ""
         if not math.isfinite(total.total_maximum):
-            why = ": the model overflows float32" if leg.kind is not Kind.SEMANTICS else ""
+            why = f": the model overflows {leg.budget or 'float32'}" if leg.kind is not Kind.SEMANTICS else ""
             return f"gives logits that are NaN or infinite ({worst}){why}"
+        if leg.kind is Kind.LOSSY:
+            return self.over_budget(leg)
         if leg.kind is Kind.NOISE and not total.total_rms <= limits.noise * self.scale:
             share = total.total_rms / self.scale
             return f"is {share:.1e} of the logits' scale from the truth in RMS: float32 does not hold this model"
@@ -259,12 +281,34 @@ class Judge:
             return f"prefers another token at {flips} of {len(total.rms)} positions, and not by a near tie"
         return ""
 
+    def over_budget(self, leg: Measured) -> str:
+        """What a lossy leg costs more than it may, or nothing. A ratio of perplexities counts as far as it is certain:
+        by two standard errors, as a short text says little about it."""
+        budget = self.limits.budgets[leg.budget]
+        kl = float(leg.total.kl.mean())
+        if not kl <= budget.kl_mean:
+            allowed = f"its budget, {leg.budget}.kl_mean, is {budget.kl_mean:.0e}"
+            return f"is {kl:.1e} nats a token from the truth (KL); {allowed}"
+        ratio, error = self.perplexity_ratio(leg)
+        if ratio - 2 * (0.0 if math.isnan(error) else error) > budget.perplexity_ratio:
+            return (
+                f"has {ratio:.4f} ± {error:.4f} times the truth's perplexity; its budget, "
+                f"{leg.budget}.perplexity_ratio, is {budget.perplexity_ratio:g}"
+            )
+        return ""
+
+    @staticmethod
+    def perplexity_ratio(leg: Measured) -> tuple[float, float]:
+        """A leg's perplexity over the truth's, with the standard error of the paired difference."""
+        scored = joined(distance for case, distance in leg.distances.items() if case in leg.scored)
+        return _perplexity(scored.log_p_true - scored.log_p)
+
     def flips(self, leg: Measured) -> int:
         """Positions that decide otherwise. Two candidates that an allowed error could swap do not count: each may move
         by it, in opposite directions."""
         total = leg.total
         tie = 2 * self.limits.maximum * self.floor(leg.distances)[1]
-        if leg.kind is Kind.HALF:  # what is allowed for is that leg's own error, as float32's is no measure of it
+        if leg.kind in LOSSY:  # what is allowed for is that leg's own error, as float32's is no measure of it
             tie = 2 * total.percentile(0.999)
         return int((total.flips > tie).sum())
 
@@ -277,9 +321,9 @@ class Judge:
         shift = np.exp(total.log_p) - np.exp(total.log_p_true)
         shift = np.abs(shift[~np.isnan(shift)])
         perplexity, perplexity_error = _perplexity(-scored.log_p)
-        ratio, ratio_error = _perplexity(scored.log_p_true - scored.log_p)
+        ratio, ratio_error = self.perplexity_ratio(leg)
         kl_mean = float(total.kl.mean())
-        budget = BUDGETS.get(leg.budget)
+        budget = self.limits.budgets.get(leg.budget)
         return LegReport(
             name=leg.name,
             kind=leg.kind,
@@ -309,7 +353,7 @@ class Judge:
             perplexity_ratio=ratio,
             perplexity_ratio_error=ratio_error,
             budget=leg.budget,
-            within_budget=budget is None or (kl_mean <= budget.kl_mean and not ratio > budget.perplexity_ratio),
+            within_budget=budget is None or not self.over_budget(leg),
             fault=self.fault(leg),
             seconds=leg.seconds,
         )

@@ -104,7 +104,9 @@ class HeadModel:
         return [answer(self, row, {name: array[i] for name, array in found.items()}) for i, row in enumerate(rows)]
 
 
-def load(folder: str | os.PathLike[str], provider: str = "cpu", threads: int | None = None) -> HeadModel:
+def load(
+    folder: str | os.PathLike[str], provider: str = "cpu", threads: int | None = None, precision: str | None = None
+) -> HeadModel:
     """Open a model folder whose head classifies, marks, compares or embeds.
 
     Raises:
@@ -112,7 +114,7 @@ def load(folder: str | os.PathLike[str], provider: str = "cpu", threads: int | N
         ProviderError: the provider is not there, or does not work on this machine.
     """
     folder = Path(folder)
-    name, file, config = provider_name(provider), model_file(folder), config_of(folder)
+    name, file, config = provider_name(provider), model_file(folder, precision), config_of(folder)
     if config.head == "lm":
         raise ModelFolderError(f"{folder} has no head but the language model's: gpt2onnx generate {folder} PROMPT")
     if config.head == "double-heads":

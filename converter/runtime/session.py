@@ -77,8 +77,8 @@ def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
     return options
 
 
-def model_file(folder: Path) -> Path:
-    """The graph of a model folder.
+def model_file(folder: Path, precision: str | None = None) -> Path:
+    """The graph of a model folder, in one of its precisions or in the first.
 
     Raises:
         ModelFolderError: there is none.
@@ -87,6 +87,14 @@ def model_file(folder: Path) -> Path:
         raise ModelFolderError(f"there is no model folder {folder}; make one with gpt2onnx convert SOURCE OUT")
     values = manifest.read(folder)
     names = [str(values["model"])] if "model" in values else list(MODEL_FILES)
+    if precision is not None:
+        there = values.get("precisions") or {"fp32": {"model": names[0]}}
+        if precision not in there:
+            raise ModelFolderError(
+                f"{folder} has no {precision}, only {', '.join(there)}; add it with "
+                f"gpt2onnx convert SOURCE {folder} --precision {precision}"
+            )
+        names = [str(there[precision]["model"])]
     for name in names:
         if not os.path.isabs(name) and ".." not in Path(name).parts and (folder / name).is_file():
             return folder / name
@@ -130,7 +138,8 @@ class Model:
 
     def empty_cache(self, batch: int) -> Cache:
         """A cache that holds no token."""
-        empty = np.empty((batch, self.config.n_head, 0, self.config.head_dim), np.float32)
+        half = self.session.get_inputs()[-1].type == "tensor(float16)"
+        empty = np.empty((batch, self.config.n_head, 0, self.config.head_dim), np.float16 if half else np.float32)
         return [ortvalue(empty, self.device)] * (2 * self.config.n_layer)
 
     def step(
@@ -210,13 +219,16 @@ def refuse_ids(ids: np.ndarray, config: GPT2Config) -> None:
         )
 
 
-def load(folder: str | os.PathLike[str], provider: str = "cpu", threads: int | None = None) -> Model:
+def load(
+    folder: str | os.PathLike[str], provider: str = "cpu", threads: int | None = None, precision: str | None = None
+) -> Model:
     """Open a model folder in ONNX Runtime.
 
     Args:
         folder: what ``convert`` wrote.
         provider: ``cpu``, ``cuda`` or another that the installed ONNX Runtime offers.
         threads: for one operator; by default one a core.
+        precision: one that the folder holds; by default the first of fp32, fp16, int8, int4.
 
     Raises:
         ModelFolderError: the folder is incomplete or its graph cannot be opened.
@@ -224,7 +236,7 @@ def load(folder: str | os.PathLike[str], provider: str = "cpu", threads: int | N
     """
     folder = Path(folder)
     name = provider_name(provider)
-    file = model_file(folder)
+    file = model_file(folder, precision)
     config = config_of(folder)
     if config.head not in LM:
         raise ModelFolderError(f"{folder} has the head {config.head} and generates nothing: gpt2onnx run {folder} TEXT")

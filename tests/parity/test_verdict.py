@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 
 from converter.errors import CheckError
 from converter.parity.metrics import FLOAT32_EPSILON, Distance, compare
-from converter.parity.verdict import BUDGETS, Judge, Kind, Limits, Measured
+from converter.parity.verdict import BUDGETS, LOSSY, Judge, Kind, Limits, Measured
 
 # A scale and a floor that are powers of two, so that "at the limit" is exact.
 SCALE, FLOOR_RMS, FLOOR_MAXIMUM = 4.0, 2.0**-20, 2.0**-18
 JUDGE = Judge(SCALE, {"prefill": (FLOOR_RMS, FLOOR_MAXIMUM)})
 MORE = 1 + 1e-9
 
-JUDGED = [kind for kind in Kind if kind is not Kind.HALF]
+JUDGED = [kind for kind in Kind if kind not in LOSSY]
 
 
 def apart(rms: float, maximum: float | None = None, positions: int = 4, **others: Any) -> Distance:
@@ -49,7 +49,7 @@ def leg(kind: Kind, distances: Mapping[str, Distance] | Distance, **others: Any)
 
 
 @pytest.mark.parametrize("value", [0, 0.0, -1.0, math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("name", list(asdict(Limits())))
+@pytest.mark.parametrize("name", list(Limits().named()))
 def test_a_limit_that_cannot_limit_is_refused(name: str, value: float) -> None:
     with pytest.raises(CheckError, match=f"limit {name} is .*; expected a finite number above 0"):
         Limits.of({name: value})
@@ -64,7 +64,7 @@ def test_an_unknown_limit_is_refused_and_the_known_ones_are_named(name: str) -> 
 def test_a_limit_of_ones_own_leaves_the_others_as_they_are() -> None:
     assert Limits.of({}) == Limits()
     assert Limits.of({"rms": 6}) == replace(Limits(), rms=6)
-    assert asdict(Limits.of(dict.fromkeys(asdict(Limits()), 3.5))) == dict.fromkeys(asdict(Limits()), 3.5)
+    assert Limits.of(dict.fromkeys(Limits().named(), 3.5)).named() == dict.fromkeys(Limits().named(), 3.5)
 
 
 # --- the floor --------------------------------------------------------------------------------------------------------
