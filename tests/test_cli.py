@@ -373,7 +373,7 @@ def test_every_key_of_the_json_is_documented(save: Save, tmp_path: Path) -> None
     source = save()
     run("convert", source, tmp_path / "out", "-q")
     found = json.loads(run("check", source, tmp_path / "out", "--layers", "--level", "full", "--json").stdout)
-    documented = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "check.md").read_text(encoding="utf-8")))
+    documented = set(re.findall(r"`([\w.]+)`", (ROOT / "docs" / "check.md").read_text(encoding="utf-8")))
     assert found["schema"] == "gpt2onnx/check/2"
     assert found["schema"] in (ROOT / "docs" / "check.md").read_text(encoding="utf-8")
     taps = found["localisation"]
