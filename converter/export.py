@@ -233,9 +233,9 @@ def _write_graphs(
     for part in ledger.graphs:
         file = stage / heads[part.config.head]
         file.write_bytes(build(part.config, places.__getitem__, opset, of(row)))
-    size = sum((stage / name).stat().st_size for name in heads.values()) + sum(
-        length for *_, length in set(places.values())
-    )
+    data = stage / row.data  # in place, the source's own files
+    size = data.stat().st_size if data.is_file() else sum(length for *_, length in places.values())
+    size += sum((stage / name).stat().st_size for name in heads.values())
     facts: dict[str, Any] = {
         "model": model or row.model,
         "heads": heads,
