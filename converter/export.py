@@ -17,6 +17,7 @@ from converter.errors import ConfigError, GPT2Error, OutputError, TokenizerError
 from converter.precisions import PRECISIONS, Precision
 from converter.staging import MANIFEST, bytes_in, reason, second_graph, stage_name, staged, sweep, written_files
 from converter.weights import LM, Ledger, account
+from reference.config import head_of
 
 MODEL_IN_PLACE = "model.onnx"  # beside the weights it points into
 STAGE_PREFIX = ".gpt2onnx-"  # of the folder in which an in-place conversion is put together
@@ -197,6 +198,12 @@ def _refuse_in_place(checkpoint: Checkpoint, ledger: Ledger) -> None:
     if not checkpoint.weight_file.startswith("model.safetensors"):
         raise OutputError(
             f"--in-place needs safetensors; {checkpoint.folder / checkpoint.weight_file} is not: give an OUT"
+        )
+    stated = head_of(checkpoint.config_values.get("architectures")) or "lm"
+    if stated != ledger.config.head:
+        raise OutputError(
+            f"--in-place leaves config.json as it is, by which the head is {stated} and not {ledger.config.head}: "
+            f"give an OUT"
         )
     if checkpoint.adapter is not None:
         raise OutputError("--in-place copies no weights, and a merged adapter changes them: give an OUT")

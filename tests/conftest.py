@@ -17,6 +17,7 @@ import transformers
 
 from converter.data import CHECKPOINT
 from converter.export import convert
+from reference.config import HEADS
 
 torch.set_num_threads(1)  # models as small as these only lose time to threads that wait for each other
 gc.freeze()  # what the imports left is not looked at again whenever a leg's memory is released
@@ -29,8 +30,13 @@ SMALL = {"vocab_size": 61, "n_positions": 24, "n_embd": 12, "n_layer": 3, "n_hea
 
 def random_gpt2(seed: int = 0, **config: Any) -> transformers.GPT2LMHeadModel:
     """transformers' GPT-2 with no parameter trivially 0 or 1."""
+    return random_head("lm", seed, **config)
+
+
+def random_head(head: str, seed: int = 0, **config: Any) -> Any:
+    """Likewise of any of transformers' classes for GPT-2, by the name in ``reference.config.HEADS``."""
     torch.manual_seed(seed)
-    model = transformers.GPT2LMHeadModel(
+    model = getattr(transformers, HEADS[head])(
         transformers.GPT2Config(**{"bos_token_id": 0, "eos_token_id": 0} | SMALL | config)
     )
     with torch.no_grad():
@@ -42,16 +48,25 @@ def random_gpt2(seed: int = 0, **config: Any) -> transformers.GPT2LMHeadModel:
 Save = Callable[..., Path]
 
 
+@pytest.fixture(scope="session")
+def head_model() -> Callable[..., Any]:
+    """``head_model(head, seed=0, **config)``: see ``random_head``."""
+    return random_head
+
+
 @pytest.fixture
 def save(tmp_path: Path) -> Save:
     """``save(**config)`` writes a random checkpoint with ``save_pretrained`` and returns its folder.
 
-    ``name`` names the folder, ``dtype`` converts the weights, ``max_shard_size`` shards them; all else is config.
+    ``name`` names the folder, ``dtype`` converts the weights, ``max_shard_size`` shards them, ``head`` is what stands
+    on the body; all else is config.
     """
 
-    def write(name: str = "source", *, dtype: torch.dtype | None = None, seed: int = 0, **config: Any) -> Path:
+    def write(
+        name: str = "source", *, dtype: torch.dtype | None = None, seed: int = 0, head: str = "lm", **config: Any
+    ) -> Path:
         options = {key: config.pop(key) for key in ("max_shard_size",) if key in config}
-        model = random_gpt2(seed, **config)
+        model = random_head(head, seed, **config)
         (model if dtype is None else model.to(dtype)).save_pretrained(tmp_path / name, **options)
         return tmp_path / name
 

@@ -19,11 +19,12 @@ from safetensors.torch import load_file, save_file
 
 from converter.checkpoint import Checkpoint, LazyTensor, open_checkpoint
 from converter.checkpoint.tensor import CHUNK_BYTES
-from converter.errors import CheckpointError
+from converter.errors import CheckpointError, ConfigError
 from converter.weights import PREFIXES, Layout, Role, account, canonical, parameters, same_bytes
-from reference.config import GPT2Config
+from reference.config import HEADS, GPT2Config
 
 State = dict[str, torch.Tensor]
+Save = Callable[..., Path]
 Alter = Callable[..., Checkpoint]
 SHAPES = [
     {},
@@ -394,3 +395,143 @@ def test_same_bytes_of_another_shape_are_not_the_same(tmp_path: Path) -> None:
 def test_a_single_glob_is_not_taken_apart_into_letters(alter: Alter) -> None:
     checkpoint = alter(lambda state: state.update({"v_head.weight": torch.ones(1)}))
     assert account(checkpoint, "v_head.*").weights == account(checkpoint, ["v_head.*"]).weights
+
+
+# --- Heads ------------------------------------------------------------------------------------------------------------
+
+OTHER_HEADS = [head for head in HEADS if head != "lm"]
+
+
+def stripped(folder: Path, *keys: str, **values: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    kept = {key: value for key, value in config.items() if key not in keys}
+    (folder / "config.json").write_text(json.dumps(kept | values))
+
+
+@pytest.mark.parametrize("head", OTHER_HEADS)
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "model."])
+def test_the_tensors_of_each_head_are_those_that_transformers_saves(save: Save, head: str, prefix: str) -> None:
+    folder = save(head=head, num_labels=5) if head != "double-heads" else save(head=head)
+    state = {prefix + name: tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    ledger = account(open_checkpoint(folder))
+    assert ledger.config.head == head
+    assert {entry.role for entry in ledger.entries} == {Role.USED}
+    assert {canonical(name) for name in state} == set(ledger.weights)
+    assert ledger.parameters == sum(tensor.numel() for tensor in state.values())
+
+
+@pytest.mark.parametrize("head", OTHER_HEADS)
+@pytest.mark.parametrize("architectures", [None, [], ["SomethingElse"]], ids=str)
+def test_where_no_config_names_the_head_the_tensors_do(save: Save, head: str, architectures: Any) -> None:
+    folder = save(head=head, num_labels=5) if head != "double-heads" else save(head=head)
+    stripped(folder, "architectures", **({} if architectures is None else {"architectures": architectures}))
+    ledger = account(open_checkpoint(folder))
+    assert ledger.config.head == ("lm" if head == "base" else head)  # of a tied language model nothing else is seen
+    if head in ("sequence-classification", "token-classification"):
+        assert ledger.config.num_labels == 5
+
+
+@pytest.mark.parametrize("asked", list(HEADS))
+@pytest.mark.parametrize("head", list(HEADS))
+def test_the_head_that_is_asked_for_is_made_of_any_checkpoint_that_has_its_weights(
+    save: Save, head: str, asked: str
+) -> None:
+    folder = save(head=head, tie_word_embeddings=True)
+    state = load_file(folder / "model.safetensors")
+    made_of = {"lm", "base", head} | ({"lm"} if head == "double-heads" else set())
+    if asked not in made_of:
+        with pytest.raises(CheckpointError, match=r"has no tensor (score|classifier|qa_outputs|multiple_choice)"):
+            account(open_checkpoint(folder, head=asked))
+        return
+    ledger = account(open_checkpoint(folder, head=asked))
+    assert ledger.config.head == asked
+    aside = {entry.tensor.name for entry in ledger.entries if entry.role is Role.OTHER_HEAD}
+    assert aside == (
+        {name for name in state if "transformer." not in name and head != "base"} if asked != head else set()
+    )
+    assert not aside & {weight.name for weight in ledger.weights.values()}
+
+
+@pytest.mark.parametrize(
+    ("head", "surplus"),
+    [
+        ("lm", "score.weight"),
+        ("base", "classifier.bias"),
+        ("sequence-classification", "qa_outputs.weight"),
+        ("token-classification", "lm_head.weight"),
+        ("question-answering", "multiple_choice_head.summary.weight"),
+        ("double-heads", "score.weight"),
+    ],
+)
+def test_tensors_of_another_head_are_refused_with_the_mend_unless_the_head_was_asked_for(
+    save: Save, head: str, surplus: str
+) -> None:
+    folder = save(head=head)
+    state = load_file(folder / "model.safetensors")
+    save_file(state | {surplus: torch.ones(2, 12)}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"{surplus} is beyond .* head {head}\); --head makes another head"):
+        account(open_checkpoint(folder))
+    ledger = account(open_checkpoint(folder, head=head))
+    assert [entry.name for entry in ledger.entries if entry.role is Role.OTHER_HEAD] == [surplus]
+    assert surplus not in ledger.weights
+    assert surplus not in account(open_checkpoint(folder), [surplus]).weights
+
+
+def test_two_heads_that_no_config_names_are_refused(save: Save) -> None:
+    folder = save(head="sequence-classification")
+    state = load_file(folder / "model.safetensors")
+    save_file(state | {"qa_outputs.weight": torch.ones(2, 12)}, folder / "model.safetensors", {"format": "pt"})
+    stripped(folder, "architectures")
+    with pytest.raises(CheckpointError, match=r"--head makes another head"):
+        account(open_checkpoint(folder))
+
+
+def test_a_model_of_two_heads_is_two_graphs_of_its_weights(save: Save) -> None:
+    ledger = account(open_checkpoint(save(head="double-heads", tie_word_embeddings=False)))
+    first, second = ledger.graphs
+    assert (first.config.head, second.config.head) == ("lm", "multiple-choice")
+    choice = {"multiple_choice_head.summary.weight", "multiple_choice_head.summary.bias"}
+    assert set(ledger.weights) - set(first.weights) == choice
+    assert set(ledger.weights) - set(second.weights) == {"lm_head.weight"}
+    single = account(open_checkpoint(save("single", head="base")))
+    assert single.graphs == (single,)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"summary_type": "mean"}, "summary_type is 'mean'"),
+        ({"summary_type": "last"}, "only 'cls_index' with a projection is converted"),
+        ({"summary_use_proj": False}, "summary_use_proj False"),
+    ],
+)
+def test_a_choice_that_is_summed_up_otherwise_is_refused(save: Save, values: dict[str, Any], message: str) -> None:
+    folder = save(head="double-heads")
+    stripped(folder, **values)
+    with pytest.raises(ConfigError, match=message):
+        open_checkpoint(folder)
+    open_checkpoint(folder, head="lm")  # of which it says nothing
+
+
+def test_a_head_that_there_is_not_is_refused_with_those_that_there_are(save: Save) -> None:
+    with pytest.raises(ConfigError, match="there is no head 'nonsense'; expected one of lm, base, sequence-class"):
+        open_checkpoint(save(), head="nonsense")
+    with pytest.raises(ConfigError, match="there is no head 'multiple-choice'"):
+        open_checkpoint(save("other"), head="multiple-choice")
+
+
+def test_labels_that_the_config_does_not_count_right_are_refused_with_both_shapes(save: Save) -> None:
+    folder = save(head="sequence-classification", num_labels=3)
+    stripped(folder, "id2label", "label2id")
+    with pytest.raises(CheckpointError, match=r"score.weight is \[3, 12\]; config.json asks for \[2, 12\]"):
+        account(open_checkpoint(folder))
+
+
+def test_a_tied_head_beside_a_classification_is_refused_too(save: Save) -> None:
+    folder = save(head="sequence-classification")
+    state = load_file(folder / "model.safetensors")
+    copy = {"lm_head.weight": state["transformer.wte.weight"].clone()}
+    save_file(state | copy, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight is beyond what config\.json describes"):
+        account(open_checkpoint(folder))

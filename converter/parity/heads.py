@@ -11,7 +11,15 @@ from reference.config import MULTIPLE_CHOICE
 
 Outputs = Mapping[str, np.ndarray]
 
-# The names are those of the graph's outputs, and of the fields that transformers' models return.
+# The names of a graph's outputs, which are those of the fields that transformers' models return.
+NAMES: dict[str, tuple[str, ...]] = {
+    "base": ("last_hidden_state",),
+    "sequence-classification": ("logits",),
+    "token-classification": ("logits",),
+    "question-answering": ("start_logits", "end_logits"),
+    MULTIPLE_CHOICE: ("mc_logits",),
+}
+
 STACKED: dict[str, Callable[[Any], np.ndarray]] = {
     "base": lambda outputs: outputs["last_hidden_state"],
     "sequence-classification": lambda outputs: outputs["logits"][:, None],

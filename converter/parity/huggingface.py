@@ -107,11 +107,11 @@ class HuggingFace:
 def answer(model: transformers.PreTrainedModel, head: str, case: Case) -> np.ndarray:
     """What another head than the language model's says, ``[batch, positions, numbers]``.
 
-    It is told the positions, as it counts them over the padding by itself. Without a ``pad_token_id`` transformers
-    classifies one text at a time, and takes its last position whatever the mask says.
+    It is told the positions, as it counts them over the padding by itself. Without a ``pad_token_id`` that is a token
+    transformers classifies one text at a time, and takes its last position whatever the mask says.
     """
     fed = {name: torch.tensor(getattr(case, name)) for name in ("input_ids", "attention_mask", "position_ids")}
-    if head == "sequence-classification" and model.config.pad_token_id is None:
+    if head == "sequence-classification" and not knows_padding(model):
         rows = [
             {name: x[i][case.attention_mask[i] > 0][None] for name, x in fed.items()} for i in range(len(case.real))
         ]
@@ -120,6 +120,11 @@ def answer(model: transformers.PreTrainedModel, head: str, case: Case) -> np.nda
         fed |= {name: fed[name][None] for name in ("input_ids", "attention_mask")}
         fed["mc_token_ids"] = torch.tensor(case.last)[None]
     return _array(head, model(**fed))
+
+
+def knows_padding(model: transformers.PreTrainedModel) -> bool:
+    """Whether its ``pad_token_id`` is a token, with which a batch can be filled up."""
+    return model.config.pad_token_id in range(model.config.vocab_size)
 
 
 def _array(head: str, outputs: Any) -> np.ndarray:

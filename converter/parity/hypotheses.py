@@ -32,6 +32,9 @@ ORDERS = ((1, 0, 2), (0, 2, 1), (2, 1, 0), (1, 2, 0), (2, 0, 1))
 SCREEN = 0.1
 PARTS = ("q", "k", "v")
 
+MAX_LABELS = 1024  # of a head whose rows may be in another order; so many of them are told
+LABELS_SHOWN = 10
+
 
 @dataclass(frozen=True)
 class Cause:
@@ -91,7 +94,10 @@ def other_layers(op: Operation, given: Operations) -> Iterator[Hypothesis]:
     """The weights are another layer's; a few rows of the output tell which before all are computed."""
     if op.layer is None:
         return
-    rows = op.but(inputs=tuple(x[:1, -2:] for x in op.inputs), output=op.output[:1, -2:], real=op.real[:1, -2:])
+    text = int(op.real.sum(dim=1).argmax())  # the longest
+    at = op.real[text].nonzero()[-2:, 0]
+    inputs = tuple(x[text, at][None] for x in op.inputs)
+    rows = op.but(inputs=inputs, output=op.output[text, at][None], real=op.real[text, at][None])
     for layer in range(given.config.n_layer):
         owner = f"h.{layer}.{short_name(op.tap)}"
         if layer == op.layer:
@@ -170,7 +176,10 @@ def epsilons(op: Operation, given: Operations) -> Iterator[Hypothesis]:
 
 def activations(op: Operation, given: Operations) -> Iterator[Hypothesis]:
     """Another of the functions that a config can name."""
-    for name in sorted(FUNCTIONS, key=lambda name: name not in USUAL_ACTIVATIONS):
+    usual = (
+        ("linear",) if op.layer is None else USUAL_ACTIVATIONS
+    )  # scores that are all positive, relu leaves alone too
+    for name in sorted(FUNCTIONS, key=lambda name: name not in usual):
         cause = Cause("activation", f"the activation in {{}} is {name}; the source has {op.activation}")
         yield cause, op.but(activation=name)
 
@@ -253,9 +262,9 @@ def positions(op: Operation, given: Operations) -> Iterator[Hypothesis]:
 
 
 def heads(op: Operation, given: Operations) -> Iterator[Hypothesis]:
-    """The output head reads another matrix."""
+    """The output head reads another matrix, or its own in another order."""
     assert op.weight is not None
-    own = "wte.weight" if given.config.tie_word_embeddings else "lm_head.weight"
+    own = f"{_owner(op, given)}.weight"
     for name in ("wte.weight", "lm_head.weight", "wpe.weight"):
         other = given.weight(name)
         if name != own and other is not None and other.shape == op.weight.shape:
@@ -263,6 +272,22 @@ def heads(op: Operation, given: Operations) -> Iterator[Hypothesis]:
     for shift in (1, -1):
         cause = Cause("head", f"the output head is {own} shifted by {shift} row")
         yield cause, op.but(weight=op.weight.roll(shift, dims=0))
+    if 1 < len(op.weight) <= MAX_LABELS and op.output.shape == op.compute().shape:
+        yield from _permuted(op, own)
+
+
+def _permuted(op: Operation, own: str) -> Iterator[Hypothesis]:
+    """The rows in another order, with their biases or without: for each number the row that gives it best."""
+    assert op.weight is not None
+    rows = len(op.weight)
+    zeros = torch.zeros(rows, dtype=op.weight.dtype)
+    for bias in (zeros,) if op.bias is None else (op.bias, zeros):
+        kept = (op.bias if op.bias is not None else zeros) - bias  # what stays in its place
+        ours = (op.but(bias=bias).compute())[op.real]
+        order = torch.cdist((op.output - kept)[op.real].T, ours.T).argmin(dim=1)
+        told = ", ".join(str(int(row)) for row in order[:LABELS_SHOWN]) + (", …" if rows > LABELS_SHOWN else "")
+        cause = Cause("head", f"the rows of {own} are in another order: {told}")
+        yield cause, op.but(weight=op.weight[order], bias=None if op.bias is None else bias[order] + kept)
 
 
 def left_out(op: Operation, given: Operations) -> Iterator[Hypothesis]:

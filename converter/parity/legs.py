@@ -16,7 +16,7 @@ import torch
 
 from converter.checkpoint import LazyTensor
 from converter.parity.cases import Case
-from converter.parity.heads import STACKED, choices
+from converter.parity.heads import NAMES, STACKED, choices
 from converter.parity.truth import to_torch
 from converter.parity.widen import OpenedGraph
 from converter.runtime.heads import HeadModel
@@ -25,6 +25,13 @@ from reference.config import GPT2Config
 from reference.heads import CLASSES
 
 Leg = Callable[[Case], np.ndarray]
+
+KNOWN = ("input_ids", "attention_mask", "position_ids")  # inputs that a graph may take, beside its cache
+
+
+class InterfaceError(Exception):
+    """A graph takes something that there is nothing to feed to."""
+
 
 # (input_ids, attention_mask, position_ids, cache or None, logits to keep) → the logits of a chunk, the longer cache.
 Step = Callable[[np.ndarray, np.ndarray, np.ndarray, Any, int], tuple[np.ndarray, Any]]
@@ -107,6 +114,8 @@ def graph(opened: OpenedGraph, config: GPT2Config, dtype: Any = np.float32) -> L
     names = [value.name for value in session.get_inputs()]
     optional = [value.name for value in session.get_overridable_initializers()]
     pasts = [name for name in names if name.startswith("past_key_values.")]
+    if odd := sorted(set(names) - {*KNOWN, *pasts}):
+        raise InterfaceError(f"it takes the input {odd[0]}, which is none of a GPT-2's")
     if config.head != "lm":
         return _head_graph(opened, config.head, names)
     outputs = ["logits", *(name.replace("past_key_values", "present") for name in pasts)]
@@ -126,10 +135,11 @@ def graph(opened: OpenedGraph, config: GPT2Config, dtype: Any = np.float32) -> L
 
 def _head_graph(opened: OpenedGraph, head: str, names: list[str]) -> Leg:
     """A graph with the names that Optimum gives a head's outputs."""
-    outputs = [value.name for value in opened.session.get_outputs()]
+    outputs = list(NAMES[head])  # what it takes or gives otherwise, ONNX Runtime complains of
 
     def leg(case: Case) -> np.ndarray:
-        feeds = {name: np.ascontiguousarray(choices(head, getattr(case, name))) for name in names}
+        fed = (name for name in KNOWN if name in names)
+        feeds = {name: np.ascontiguousarray(choices(head, getattr(case, name))) for name in fed}
         return STACKED[head](dict(zip(outputs, opened.session.run(outputs, feeds), strict=True)))
 
     return leg

@@ -452,6 +452,8 @@ def worst_positions(details: Details) -> list[Position]:
 
 def _place(case: Case, index: int) -> tuple[int, int]:
     """Row and column in the case's token ids of a compared position."""
+    if case.last is not None:
+        return index, int(case.last[index])
     rows, columns = np.nonzero(case.real)
     return int(rows[index]), int(columns[index]) + case.input_ids.shape[1] - case.real.shape[1]
 

@@ -295,6 +295,8 @@ def maxima(localisation: Localisation) -> Plot:
 
 def positions(case: Case) -> np.ndarray:
     """The positions that are compared, in the order of a ``Distance``, ``[positions]``."""
+    if case.last is not None:
+        return case.position_ids[np.arange(len(case.last)), case.last]
     return case.position_ids[:, -case.keep :][case.real]
 
 

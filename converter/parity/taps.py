@@ -22,7 +22,7 @@ from torch import Tensor
 from converter.parity import legs
 from converter.parity.cases import Case
 from converter.parity.heads import choices
-from converter.parity.huggingface import HuggingFace, answer, step_of
+from converter.parity.huggingface import HuggingFace, answer, knows_padding, step_of
 from converter.parity.metrics import FLOAT32_EPSILON
 from converter.parity.truth import stream
 from converter.parity.widen import OpenedGraph, graph_session, widened_session
@@ -62,7 +62,7 @@ TAP_LIMIT = 16.0
 # Of the widened graph, as for logits.
 TAP_FLOAT64_LIMIT = 1e-6
 
-NO_TOKEN = -1  # an id that no token has
+ANY_TOKEN = 0
 
 TAPS_BYTES = 2**30  # of a graph's taps at most this much is held at a time; the case is run again for the rest
 
@@ -127,8 +127,8 @@ def huggingface_taps(huggingface: HuggingFace, case: Case, dtype: torch.dtype) -
     model, head, record = huggingface.model(dtype, "eager"), huggingface.head, Recorder(case)
     handles = [*_hooks(model, record), *_head_hooks(model, head, case, record)]
     padding = model.config.pad_token_id
-    if head != "lm" and padding is None:
-        model.config.pad_token_id = NO_TOKEN  # else transformers refuses a batch; what it pools is not looked at
+    if head != "lm" and not knows_padding(model):
+        model.config.pad_token_id = ANY_TOKEN  # else a batch goes row by row; what transformers pools is not looked at
     try:
         leg = partial(legs.run, step_of(model)) if head == "lm" else partial(answer, model, head)
         leg(case)

@@ -95,6 +95,8 @@ class HeadModel:
             PromptError: a text is empty or too long, holds an id that is no token, or there is no tokenizer.
         """
         rows = [Row.of(self, text) for text in _several(texts, self.config.head)]
+        if not rows:
+            return []
         ids, mask = batch_of([row.ids for row in rows])
         refuse_ids(ids, self.config)
         if self.config.head == MULTIPLE_CHOICE:
@@ -148,6 +150,8 @@ class Row:
         limit = model.config.n_positions
         if not given.ids:
             raise PromptError("a text is empty: there is nothing to answer for")
+        if model.config.head == "question-answering" and given.encoding and 1 not in given.encoding.sequence_ids:
+            raise PromptError("a text is empty, or has no question: expected pairs of a question and a text")
         if len(given.ids) > limit:
             raise PromptError(f"a text of {len(given.ids)} tokens is longer than the model's {limit} positions")
         return given
@@ -155,7 +159,7 @@ class Row:
     @classmethod
     def _read(cls, model: HeadModel, text: Text) -> Row:
         parts: list[Any] = [text] if isinstance(text, str) else list(text)
-        if not all(isinstance(part, str) for part in parts):
+        if not parts or not all(isinstance(part, str) for part in parts):
             return cls(None, [int(part) for part in parts], None)
         if model.tokenizer is None:
             raise PromptError(f"{model.folder} has no tokenizer; give token ids (--ids)")
@@ -218,8 +222,8 @@ def _token_labels(model: HeadModel, row: Row, found: dict[str, np.ndarray]) -> T
 
 def _span(model: HeadModel, row: Row, found: dict[str, np.ndarray]) -> Span:
     """The likeliest start and end in that order, within the text and not the question."""
-    inside = [i for i, part in enumerate(row.encoding.sequence_ids) if part != 0] if row.encoding else []
-    inside = inside or list(range(len(row.ids)))
+    inside = [i for i, part in enumerate(row.encoding.sequence_ids) if part == 1] if row.encoding else []
+    inside = inside or list(range(len(row.ids)))  # of ids nobody knows which of them are the question
     start, end = (softmax(found[name][inside]) for name in ("start_logits", "end_logits"))
     pairs = np.tril(np.triu(np.outer(start, end)), MAX_ANSWER_TOKENS - 1)
     first, last = np.unravel_index(int(pairs.argmax()), pairs.shape)

@@ -6,12 +6,14 @@ import dataclasses
 import math
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import transformers
 
 import reference
 from reference import ConfigError, GPT2Config, GPT2Error, WeightsError
+from reference.config import HEADS, head_of
 
 FIELDS = [field.name for field in dataclasses.fields(GPT2Config)]
 SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "num_labels")
@@ -146,3 +148,64 @@ def test_every_public_name_is_there_once_asked_for() -> None:
 def test_an_unknown_name_is_an_attribute_error_of_the_package() -> None:
     with pytest.raises(AttributeError, match="'reference' has no attribute 'GPT3'"):
         _ = reference.GPT3
+
+
+@pytest.mark.parametrize("prefix", ["", "TF", "Flax"])
+@pytest.mark.parametrize(("head", "name"), list(HEADS.items()))
+def test_the_head_is_the_class_that_saved_it_whatever_the_framework(head: str, name: str, prefix: str) -> None:
+    assert head_of([prefix + name]) == head
+    assert GPT2Config.from_dict({"architectures": ["SomethingElse", prefix + name]}).head == head
+
+
+@pytest.mark.parametrize("architectures", [None, [], "GPT2Model", ["GPT2"], ["BertModel"], [None], {"GPT2Model": 1}])
+def test_architectures_that_name_no_class_of_gpt2_say_nothing_of_the_head(architectures: object) -> None:
+    assert head_of(architectures) is None
+    assert GPT2Config.from_dict({"architectures": architectures}).head == "lm"
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ({}, 2),
+        ({"num_labels": 7}, 7),
+        ({"id2label": {"0": "a", "1": "b", "2": "c"}}, 3),
+        ({"id2label": {"0": "a", "1": "b", "2": "c"}, "num_labels": 7}, 3),
+        ({"id2label": {}, "num_labels": 7}, 7),
+        ({"id2label": None, "num_labels": 1}, 1),
+    ],
+)
+def test_there_are_as_many_labels_as_have_names_as_transformers_counts_them(
+    values: dict[str, Any], labels: int
+) -> None:
+    for head in ("sequence-classification", "token-classification"):
+        assert GPT2Config.from_dict(values | {"architectures": [HEADS[head]]}).num_labels == labels
+    if not {"id2label", "num_labels"} <= values.keys():  # of the two transformers 4 takes the first, and 5 the last
+        assert transformers.GPT2Config.from_dict(dict(values)).num_labels == labels
+    assert GPT2Config.from_dict(values | {"architectures": ["GPT2Model"]}).num_labels == 2
+
+
+def test_each_head_takes_of_a_config_what_it_heeds_and_no_more() -> None:
+    values = {"pad_token_id": 5, "summary_activation": "tanh", "num_labels": 3}
+    taken = {head: GPT2Config.from_dict(values | {"architectures": [name]}) for head, name in HEADS.items()}
+    assert {head for head, config in taken.items() if config.pad_token_id == 5} == {"sequence-classification"}
+    assert {head for head, config in taken.items() if config.summary_activation == "tanh"} == {"double-heads"}
+    assert {head for head, config in taken.items() if config.num_labels == 3} == {
+        "sequence-classification",
+        "token-classification",
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_labels": 0}, "num_labels is 0"),
+        ({"pad_token_id": 1.5}, "pad_token_id is 1.5; expected an integer"),
+        ({"pad_token_id": True}, "pad_token_id is True"),
+        ({"summary_activation": "prelu"}, "summary_activation 'prelu' is unknown"),
+        ({"summary_activation": "tan"}, "summary_activation 'tan' is unknown"),
+        ({"head": "nonsense"}, "head 'nonsense' is unknown; expected one of lm, base"),
+    ],
+)
+def test_what_no_head_has_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        GPT2Config(**values)
