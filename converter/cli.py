@@ -558,6 +558,48 @@ def run(
 
 
 @cli.command()
+@out_argument
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
+@click.option("--stride", type=int, help="Tokens from window to window of a long text; by default half the positions.")
+@click.option("--batch-size", default=8, show_default=True, help="Windows that are read together.")
+@click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="Threads of ONNX Runtime; by default one a core.")
+@precision_option
+@provider_option
+@click.option("-q", "--quiet", is_flag=True, help="Print the JSON lines and no summary.")
+@debug_option
+def score(
+    out: Path,
+    file: Path,
+    stride: int | None,
+    batch_size: int,
+    threads: int | None,
+    precision: str | None,
+    provider: str,
+    quiet: bool,
+) -> None:
+    """Print how likely the model folder OUT finds the text in FILE: perplexity, and a log-probability for every token.
+
+    FILE is plain text, JSONL with a "text" in each line, or - for standard input. One JSON object a text goes to
+    standard output, a summary to standard error.
+
+    \b
+    gpt2onnx score OUT held-out.txt
+    gpt2onnx score OUT documents.jsonl --stride 256 > scores.jsonl
+    """
+    from converter import terminal
+    from converter.runtime.scoring import read_texts
+    from converter.runtime.scoring import score as run
+    from converter.runtime.session import load
+
+    texts = [standard_input("a text")] if str(file) == "-" else read_texts(file)
+    scores = run(load(out, provider, threads, precision), texts, stride=stride, batch_size=batch_size)
+    for one in scores:
+        click.echo(terminal.to_json(terminal.score_facts(one), indent=None))
+    if not quiet:
+        click.echo(terminal.score_line(scores), err=True)
+
+
+@cli.command()
 @click.argument("source")
 @ignore_option
 @activation_option

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from converter.parity.taps import Localisation, TapReport
     from converter.parity.verdict import LegReport
     from converter.runtime.generation import Generation
+    from converter.runtime.scoring import Score
     from converter.weights import Ledger
 
 PIPED_WIDTH = 250  # of a table that nobody wraps
@@ -54,7 +55,7 @@ def is_terminal(stderr: bool = False) -> bool:
     return stream is not None and stream.isatty()
 
 
-def to_json(values: Any) -> str:
+def to_json(values: Any, indent: int | None = 2) -> str:
     """JSON that every parser takes: numbers that are not finite, which JSON does not have, become null."""
 
     def finite(value: Any) -> Any:
@@ -64,7 +65,7 @@ def to_json(values: Any) -> str:
             return [finite(item) for item in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    return json.dumps(finite(values), indent=2, ensure_ascii=False, allow_nan=False)
+    return json.dumps(finite(values), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def short(path: Path) -> Path:
@@ -425,6 +426,26 @@ def answer_facts(answer: Answer) -> dict[str, Any]:
             return {"mean": answer.mean.tolist(), "tokens": tokens.tolist()}
         case _:
             return asdict(answer)
+
+
+def score_facts(score: Score) -> dict[str, Any]:
+    """A scored text for JSON."""
+    return {
+        "tokens": len(score.token_ids),
+        "log_probability": score.total,
+        "perplexity": score.perplexity,
+        "token_ids": score.token_ids,
+        "log_probs": score.log_probs,
+    }
+
+
+def score_line(scores: Sequence[Score]) -> str:
+    """All texts in a line."""
+    from converter.runtime.scoring import perplexity
+
+    tokens = sum(len(score.token_ids) for score in scores)
+    texts = "1 text" if len(scores) == 1 else f"{len(scores)} texts"
+    return f"{texts}, {tokens:,} tokens, perplexity {perplexity(scores):.4f}"
 
 
 def generation_facts(prompts: Sequence[str], done: Generation) -> dict[str, Any]:
