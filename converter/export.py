@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Conversion:
         bytes_written: the size of the files that are new.
         notes: on what was taken for granted about the source.
         runs: whether it is a model folder, which ``generate`` runs.
+        quantized: of each new precision of whole numbers the share of the parameters that became such.
     """
 
     out: Path
@@ -43,6 +44,7 @@ class Conversion:
     bytes_written: int
     notes: tuple[str, ...] = ()
     runs: bool = True
+    quantized: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -120,7 +122,8 @@ def convert(
             (stage / "model.safetensors").symlink_to(PRECISIONS["fp32"].data)
         remarks = _write_companions(checkpoint, stage, ledger, there, mark)
         new_bytes = bytes_in(stage) - sum(facts["bytes"] for facts in kept.values())
-    return Conversion(Path(out), ledger, new_bytes, checkpoint.notes + remarks)
+    quantized = {row.name: there[row.name]["quantized"] for row in asked if row.scheme}
+    return Conversion(Path(out), ledger, new_bytes, checkpoint.notes + remarks, quantized=quantized)
 
 
 def _kept(out: Path, mark: str, asked: Iterable[Precision]) -> dict[str, dict[str, Any]]:

@@ -134,6 +134,7 @@ def conversion_facts(done: Conversion, seconds: float) -> dict[str, Any]:
         "bytes_written": done.bytes_written,
         "seconds": round(seconds, 3),
         "peak_memory_bytes": peak_memory(),
+        "quantized": dict(done.quantized),
         "warnings": list(done.warnings),
     }
 
@@ -143,7 +144,8 @@ def conversion_line(done: Conversion, seconds: float) -> str:
     peak = peak_memory()
     memory = f", peak memory {size(peak)}" if peak is not None else ""
     written = f"{size(done.bytes_written)} written in {seconds:.2f} s"
-    return f"{done.out}: {done.ledger.parameters:,} parameters, {written}{memory}"
+    shares = "".join(f", {share:.1%} of them quantized to {name}" for name, share in done.quantized.items())
+    return f"{done.out}: {done.ledger.parameters:,} parameters{shares}, {written}{memory}"
 
 
 def table(*columns: str, right: Sequence[str] = ()) -> Table:
