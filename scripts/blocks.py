@@ -1,0 +1,115 @@
+"""How weights are best cut into blocks: quality on the bundled checkpoint, speed on a random one of 124 M parameters.
+
+    python scripts/blocks.py                  # both; converter/precisions.py has what was chosen
+    python scripts/blocks.py --no-speed
+
+Quality is against float32 on the held-out text; decode speed alternates between candidates, medians of --rounds.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+
+from converter import convert, load, precisions
+from converter.data import CHECKPOINT, HELD_OUT
+from converter.precisions import Precision, Scheme
+from converter.quantize import Blocks
+from converter.runtime.scoring import perplexity, score
+from converter.runtime.session import Model
+from scripts.benchmark import checkpoint
+
+NEW_TOKENS, PROMPT = 64, 128
+WINDOWS = 8  # of the held-out text, in which distributions are compared
+
+
+def candidates() -> dict[str, Scheme]:
+    """Every scheme that is worth a look, by what it is called."""
+    found = {}
+    for size in (32, 64, 128):
+        eight = Blocks(8, size, symmetric=True)
+        found[f"8 bit, {size} symmetric"] = Scheme(eight, eight)
+    head = Blocks(8, 128, symmetric=True)
+    for size in (16, 32, 64, 128):
+        for symmetric in (True, False):
+            four = Blocks(4, size, symmetric)
+            kind = "symmetric" if symmetric else "asymmetric"
+            found[f"4 bit, {size} {kind}, head 8 bit"] = Scheme(four, head)
+            found[f"4 bit, {size} {kind}, head too"] = Scheme(four, four)
+    return found
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Against float32."""
+
+    ratio: float
+    kl: float
+    top_1: float
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def quality(exact: Model, model: Model, ids: list[int]) -> Quality:
+    size = exact.config.n_positions
+    rows = np.array(ids[: size * WINDOWS]).reshape(-1, size)
+    kl, same = [], []
+    for row in rows:
+        true, found = log_softmax(exact.logits(row)), log_softmax(model.logits(row))
+        kl.append((np.exp(true) * (true - found)).sum(axis=-1).mean())
+        same.append((true.argmax(axis=-1) == found.argmax(axis=-1)).mean())
+    ratio = perplexity(score(model, [ids])) / perplexity(score(exact, [ids]))
+    return Quality(ratio, float(np.mean(kl)), float(np.mean(same)))
+
+
+def decode(model: Model) -> float:
+    """Tokens a second after a prompt."""
+    ids = np.arange(1, PROMPT + 1)[None] % model.config.vocab_size
+    done = model.generate(ids.tolist(), max_new_tokens=NEW_TOKENS)
+    return done.tokens_per_second
+
+
+def folder(source: Path, out: Path, scheme: Scheme) -> Path:
+    """A model folder with one precision, cut as ``scheme`` says."""
+    precisions.PRECISIONS["int8"] = Precision("int8", "_int8", "float32", scheme, "int8", "a trial")
+    convert(source, out, precision="int8", force=True, scan=False)
+    return out
+
+
+@click.command(help=__doc__)
+@click.option("--work", type=click.Path(path_type=Path), default=Path("/tmp/gpt2onnx-benchmark"), show_default=True)
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--speed/--no-speed", default=True)
+@click.option("--only", default="", help="Candidates whose name has this in it.")
+def main(work: Path, rounds: int, speed: bool, only: str) -> None:
+    schemes = {name: scheme for name, scheme in candidates().items() if only in name}
+    convert(CHECKPOINT, work / "blocks-exact", force=True)
+    exact = load(work / "blocks-exact")
+    assert exact.tokenizer is not None
+    ids = exact.tokenizer.encode(HELD_OUT.read_text(encoding="utf-8")).ids
+    speeds: dict[str, list[float]] = {name: [] for name in schemes}
+    if speed:
+        source = checkpoint(work, "gpt2")
+        models = {name: load(folder(source, work / f"blocks-{i}", s)) for i, (name, s) in enumerate(schemes.items())}
+        for _ in range(rounds):
+            for name, model in models.items():
+                speeds[name].append(decode(model))
+                time.sleep(0.1)
+        models.clear()
+    click.echo(f"{'':34} perplexity ratio   mean KL   same top-1   tokens/s")
+    for name, scheme in schemes.items():
+        found = quality(exact, load(folder(CHECKPOINT, work / "blocks-trial", scheme)), ids)
+        fast = f"{statistics.median(speeds[name]):8.0f}" if speeds[name] else ""
+        click.echo(f"{name:34} {found.ratio:16.4f} {found.kl:9.1e} {found.top_1:12.3f} {fast}")
+
+
+if __name__ == "__main__":
+    main()
