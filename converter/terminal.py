@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from converter.parity.verdict import LegReport
     from converter.runtime.generation import Generation
     from converter.runtime.scoring import Score
+    from converter.runtime.speculation import Speculation
     from converter.weights import Ledger
 
 PIPED_WIDTH = 250  # of a table that nobody wraps
@@ -379,13 +380,12 @@ class Stream:
 
 
 def print_rows(prompts: Sequence[str], done: Generation, ids: bool) -> None:
-    """Several continuations, one after the other."""
-    for number, prompt in enumerate(prompts):
-        if len(prompts) > 1:
-            click.echo(f"--- {number + 1} of {len(prompts)}")
-        click.echo(
-            " ".join(map(str, done.prompt_ids[number] + done.new_ids[number])) if ids else prompt + done.texts[number]
-        )
+    """Several continuations, one after the other; of several for one prompt, beams' with their scores."""
+    for number, (old, new, text) in enumerate(zip(done.prompt_ids, done.new_ids, done.texts, strict=True)):
+        if len(done.texts) > 1:
+            score = f" ({done.scores[number]:.4f})" if done.scores else ""
+            click.echo(f"--- {number + 1} of {len(done.texts)}{score}")
+        click.echo(" ".join(map(str, old + new)) if ids else prompts[number // done.best] + text)
 
 
 def print_answers(texts: Sequence[str], answers: Sequence[Answer], top: int) -> None:
@@ -452,16 +452,31 @@ def score_line(scores: Sequence[Score]) -> str:
 
 def generation_facts(prompts: Sequence[str], done: Generation) -> dict[str, Any]:
     """A generation for JSON."""
-    return {
-        "rows": [
-            {"prompt": prompt, "text": text, "prompt_ids": old, "new_ids": new, "ended": ended}
-            for prompt, text, old, new, ended in zip(
-                prompts, done.texts, done.prompt_ids, done.new_ids, done.ended, strict=True
-            )
-        ],
+    rows: list[dict[str, Any]] = [
+        {"prompt": prompts[number // done.best], "text": text, "prompt_ids": old, "new_ids": new, "ended": ended}
+        for number, (text, old, new, ended) in enumerate(
+            zip(done.texts, done.prompt_ids, done.new_ids, done.ended, strict=True)
+        )
+    ]
+    for row, score in zip(rows, done.scores, strict=False):
+        row["score"] = score
+    facts = {
+        "rows": rows,
         "prefill_seconds": round(done.prefill_seconds, 4),
         "decode_seconds": round(done.decode_seconds, 4),
         "tokens_per_second": round(done.tokens_per_second, 1),
+    }
+    return facts if done.speculation is None else facts | {"speculation": speculation_facts(done.speculation)}
+
+
+def speculation_facts(found: Speculation) -> dict[str, Any]:
+    """What was proposed and what of it was right, for JSON."""
+    return {
+        "runs": found.runs,
+        "proposed": found.proposed,
+        "accepted": found.accepted,
+        "acceptance": round(found.acceptance, 4),
+        "tokens_per_run": round(found.tokens_per_run, 3),
     }
 
 
@@ -470,4 +485,6 @@ def generation_line(done: Generation, n_positions: int) -> str:
     new = sum(map(len, done.new_ids))
     full = sum(ended == "n_positions" for ended in done.ended)
     line = f"{new} tokens, {done.tokens_per_second:.0f} tokens/s after {done.prefill_seconds * 1000:.0f} ms of prefill"
+    if (found := done.speculation) is not None:
+        line += f"; {found.accepted} of {found.proposed} proposals right, {found.tokens_per_run:.2f} tokens a run"
     return line + (f"; stopped at the model's {n_positions} positions" if full else "")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+from benchmark import checkpoint
 
 from converter import convert, load, precisions
 from converter.data import CHECKPOINT, HELD_OUT
@@ -22,7 +23,6 @@ from converter.precisions import Precision, Scheme
 from converter.quantize import Blocks
 from converter.runtime.scoring import perplexity, score
 from converter.runtime.session import Model
-from scripts.benchmark import checkpoint
 
 NEW_TOKENS, PROMPT = 64, 128
 WINDOWS = 8  # of the held-out text, in which distributions are compared

@@ -506,6 +506,36 @@ def test_generate_stops_at_the_last_position_and_says_so(bundled: Path) -> None:
     assert "stopped at the model's 256 positions" in result.stderr
 
 
+def test_generate_gives_several_texts_of_each_prompt(bundled: Path) -> None:
+    drawn = run("generate", bundled, "The", "An", "-n", 8, "--temperature", 1, "--seed", 2, "--best", 2)
+    assert re.findall(r"--- (\d) of 4\n(The|An)", drawn.stdout) == [
+        ("1", "The"),
+        ("2", "The"),
+        ("3", "An"),
+        ("4", "An"),
+    ]
+    found = run("generate", bundled, "The", "-n", 8, "--beams", 3, "-k", 2, "--length-penalty", 0.5)
+    assert re.findall(r"--- (\d) of 2 \(-\d+\.\d{4}\)\nThe", found.stdout) == ["1", "2"]
+    facts = json.loads(run("generate", bundled, "The", "-n", 8, "--beams", 3, "-k", 2, "--json").stdout)
+    assert facts["rows"][0]["score"] > facts["rows"][1]["score"]
+
+
+def test_generate_says_how_good_its_guesses_were(bundled: Path) -> None:
+    arguments = ("generate", bundled, "The following", "-n", 100)
+    plain, fast = run(*arguments), run(*arguments, "--speculate")
+    assert fast.stdout == plain.stdout == run(*arguments, "--speculate=3").stdout
+    assert re.search(r"; \d+ of \d+ proposals right, \d\.\d\d tokens a run\n", fast.stderr)
+    facts = json.loads(run(*arguments, "--json", "--speculate").stdout)["speculation"]
+    assert list(facts) == ["runs", "proposed", "accepted", "acceptance", "tokens_per_run"]
+    assert "speculation" not in json.loads(run(*arguments, "--json").stdout)
+
+
+def test_generate_ends_before_a_stop_string(bundled: Path) -> None:
+    whole = run("generate", bundled, "The following", "-n", 40, "-q").stdout
+    cut = run("generate", bundled, "The following", "-n", 40, "--stop", "zzz", "--stop", whole[20:26]).stdout
+    assert cut == whole[: whole.index(whole[20:26])] + "\n"
+
+
 def test_generate_takes_and_gives_token_ids(bundled: Path) -> None:
     result = run("generate", bundled, "340, 794", "--ids", "-n", 3, "-q")
     assert re.fullmatch(r"340 794 \d+ \d+ \d+\n", result.stdout)
@@ -521,6 +551,16 @@ def test_generate_takes_and_gives_token_ids(bundled: Path) -> None:
         (["x", "--temperature", "-1"], ["temperature is -1.0; expected 0 or more"]),
         (["x", "--top-p", "2"], ["top_p is 2.0"]),
         (["x", "-n", "0"], ["max_new_tokens is 0; expected 1 or more"]),
+        (["x", "--min-p", "1.5"], ["min_p is 1.5; expected 0 to 1"]),
+        (["x", "--repetition-penalty", "0"], ["repetition_penalty is 0.0; expected above 0"]),
+        (["x", "--beams", "-1"], ["beams is -1; expected 1 or more"]),
+        (["x", "--beams", "2", "--temperature", "1"], ["beams pursue the likeliest texts and draw nothing"]),
+        (["x", "--beams", "2", "-k", "3"], ["best is 3, more than the 2 beams that there are"]),
+        (["x", "--best", "2"], ["best needs texts that differ"]),
+        (["x", "--early-stopping", "yes"], ["early_stopping", "are for beams"]),
+        (["x", "y", "--speculate"], ["speculate is for one prompt at a time, and these are 2"]),
+        (["x", "--temperature", "1", "--speculate"], ["speculate", "leave temperature at 0"]),
+        (["x", "--stop", ""], ["stop is ('',); expected texts, none of them empty"]),
         (["x", "--provider", "cuda"], ["no provider cuda", "install onnxruntime-gpu"]),
     ],
 )
@@ -588,6 +628,14 @@ def test_convert_inspect_and_generate_need_no_torch(tmp_path: Path) -> None:
     check = process("check", CHECKPOINT, out, code=WITHOUT_TORCH)
     assert check.returncode == 2
     assert "pip install 'gpt2onnx[check]'" in check.stderr
+
+
+def test_generate_imports_nothing_that_only_a_conversion_needs(bundled: Path) -> None:
+    heavy = "('onnx', 'onnx_ir', 'onnxscript', 'huggingface_hub', 'rich', 'torch', 'converter.runtime.beams')"
+    run_it = "import sys; from converter.cli import cli; cli(standalone_mode=False)"
+    code = f"{run_it}; assert not {{*{heavy}}} & {{*sys.modules}}"
+    done = process("generate", bundled, "The", "-n", 3, code=code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_generate_without_onnx_runtime_says_what_to_install(bundled: Path) -> None:

@@ -15,6 +15,8 @@ from tokenizers import Tokenizer
 from converter.data import CHECKPOINT, HELD_OUT
 from converter.errors import PromptError
 from converter.export import convert
+from converter.runtime.options import Options
+from converter.runtime.rows import Row
 from converter.runtime.session import Model, load
 
 Save = Callable[..., Path]
@@ -59,11 +61,10 @@ def test_text_is_streamed_piece_by_piece_and_adds_up(model: Model) -> None:
 
 def test_characters_of_several_tokens_are_streamed_whole(model: Model) -> None:
     assert model.tokenizer is not None
-    from converter.runtime.generation import Row
 
     text = "größer 😀 ≥"
-    row = Row(model, model.tokenizer.encode("x").ids, None)
-    pieces = [row.take(token, frozenset()) for token in model.tokenizer.encode(text).ids]
+    row = Row(model, model.tokenizer.encode("x").ids, Options())
+    pieces = [row.take(token) for token in model.tokenizer.encode(text).ids]
     assert "".join(pieces) == text
     assert "\ufffd" not in "".join(pieces)
     assert "" in pieces
@@ -152,12 +153,11 @@ def test_a_text_is_one_prompt_and_not_a_prompt_a_letter(model: Model) -> None:
 
 
 def test_a_character_cut_off_at_the_end_is_not_dropped(model: Model) -> None:
-    from converter.runtime.generation import Row
 
     assert model.tokenizer is not None
     first_bytes = model.tokenizer.encode("😀").ids[:2]
-    row = Row(model, model.tokenizer.encode("x").ids, 2)
-    shown = "".join(row.take(token, frozenset()) for token in first_bytes)
+    row = Row(model, model.tokenizer.encode("x").ids, Options(max_new_tokens=2))
+    shown = "".join(row.take(token) for token in first_bytes)
     assert shown == row.text == "\ufffd"
 
 
@@ -185,3 +185,88 @@ def test_truncation_and_padding_that_training_left_in_the_tokenizer_are_off(tmp_
     assert load(folder).generate(prompt, max_new_tokens=3).prompt_ids == (
         load(bundled).generate(prompt, max_new_tokens=3).prompt_ids
     )
+
+
+# --- what ends a text, and what of it is shown ------------------------------------------------------------------------
+
+
+def test_the_text_ends_before_a_stop_string_wherever_its_tokens_begin(model: Model) -> None:
+    free = model.generate("The following", max_new_tokens=60).texts[0]
+    for stop in ("item", "tem", "of the", "\n", free[7:19], free[30:31]):
+        done = model.generate("The following", max_new_tokens=60, stop=[stop])
+        assert done.texts == [free[: free.index(stop)] if stop in free else free]
+        assert done.ended == ["stop string" if stop in free else "max_new_tokens"]
+
+
+def test_nothing_of_a_stop_string_is_streamed_and_the_rest_is(model: Model) -> None:
+    free = model.generate(["The", "In a"], max_new_tokens=40).texts
+    stop = free[0][20:27]
+    pieces: list[tuple[int, str]] = []
+    done = model.generate(
+        ["The", "In a"], max_new_tokens=40, stop=stop, on_text=lambda row, text: pieces.append((row, text))
+    )
+    assert done.texts[0] == free[0][: free[0].index(stop)]
+    assert ["".join(text for row, text in pieces if row == number) for number in (0, 1)] == done.texts
+    assert all(text for _, text in pieces)
+
+
+def test_a_stop_string_without_a_tokenizer_is_refused(save: Save, tmp_path: Path) -> None:
+    convert(save(), tmp_path / "out")
+    with pytest.raises(PromptError, match="has no tokenizer; stop strings need one"):
+        load(tmp_path / "out").generate([[1]], stop="x")
+
+
+# --- batches and seeds ------------------------------------------------------------------------------------------------
+
+
+def test_rows_that_have_ended_leave_the_batch_and_the_others_do_not_notice(
+    save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert(save(eos_token_id=None), tmp_path / "out")
+    model, sizes = load(tmp_path / "out"), list[tuple[int, int]]()
+    step = Model.step
+
+    def watched(self: Model, ids: np.ndarray, mask: np.ndarray, *rest: object) -> object:
+        sizes.append(mask.shape)
+        return step(self, ids, mask, *rest)
+
+    prompts = [[1] * 20, [2, 3], [4] * 11]
+    alone = [model.generate([prompt]).new_ids[0] for prompt in prompts]
+    monkeypatch.setattr(Model, "step", watched)
+    assert model.generate(prompts).new_ids == alone
+    assert [rows for rows, _ in sizes] == [3] * 4 + [2] * 9 + [1] * 9
+    assert sizes[4] == (2, 15)  # with the longest prompt goes the padding that it had forced on the others
+
+
+def test_what_a_prompt_draws_does_not_depend_on_its_company(model: Model) -> None:
+    def draw(*prompts: str) -> dict[str, str]:
+        done = model.generate(list(prompts), max_new_tokens=20, temperature=1.0, seed=3)
+        return dict(zip(prompts, done.texts, strict=True))
+
+    together = draw("The", "In a class", "def")
+    assert draw("def", "The") == {prompt: together[prompt] for prompt in ("def", "The")}
+
+
+def test_several_texts_of_one_prompt_differ_and_the_first_is_the_one_it_has_alone(model: Model) -> None:
+    asked = {"max_new_tokens": 20, "temperature": 1.0, "seed": 3}
+    done = model.generate(["The", "In a class"], best=3, **asked)
+    assert len(set(done.texts[:3])) == len(set(done.texts[3:])) == 3
+    assert [done.texts[0], done.texts[3]] == model.generate(["The", "In a class"], **asked).texts
+    assert done.prompt_ids[:3] == [done.prompt_ids[0]] * 3
+    assert model.generate(["The"] * 3, **asked).texts == done.texts[:3]
+
+
+def test_penalised_greedy_tokens_are_those_of_transformers(model: Model, theirs: transformers.GPT2LMHeadModel) -> None:
+    ours = model.generate(["The following", "In a class definition"], max_new_tokens=60, repetition_penalty=1.3)
+    for old, new in zip(ours.prompt_ids, ours.new_ids, strict=True):
+        expected = theirs.generate(
+            torch.tensor([old]), max_new_tokens=60, do_sample=False, pad_token_id=0, repetition_penalty=1.3
+        )
+        assert new == [token for token in expected[0, len(old) :].tolist() if token]
+
+
+def test_a_frequency_penalty_makes_a_loop_end(model: Model) -> None:
+    def variety(**options: float) -> int:
+        return len(set(model.generate("The following", max_new_tokens=100, **options).new_ids[0]))
+
+    assert variety(frequency_penalty=1.0) > variety() < variety(presence_penalty=1.0)

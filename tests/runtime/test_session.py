@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import transformers
@@ -129,3 +133,41 @@ def test_a_config_that_is_not_the_graphs_own_is_refused(
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
     with pytest.raises(ModelFolderError, match=message):
         load(tmp_path / "out")
+
+
+def test_rows_and_slots_of_a_cache_are_taken_where_it_lies(save: Save, tmp_path: Path) -> None:
+    convert(save(), tmp_path / "out")
+    model = load(tmp_path / "out")
+    ids = np.random.default_rng(0).integers(61, size=(3, 7))
+    _, cache = model.step(ids, np.ones_like(ids), np.broadcast_to(np.arange(7), ids.shape), model.empty_cache(3))
+    rows, slots = np.array([2, 0, 2, 1]), np.array([6, 1])
+    for value, by_row, by_slot in zip(cache, model.take(cache, rows), model.take(cache, slots, axis=2), strict=True):
+        np.testing.assert_array_equal(by_row.numpy(), value.numpy()[rows])
+        np.testing.assert_array_equal(by_slot.numpy(), value.numpy()[:, :, slots])
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("tensor(float)", np.float32), ("tensor(float16)", np.float16)])
+def test_the_cache_has_the_type_that_the_graph_takes(bundled: Path, name: str, dtype: Any) -> None:
+    model = load(bundled)
+    inputs = [SimpleNamespace(name=value.name, type=name) for value in model.session.get_inputs()]
+    (first, *_) = replace(model, session=SimpleNamespace(get_inputs=lambda: inputs)).empty_cache(2)
+    assert first.numpy().dtype == dtype
+    assert first.shape() == [2, model.config.n_head, 0, model.config.head_dim]
+
+
+def test_weights_used_as_the_file_has_them_give_the_same_logits(bundled: Path) -> None:
+    ids = np.arange(60).reshape(2, 30)
+    np.testing.assert_allclose(
+        load(bundled, prepack=False).logits(ids), load(bundled).logits(ids), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="no GPU")
+@pytest.mark.parametrize("options", [{}, {"beams": 3, "best": 2}, {"temperature": 1.0, "seed": 1, "best": 2}])
+def test_on_a_gpu_the_cache_stays_there_and_the_tokens_are_the_same(bundled: Path, options: dict[str, Any]) -> None:
+    model = load(bundled, provider="cuda")
+    assert model.device == "cuda"
+    assert model.empty_cache(1)[0].device_name().lower() == "cuda"
+    prompts = ["The following", "In a class"]
+    ours = model.generate(prompts, max_new_tokens=30, **options).new_ids
+    assert ours == load(bundled).generate(prompts, max_new_tokens=30, **options).new_ids

@@ -1,0 +1,82 @@
+"""Rows side by side on their way through the graph; nothing here grows with the text but what the graph is fed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from converter.runtime.session import Model
+
+
+class Batch:
+    """The cache of several rows, padded on the left, and which of its slots count.
+
+    Args:
+        model: what runs them.
+        prompts: token ids, of any lengths.
+        room: how many tokens may follow the longest of them.
+
+    Attributes:
+        used: how many slots the cache has: one a token, and those of padding and of tokens taken back.
+        wasted: how many of them are of tokens taken back.
+    """
+
+    def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int) -> None:
+        lengths = np.array([len(prompt) for prompt in prompts])
+        self.model, self.used, self.wasted = model, 0, 0
+        self._prompts = prompts
+        self._mask = np.ones((len(prompts), int(lengths.max()) + room), np.int64)
+        self._next = lengths[:, None]  # the position of each row's next token
+        self._cache = model.empty_cache(len(prompts))
+
+    def prefill(self) -> np.ndarray:
+        """Run the prompts; the logits after each, ``[rows, vocab_size]`` float32."""
+        longest = int(self._next.max())
+        ids = np.full((len(self._prompts), longest), self.model.pad_id, np.int64)
+        for i, prompt in enumerate(self._prompts):
+            ids[i, longest - len(prompt) :] = prompt
+            self._mask[i, : longest - len(prompt)] = 0
+        positions = np.maximum(self._mask[:, :longest].cumsum(axis=1) - 1, 0)
+        return self._run(ids, positions, keep=1)[:, -1]
+
+    def step(self, tokens: Sequence[int]) -> np.ndarray:
+        """Run one more token of each row; the logits after it, ``[rows, vocab_size]`` float32."""
+        logits = self._run(np.array(tokens, np.int64)[:, None], self._next, keep=1)
+        self._next += 1
+        return logits[:, -1]
+
+    def run(self, tokens: Sequence[int]) -> np.ndarray:
+        """Run several more tokens of the only row; the logits after each, ``[tokens, vocab_size]`` float32."""
+        logits = self._run(np.array([tokens], np.int64), self._next + np.arange(len(tokens)), keep=0)
+        self._next += len(tokens)
+        return logits[0]
+
+    def take_back(self, count: int) -> None:
+        """Forget the last tokens of the only row: their slots stay where they are, and nobody looks at them."""
+        self._mask[0, self.used - count : self.used] = 0
+        self._next -= count
+        self.wasted += count
+
+    def keep(self, rows: Sequence[int] | np.ndarray) -> None:
+        """Go on with these rows, in this order, some perhaps several times."""
+        rows = np.asarray(rows)
+        self._mask, self._next = self._mask[rows], self._next[rows]
+        self._cache = self.model.take(self._cache, rows)
+
+    def close_up(self) -> None:
+        """Drop the slots that no row looks at."""
+        slots = np.flatnonzero(self._mask[:, : self.used].any(axis=0))
+        if len(slots) == self.used:
+            return
+        self._mask[:, : len(slots)] = self._mask[:, slots]
+        self._mask[:, len(slots) :] = 1
+        self._cache = self.model.take(self._cache, slots, axis=2)
+        self.used, self.wasted = len(slots), 0
+
+    def _run(self, ids: np.ndarray, positions: np.ndarray, keep: int) -> np.ndarray:
+        self.used += ids.shape[1]
+        logits, self._cache = self.model.step(ids, self._mask[:, : self.used], positions, self._cache, keep)
+        return logits

@@ -1,0 +1,86 @@
+"""What ``generate`` can be asked for, and which of it goes together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from converter.errors import PromptError
+from converter.runtime.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Options(Sampling):
+    """Everything ``generate`` heeds; ``Sampling`` says how one token is chosen.
+
+    Attributes:
+        max_new_tokens: as many as there are positions by default.
+        seed: the same one draws the same tokens.
+        stop: the text ends before any of these.
+        best: texts for each prompt.
+        beams: how many texts are pursued at once; 1 is no beam search.
+        length_penalty: a beam's log-probability is divided by its length to the power of this.
+        early_stopping: when a beam search ends; False, True and "never" are those of transformers.
+        speculate: how many tokens are proposed at once from what the text has already; 0 is none.
+
+    Raises:
+        PromptError: a value is out of range, or two do not go together.
+    """
+
+    max_new_tokens: int | None = None
+    seed: int | None = None
+    stop: Sequence[str] = ()
+    best: int = 1
+    beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    speculate: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        for name, sound, expected in (
+            ("max_new_tokens", self.max_new_tokens is None or _count(self.max_new_tokens, 1), "1 or more"),
+            ("seed", self.seed is None or _count(self.seed, 0), "0 or more"),
+            ("stop", all(isinstance(text, str) and text for text in self.stop), "texts, none of them empty"),
+            ("best", _count(self.best, 1), "1 or more"),
+            ("beams", _count(self.beams, 1), "1 or more"),
+            ("length_penalty", abs(self.length_penalty) < float("inf"), "a number"),
+            ("early_stopping", self.early_stopping in (True, False, "never"), "True, False or 'never'"),
+            ("speculate", _count(self.speculate, 0), "0 or more"),
+        ):
+            if not sound:
+                raise PromptError(f"{name} is {getattr(self, name)!r}; expected {expected}")
+        for sentence in self._contradictions():
+            raise PromptError(sentence)
+
+    def _contradictions(self) -> Iterator[str]:
+        if self.beams > 1:
+            yield from self._against_beams()
+        else:
+            if self.best > 1 and self.temperature == 0:
+                yield "best needs texts that differ: give a temperature to draw with, or beams"
+            if (self.length_penalty, self.early_stopping) != (1.0, False):
+                yield "length_penalty and early_stopping are for beams: give beams, or leave them away"
+        if self.speculate and self.temperature > 0:
+            yield "speculate is for the likeliest token and draws nothing: leave temperature at 0"
+
+    def _against_beams(self) -> Iterator[str]:
+        if self.temperature > 0:
+            yield "beams pursue the likeliest texts and draw nothing: leave temperature at 0"
+        if self.best > self.beams:
+            yield f"best is {self.best}, more than the {self.beams} beams that there are; give more beams"
+        if self.penalises:
+            yield "beams weigh whole texts and heed no penalty but length_penalty: leave the others away"
+        if self.stop:
+            yield "beams pursue several texts at once and heed no stop strings: leave stop away"
+        if self.speculate:
+            yield "speculate is for one text at a time: leave beams or speculate away"
+
+
+def _count(value: Any, least: int) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= least

@@ -1,0 +1,111 @@
+"""Speculation: what the text has said before is proposed again, and one run checks several tokens at once.
+
+A run over the last token and the proposed ones gives the logits after each of them: what greedy generation would have
+chosen there. Proposals are accepted as far as they agree, and the choice that first differs is a token too, so that
+every run gives at least the one that plain generation would have given. What was not accepted stays in the cache, as
+its slots cannot be cut off without copying it, but the attention mask hides them, and the positions go on without them:
+a softmax over scores of which some are minus infinity is that over the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from converter.runtime.batch import Batch
+from converter.runtime.options import Options
+from converter.runtime.rows import Row
+
+if TYPE_CHECKING:
+    from converter.runtime.session import Model
+
+NGRAMS = (3, 2, 1)  # lengths of what is looked up, the longest first
+
+# Hidden slots cost attention: they are dropped, in one copy of the cache, when there are as many as this.
+MOST_WASTED = 64
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """How well the proposals were.
+
+    Attributes:
+        runs: of the graph, after the prompt's.
+        proposed: tokens.
+        accepted: those of them that were right.
+        tokens: that came of all runs.
+    """
+
+    runs: int
+    proposed: int
+    accepted: int
+    tokens: int
+
+    @property
+    def acceptance(self) -> float:
+        """Accepted tokens by proposed ones."""
+        return self.accepted / self.proposed if self.proposed else 0.0
+
+    @property
+    def tokens_per_run(self) -> float:
+        """1 is what plain generation gives."""
+        return self.tokens / self.runs if self.runs else 0.0
+
+
+class Lookup:
+    """Where each short sequence of tokens last stood in a text, but for its very end."""
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self.ids = list[int]()
+        self._after: dict[tuple[int, ...], int] = {}  # n-gram → where what followed it stands
+        for token in ids:
+            self.add(token)
+
+    def add(self, token: int) -> None:
+        """The text's next token."""
+        place = len(self.ids)
+        for n in NGRAMS:
+            if place >= n:
+                self._after[tuple(self.ids[-n:])] = place
+        self.ids.append(token)
+
+    def propose(self, count: int) -> list[int]:
+        """What followed the last tokens when they stood in the text before; nothing if they never did.
+
+        Where that runs into the end of the text it goes on with what it has proposed: a loop is taken for a loop.
+        """
+        tails = (tuple(self.ids[-n:]) for n in NGRAMS if len(self.ids) >= n)
+        place = next((self._after[tail] for tail in tails if tail in self._after), None)
+        if place is None:
+            return []
+        period = len(self.ids) - place
+        return [self.ids[place + i % period] for i in range(count)]
+
+
+def speculate(model: Model, row: Row, options: Options, tick: Callable[[], None]) -> Speculation:
+    """Run one row until it ends; its tokens are those of plain generation."""
+    bold = most = min(options.speculate, row.limit)
+    batch = Batch(model, [row.prompt_ids], row.limit + MOST_WASTED + most)
+    lookup, runs, proposed, accepted = Lookup(row.prompt_ids), 0, 0, 0
+    token = options.choose(batch.prefill(), [row.history])[0]
+    tick()
+    row.take(token)
+    while not row.ended:
+        lookup.add(token)
+        proposals = lookup.propose(min(bold, row.limit - len(row.new_ids) - 1))
+        logits = batch.run([token, *proposals])
+        agreed = 0
+        for agreed, scores in enumerate(logits):
+            token = options.pick(scores, row.history)
+            row.take(token)
+            if row.ended or agreed == len(proposals) or token != proposals[agreed]:
+                break
+            lookup.add(token)
+        tick()
+        runs, proposed, accepted = runs + 1, proposed + len(proposals), accepted + agreed
+        batch.take_back(len(proposals) - agreed)
+        bold = min(2 * bold, most) if agreed == len(proposals) else agreed + 1
+        if batch.wasted >= MOST_WASTED:
+            batch.close_up()
+    return Speculation(runs, proposed, accepted, max(0, len(row.new_ids) - 1))
