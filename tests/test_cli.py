@@ -79,7 +79,15 @@ def test_convert_is_silent_with_quiet_and_speaks_json_with_json(tmp_path: Path) 
     assert facts["bytes_written"] == sum(
         file.stat().st_size for file in (tmp_path / "b").rglob("*") if file.is_file() and not file.is_symlink()
     )
-    assert facts.keys() == {"out", "parameters", "bytes_written", "seconds", "peak_memory_bytes", "warnings"}
+    assert facts.keys() == {
+        "out",
+        "parameters",
+        "bytes_written",
+        "seconds",
+        "peak_memory_bytes",
+        "quantized",
+        "warnings",
+    }
 
 
 def test_convert_warns_of_a_head_of_its_own(save: Save, tmp_path: Path) -> None:
