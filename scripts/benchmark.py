@@ -3,6 +3,7 @@
     python scripts/benchmark.py convert gpt2 gpt2-xl
     python scripts/benchmark.py check gpt2
     python scripts/benchmark.py sources gpt2-xl
+    python scripts/benchmark.py peers --write docs/benchmarks.md
 
 Checkpoints of the real sizes are made on the first use and kept in --work. Figures are medians of --runs, after one run
 that warms the page cache; "copy" is what cp(1) takes for the same weights in the same minute.
@@ -20,12 +21,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import peers
+import peers_page
 from make_checkpoint import SIZES as MADE_SIZES
 from make_sources import FORMATS
+from processes import Run, measure
 
 from converter.weights import parameters
 
@@ -33,29 +36,6 @@ HERE = Path(__file__).resolve().parent
 GPT2ONNX = [sys.executable, "-m", "converter.cli"]
 ALLOWED_BYTES = 400e6  # of a conversion's peak memory, beside the largest tensor
 SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One process."""
-
-    seconds: float
-    peak_bytes: int
-    output: str
-
-
-def measure(command: list[str], expected: tuple[int, ...] = (0,)) -> Run:
-    """Run a process to its end; its peak memory is the kernel's ``ru_maxrss``."""
-    began = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=HERE.parent) as process:
-        assert process.stdout is not None
-        output = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - began
-    if process.returncode not in expected:
-        raise click.ClickException(f"{' '.join(command)} ended with {process.returncode}:\n{output}")
-    return Run(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), output)
 
 
 def median(runs: int, once: Callable[[], Run]) -> str:
@@ -189,6 +169,42 @@ def benchmark_sources(work: Path, runs: int, size: str) -> None:
             remove(folder, out)
         kept = "kept" if max(run.peak_bytes for run in done) <= allowed else "BROKEN"
         click.echo(f"  {file:22} {figures(done)}: {kept}")
+
+
+@main.command("peers")
+@click.option(
+    "--work", "there", type=click.Path(path_type=Path), help="Keep peers and models here; as above by default."
+)
+@click.option("--only", default="", help="Candidates by the beginnings of their names: ours,llama.cpp")
+@click.option("--rounds", default=5, show_default=True, help="Measurements of each figure.")
+@click.option("--quick", is_flag=True, help="One round, few tokens, without the largest batch: does it all work?")
+@click.option("--tokenizer", type=click.Path(exists=True, file_okay=False, path_type=Path), help=peers.TOKENIZER_HELP)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every measurement.")
+@click.option("--write", "page", type=click.Path(path_type=Path), help="Write the tables as a Markdown page.")
+@click.pass_obj
+def compare(
+    settings: tuple[Path, int],
+    there: Path | None,
+    only: str,
+    rounds: int,
+    quick: bool,
+    tokenizer: Path | None,
+    json_file: Path | None,
+    page: Path | None,
+) -> None:
+    """Other converters and runtimes, each in an environment of its own, beside gpt2onnx."""
+    work = (there or settings[0]).resolve()
+    source = checkpoint(work, "gpt2")
+    peers.add_tokenizer(source, tokenizer)
+    chosen = peers.chosen(only)
+    results = peers.compare(work, source, chosen, peers.Plan.quick() if quick else peers.Plan(rounds))
+    text = peers_page.page(results)
+    click.echo(text)
+    if json_file is not None:
+        values = {"machine": peers_page.machine(), **results.as_json(), "ratios": peers_page.ratios(results)}
+        json_file.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    if page is not None:
+        page.write_text(text, encoding="utf-8")
 
 
 @main.command()

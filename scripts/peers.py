@@ -1,0 +1,560 @@
+"""Measures gpt2onnx beside other converters and runtimes, on one checkpoint with random weights.
+
+Each peer has an environment and worker processes of its own (``peers_workers/``). Measurements alternate between the
+candidates, so that whatever else the machine does meets them all; models stay open meanwhile, except for the largest
+batches, for which only one is open at a time. What a peer cannot do is a note beside its figures, never the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+from processes import ROOT, Run, measure
+
+WORKERS = Path(__file__).resolve().parent / "peers_workers"
+THREADS = os.cpu_count() or 1
+LIMIT_SECONDS = 900  # for one answer or conversion
+INSTALL_SECONDS = 3600  # llama.cpp is compiled
+PAUSE_SECONDS = 0.3  # between measurements: threads of the last one may spin that long
+MEMORY_SHARE = 0.9  # of what is free, for one worker
+VOCABULARY = 50257
+TOKENIZER_FILES = ("vocab.json", "merges.txt")
+TOKENIZER_HELP = "GPT-2's vocab.json and merges.txt, which llama.cpp asks for; by default from the Hub."
+SANITY_PROMPTS, SANITY_LENGTH, SANITY_NEW = 32, 16, 4
+
+
+class PeerError(Exception):
+    """What a peer could not do, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Packages, and one of them that is compiled here, its source kept beside it."""
+
+    packages: tuple[str, ...]
+    compiled: str = ""
+
+
+TORCH = "torch==2.13.0"
+ONNXRUNTIME = "onnxruntime==1.32.0"
+GENAI = "onnxruntime-genai==0.18.0"
+LLAMA = "llama-cpp-python==0.3.36"
+ENVIRONMENTS = {
+    # optimum-onnx itself asks for accelerate, without which it writes the token embedding twice
+    "optimum": Environment(
+        ("optimum-onnx[onnxruntime]==0.1.0", "transformers==4.57.6", "accelerate==1.15.0", TORCH, ONNXRUNTIME)
+    ),
+    "mobius": Environment(("mobius-onnx==0.1.0", "transformers==5.23.0", TORCH, ONNXRUNTIME, GENAI)),
+    "ctranslate2": Environment(("ctranslate2==4.8.5", "transformers==5.23.0", TORCH)),
+    "llama": Environment((LLAMA, "transformers==4.57.6", "sentencepiece==0.2.3", "protobuf", TORCH), compiled=LLAMA),
+    "genai": Environment((GENAI, ONNXRUNTIME, "numpy==2.4.6")),
+}
+HERE = ""  # the environment that this runs in
+COMPILER = {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DGGML_OPENMP=ON", "CMAKE_BUILD_PARALLEL_LEVEL": str(THREADS)}
+
+
+@dataclass(frozen=True)
+class Model:
+    """How a model is converted: {bin}, {python}, {environment}, {source} and {out} are filled in."""
+
+    environment: str
+    command: tuple[str, ...]
+    files: tuple[str, ...] = ("**/*",)  # what it takes on disk
+
+
+def ours(precision: str, suffix: str) -> Model:
+    command = ("{python}", "-m", "converter.cli", "convert", "{source}", "{out}", "-q")
+    # A folder may hold several precisions: only the files of this one count.
+    return Model(HERE, (*command, "--precision", precision), (f"onnx/model{suffix}.onnx*",))
+
+
+def llama(variant: str) -> Model:
+    script = "{environment}/source/vendor/llama.cpp/convert_hf_to_gguf.py"
+    return Model("llama", ("{python}", str(WORKERS / "convert_llama.py"), script, "{source}", "{out}", variant))
+
+
+def ctranslate2(variant: str) -> Model:
+    command = ("{bin}/ct2-transformers-converter", "--model", "{source}", "--output_dir", "{out}")
+    return Model("ctranslate2", (*command, "--quantization", variant))
+
+
+OPTIMUM = ("{bin}/optimum-cli", "export", "onnx", "--model", "{source}", "--task", "text-generation-with-past", "{out}")
+MOBIUS = ("{bin}/mobius", "build", "--config", "{source}", "--ep", "cpu", "--runtime", "ort-genai", "{out}")
+MODELS = {
+    "ours": Model(HERE, ("{python}", "-m", "converter.cli", "convert", "{source}", "{out}", "-q")),
+    "ours-int8": ours("int8", "_int8"),
+    "ours-int4": ours("int4", "_q4"),
+    "optimum": Model("optimum", OPTIMUM),
+    "mobius": Model("mobius", MOBIUS),
+    "ctranslate2-float32": ctranslate2("float32"),
+    "ctranslate2-int8": ctranslate2("int8"),
+    "llama-f32": llama("f32"),
+    "llama-q8_0": llama("q8_0"),
+    "llama-q4_0": llama("q4_0"),
+    "checkpoint": Model(HERE, (), ("model.safetensors",)),
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A row of the tables."""
+
+    name: str
+    model: str
+    environment: str
+    worker: str
+    variant: str
+
+
+CANDIDATES = (
+    Candidate("ours fp32", "ours", HERE, "run_ours.py", "fp32"),
+    Candidate("ours int8", "ours-int8", HERE, "run_ours.py", "int8"),
+    Candidate("ours int4", "ours-int4", HERE, "run_ours.py", "int4"),
+    Candidate("genai fp32 on our graph", "ours", "genai", "run_genai.py", "fp32"),
+    Candidate("genai int8 on our graph", "ours-int8", "genai", "run_genai.py", "int8"),
+    Candidate("optimum fp32", "optimum", "optimum", "run_optimum.py", "fp32"),
+    Candidate("mobius fp32 in genai", "mobius", "mobius", "run_genai.py", "fp32"),
+    Candidate("CTranslate2 float32", "ctranslate2-float32", "ctranslate2", "run_ctranslate2.py", "float32"),
+    Candidate("CTranslate2 int8", "ctranslate2-int8", "ctranslate2", "run_ctranslate2.py", "int8"),
+    Candidate("llama.cpp f32", "llama-f32", "llama", "run_llama.py", "f32"),
+    Candidate("llama.cpp q8_0", "llama-q8_0", "llama", "run_llama.py", "q8_0"),
+    Candidate("llama.cpp q4_0", "llama-q4_0", "llama", "run_llama.py", "q4_0"),
+    Candidate("transformers fp32", "checkpoint", HERE, "run_transformers.py", "fp32"),
+    Candidate("transformers bf16", "checkpoint", HERE, "run_transformers.py", "bf16"),
+)
+BASELINE = CANDIDATES[0]
+
+
+@dataclass(frozen=True, order=True)
+class Shape:
+    """Prompts of so many tokens, as one batch."""
+
+    batch: int
+    context: int
+
+
+SMALL = {Shape(1, 16): 1, Shape(1, 128): 64, Shape(1, 900): 64, Shape(8, 128): 32, Shape(32, 128): 16}  # new tokens
+LARGE = {Shape(8, 900): 16, Shape(32, 900): 16}  # peers that give all logits take many gigabytes here
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured."""
+
+    rounds: int = 5
+    small: dict[Shape, int] = field(default_factory=lambda: SMALL)
+    large: dict[Shape, int] = field(default_factory=lambda: LARGE)
+
+    @property
+    def few(self) -> int:
+        """Rounds of what takes long: conversions and the largest batches."""
+        return (self.rounds + 1) // 2
+
+    @classmethod
+    def quick(cls) -> Plan:
+        """Does it all work?"""
+        small = {shape: min(tokens, 8) for shape, tokens in SMALL.items()}
+        return cls(1, small, {Shape(8, 900): 4})
+
+
+@dataclass
+class Row:
+    """What was measured of a candidate."""
+
+    conversions: list[Run] = field(default_factory=list)
+    disk_bytes: int | None = None
+    load_seconds: list[float] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    sanity: list[list[int]] = field(default_factory=list)  # tokens that follow the fixed prompts
+    prefill: dict[Shape, list[float]] = field(default_factory=dict)  # seconds until the first token
+    decode: dict[Shape, list[float]] = field(default_factory=dict)  # tokens a second after it, of all rows together
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, what: str, error: PeerError) -> None:
+        """Remember a failure, once."""
+        note = f"{what}: {error}"
+        if note not in self.notes:
+            self.notes.append(note)
+            click.echo(f"  {note}", err=True)
+
+    @contextmanager
+    def noting(self, what: str) -> Iterator[None]:
+        """A failure becomes a note."""
+        try:
+            yield
+        except PeerError as error:
+            self.note(what, error)
+
+
+@dataclass(frozen=True)
+class Results:
+    """All rows, by the candidates' names."""
+
+    plan: Plan
+    rows: dict[str, Row]
+    work: Path
+
+    def as_json(self) -> dict[str, Any]:
+        """Every measurement."""
+
+        def by_shape(values: dict[Shape, list[float]]) -> dict[str, list[float]]:
+            return {f"{shape.batch}x{shape.context}": figures for shape, figures in values.items()}
+
+        rows = {
+            name: {
+                "conversion_seconds": [run.seconds for run in row.conversions],
+                "conversion_peak_bytes": [run.peak_bytes for run in row.conversions],
+                "disk_bytes": row.disk_bytes,
+                "load_seconds": row.load_seconds,
+                "versions": row.versions,
+                "sanity": row.sanity,
+                "prefill_seconds": by_shape(row.prefill),
+                "decode_tokens_per_second": by_shape(row.decode),
+                "notes": row.notes,
+            }
+            for name, row in self.rows.items()
+        }
+        return {"date": time.strftime("%Y-%m-%d"), "threads": THREADS, "rounds": self.plan.rounds, "candidates": rows}
+
+
+def chosen(only: str) -> list[Candidate]:
+    """The candidates whose names begin as asked for; all of them by default."""
+    beginnings = tuple(part.strip() for part in only.split(",") if part.strip())
+    found = [candidate for candidate in CANDIDATES if not beginnings or candidate.name.startswith(beginnings)]
+    if not found:
+        names = ", ".join(candidate.name for candidate in CANDIDATES)
+        raise click.ClickException(f"no candidate begins with {only}; there are {names}")
+    return found
+
+
+def add_tokenizer(source: Path, tokenizer: Path | None) -> None:
+    """GPT-2's tokenizer beside the checkpoint, from a folder or from the Hub; without it llama.cpp converts nothing."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            continue
+        try:
+            shutil.copyfile(tokenizer / name if tokenizer else hub_file(name), source / name)
+        except OSError as error:
+            click.echo(f"{name} is not to be had ({type(error).__name__}); give it with --tokenizer DIR", err=True)
+
+
+def hub_file(name: str) -> str:
+    from huggingface_hub import hf_hub_download
+
+    return hf_hub_download("openai-community/gpt2", name)
+
+
+def compare(work: Path, source: Path, candidates: Sequence[Candidate], plan: Plan) -> Results:
+    """Install, convert and measure."""
+    rows = {candidate.name: Row() for candidate in candidates}
+    bench = Bench(work, source, plan, rows)
+    try:
+        bench.install(candidates)
+        bench.convert(candidates)
+        bench.measure_small(bench.able(candidates))
+        bench.measure_large(bench.able(candidates))
+    except KeyboardInterrupt:
+        click.echo("stopped; what was measured until now:", err=True)
+    return Results(plan, rows, work)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where it all happens; a candidate whose first steps failed takes no further ones."""
+
+    work: Path
+    source: Path
+    plan: Plan
+    rows: dict[str, Row]
+
+    def able(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Those whose model is there."""
+        return [candidate for candidate in candidates if self.rows[candidate.name].disk_bytes]
+
+    def install(self, candidates: Sequence[Candidate]) -> None:
+        for name in dict.fromkeys(candidate.environment for candidate in candidates):
+            if name == HERE:
+                continue
+            click.echo(f"environment {name}", err=True)
+            try:
+                install(self.work / "environments" / name, ENVIRONMENTS[name])
+            except PeerError as error:
+                for candidate in candidates:
+                    if candidate.environment == name:
+                        self.rows[candidate.name].note("installation", error)
+
+    def convert(self, candidates: Sequence[Candidate]) -> None:
+        """Round by round; a model that two candidates run is converted once a round."""
+        warm(self.source)
+        users: dict[str, list[Row]] = {}
+        for candidate in candidates:
+            if not self.rows[candidate.name].notes:
+                users.setdefault(candidate.model, []).append(self.rows[candidate.name])
+        for _ in range(self.plan.few):
+            for name, rows in users.items():
+                self.convert_once(name, [row for row in rows if not row.notes])
+
+    def convert_once(self, name: str, rows: list[Row]) -> None:
+        if not rows:
+            return
+        click.echo(f"conversion {name}", err=True)
+        try:
+            run, disk = convert(self.work, self.source, name)
+        except PeerError as error:
+            for row in rows:
+                row.note("conversion", error)
+            return
+        for row in rows:
+            row.disk_bytes = disk
+            row.conversions += [run] if run else []
+
+    def measure_small(self, candidates: list[Candidate]) -> None:
+        """All candidates in turn for each shape, their models staying open."""
+        for _ in range(self.plan.rounds - 1):
+            for candidate in candidates:
+                with ExitStack() as stack:
+                    self.open(stack, candidate)
+        with ExitStack() as stack:
+            workers = {candidate.name: self.open(stack, candidate) for candidate in candidates}
+            open_ones = {name: worker for name, worker in workers.items() if worker is not None}
+            for name, worker in open_ones.items():
+                with self.rows[name].noting("first tokens"):
+                    prompts = random_prompts(SANITY_PROMPTS, SANITY_LENGTH, seed=0)
+                    self.rows[name].sanity = worker.generate(prompts, SANITY_NEW)["tokens"]
+            for number in range(self.plan.rounds):
+                for shape, new_tokens in self.plan.small.items():
+                    click.echo(f"round {number + 1}: batch {shape.batch}, context {shape.context}", err=True)
+                    for name, worker in open_ones.items():
+                        self.time(name, worker, shape, new_tokens, number)
+
+    def measure_large(self, candidates: list[Candidate]) -> None:
+        """All candidates in turn, one open at a time: together they would not fit into memory."""
+        for number in range(self.plan.few if self.plan.large else 0):
+            for candidate in candidates:
+                with ExitStack() as stack:
+                    worker = self.open(stack, candidate)
+                    if worker is not None:
+                        self.time_large(candidate.name, worker, number)
+
+    def time_large(self, name: str, worker: Worker, number: int) -> None:
+        with self.rows[name].noting("first tokens"):
+            worker.generate(random_prompts(1, SANITY_LENGTH, seed=0), SANITY_NEW)  # as warm as in the small batches
+        for shape, new_tokens in self.plan.large.items():
+            click.echo(f"round {number + 1}: batch {shape.batch}, context {shape.context}, {name}", err=True)
+            self.time(name, worker, shape, new_tokens, number)
+
+    def open(self, stack: ExitStack, candidate: Candidate) -> Worker | None:
+        row = self.rows[candidate.name]
+        opened: list[Worker] = []
+        with row.noting("loading"):
+            worker = Worker(self.work, self.model_folder(candidate), candidate)
+            stack.callback(worker.close)
+            reply = worker.answer()
+            row.load_seconds.append(reply["seconds"])
+            row.versions = reply["versions"]
+            opened.append(worker)
+        return opened[0] if opened else None
+
+    def model_folder(self, candidate: Candidate) -> Path:
+        return self.work / "models" / candidate.model if MODELS[candidate.model].command else self.source
+
+    def time(self, name: str, worker: Worker, shape: Shape, new_tokens: int, number: int) -> None:
+        if worker.ended:
+            return
+        row = self.rows[name]
+        with row.noting(f"batch {shape.batch}, context {shape.context}"):
+            time.sleep(PAUSE_SECONDS)
+            done = worker.generate(random_prompts(shape.batch, shape.context, seed=number), new_tokens)
+            row.prefill.setdefault(shape, []).append(done["first"])
+            if new_tokens > 1:
+                rate = shape.batch * (new_tokens - 1) / (done["last"] - done["first"])
+                row.decode.setdefault(shape, []).append(rate)
+
+
+class Worker:
+    """A process that holds a model open."""
+
+    def __init__(self, work: Path, folder: Path, candidate: Candidate) -> None:
+        python = python_of(work, candidate.environment)
+        command = [str(python), str(WORKERS / candidate.worker), str(folder), candidate.variant]
+        command += [str(THREADS), str(int(MEMORY_SHARE * free_memory()))]
+        log = log_file(work, f"worker {candidate.name}").open("w", encoding="utf-8")
+        self.ended = False
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=surroundings(candidate.environment),
+        )
+        log.close()
+
+    def generate(self, prompts: list[list[int]], new_tokens: int) -> dict[str, Any]:
+        """Its answer to a request."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps({"prompts": prompts, "new_tokens": new_tokens}) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # why it ended is said below
+        return self.answer()
+
+    def answer(self) -> dict[str, Any]:
+        """Its next line, waited for no longer than the limit."""
+        assert self.process.stdout is not None
+        began = time.monotonic()
+        killer = threading.Timer(LIMIT_SECONDS, self.process.kill)
+        killer.daemon = True
+        killer.start()
+        try:
+            line = self.process.stdout.readline()
+        finally:
+            killer.cancel()
+        if not line:
+            self.ended = True
+            late = time.monotonic() - began >= LIMIT_SECONDS
+            code = self.process.wait()
+            raise PeerError(f"no answer in {LIMIT_SECONDS} s" if late else f"its process ended with {code}")
+        reply: dict[str, Any] = json.loads(line)
+        if "error" in reply:
+            raise PeerError(reply["error"])
+        return reply
+
+    def close(self) -> None:
+        """It ends when its input does; killed if it lingers."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with self.process, self.process.stdout:
+            try:
+                self.process.stdin.close()
+                self.process.wait(60)
+            except (BrokenPipeError, subprocess.TimeoutExpired):
+                self.process.kill()
+
+
+def install(folder: Path, environment: Environment) -> None:
+    """An environment with its packages, made once."""
+    done = folder / "installed.json"
+    wanted = json.dumps(asdict(environment))
+    if done.is_file() and done.read_text(encoding="utf-8") == wanted:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    python = folder / "bin" / "python"
+    log = folder / "install.log"
+
+    def run(*command: str | Path) -> None:
+        try:
+            measure([*map(str, command)], log=log, limit=INSTALL_SECONDS, env=surroundings(folder.name) | COMPILER)
+        except (click.ClickException, OSError) as error:
+            raise PeerError(f"its packages cannot be installed ({last_line(log)})") from error
+
+    if not python.is_file():
+        run(sys.executable, "-m", "venv", folder)
+    pip: list[str | Path] = [python, "-m", "pip", "--disable-pip-version-check"]
+    name = environment.compiled.partition("==")[0]
+    from_source = ["--no-binary", name] if name else []
+    run(*pip, "install", "--quiet", *from_source, *environment.packages)
+    if name and not (folder / "source").is_dir():
+        run(*pip, "download", "--quiet", "--no-deps", *from_source, "--dest", folder, environment.compiled)
+        unpack(next(folder.glob("*.tar.gz")), folder / "source")
+    run(*pip, "freeze")
+    shutil.copyfile(log, folder / "packages.txt")
+    done.write_text(wanted, encoding="utf-8")
+
+
+def unpack(archive: Path, out: Path) -> None:
+    """A source package, whose one folder becomes ``out``."""
+    beside = out.with_name("unpacked")
+    shutil.rmtree(beside, ignore_errors=True)
+    with tarfile.open(archive) as opened:
+        opened.extractall(beside, filter="data")
+    next(beside.iterdir()).rename(out)
+    beside.rmdir()
+    archive.unlink()
+
+
+def convert(work: Path, source: Path, name: str) -> tuple[Run | None, int]:
+    """Convert a model once: what it took, and its bytes on disk."""
+    model = MODELS[name]
+    out = work / "models" / name if model.command else source
+    run = None
+    if model.command:
+        shutil.rmtree(out, ignore_errors=True)
+        out.parent.mkdir(exist_ok=True)
+        python = python_of(work, model.environment)
+        places = {"python": python, "bin": python.parent, "environment": python.parent.parent}
+        command = [part.format(source=source, out=out, **places) for part in model.command]
+        log = log_file(work, f"convert {name}")
+        try:
+            run = measure(command, log=log, limit=LIMIT_SECONDS, env=surroundings(model.environment))
+        except (click.ClickException, OSError) as error:
+            raise PeerError(last_line(log) or "its converter failed without a word") from error
+    files = {file for pattern in model.files for file in out.glob(pattern) if file.is_file() and not file.is_symlink()}
+    if not files:
+        raise PeerError(f"its converter wrote no {' or '.join(model.files)}")
+    return run, sum(file.stat().st_size for file in files)
+
+
+def python_of(work: Path, environment: str) -> Path:
+    return Path(sys.executable) if environment == HERE else work / "environments" / environment / "bin" / "python"
+
+
+def surroundings(environment: str) -> dict[str, str]:
+    """A process's environment variables: our modules for ours alone, the same threads for all, nothing from the Hub."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return {
+        **inherited,
+        **({"PYTHONPATH": str(ROOT)} if environment == HERE else {}),
+        "OMP_NUM_THREADS": str(THREADS),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def log_file(work: Path, name: str) -> Path:
+    folder = work / "logs"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{name.replace(' ', '-')}.log"
+
+
+def last_line(log: Path) -> str:
+    """What a log ends with: most programs say there why they failed."""
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
+    said = [line.split("\r")[-1].strip() for line in lines if line.strip()]
+    return said[-1][:200] if said else ""
+
+
+def warm(folder: Path) -> None:
+    """Read the checkpoint once, so that no candidate is the one to meet a cold disk."""
+    with (folder / "model.safetensors").open("rb") as opened:
+        while opened.read(1 << 20):
+            pass
+
+
+def free_memory() -> int:
+    """Bytes that a process can have; all there are where the kernel does not say."""
+    info = Path("/proc/meminfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return free[0] if free else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def random_prompts(batch: int, length: int, seed: int) -> list[list[int]]:
+    """The same ones for every candidate."""
+    rng = random.Random(f"{batch} {length} {seed}")
+    return [[rng.randrange(VOCABULARY) for _ in range(length)] for _ in range(batch)]

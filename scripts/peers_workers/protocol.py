@@ -1,0 +1,106 @@
+"""What scripts/peers.py and its workers say to each other: one JSON object a line. It needs the standard library only.
+
+    python run_PEER.py FOLDER VARIANT THREADS MEMORY
+
+A worker opens the model, says how long that took, answers requests one at a time, and ends when its input does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TextIO
+
+Prompts = list[list[int]]  # all of one length
+Reply = dict[str, Any]
+OUT_OF_MEMORY = ("bad_alloc", "allocate memory")
+
+
+class UnavailableError(Exception):
+    """What a peer cannot do; the message is the reason that the table gives."""
+
+
+@dataclass
+class Stopwatch:
+    """Seconds until the first new token and until the last; ``token`` is called as each step's tokens are there."""
+
+    began: float = field(default_factory=time.perf_counter)
+    first: float = 0.0
+    last: float = 0.0
+
+    def restart(self) -> None:
+        """For what a model prepares once for every size of a batch."""
+        self.began = time.perf_counter()
+
+    def token(self) -> None:
+        self.last = time.perf_counter() - self.began
+        self.first = self.first or self.last
+
+
+Generate = Callable[[Prompts, int, Stopwatch], Prompts]  # so many new tokens for each prompt, greedily
+Open = Callable[[Path, str, int], Generate]  # the model's folder, the variant, threads
+
+
+def serve(open_model: Open, *packages: str) -> None:
+    """Open the model that the command line names, and answer requests until the input ends."""
+    answers = private_output()
+    folder, variant, threads, memory = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    limit_memory(memory)
+    opened: list[Generate] = []
+
+    def load() -> Reply:
+        began = time.perf_counter()
+        opened.append(open_model(folder, variant, threads))
+        seconds = time.perf_counter() - began
+        return {"seconds": seconds, "versions": {name: metadata.version(name) for name in packages}}
+
+    answer(answers, load)
+    for line in sys.stdin if opened else ():
+        request = json.loads(line)
+        answer(answers, lambda: generated(opened[0], request["prompts"], request["new_tokens"]))  # noqa: B023
+
+
+def generated(generate: Generate, prompts: Prompts, new_tokens: int) -> Reply:
+    watch = Stopwatch()
+    tokens = generate(prompts, new_tokens, watch)
+    if {len(row) for row in tokens} != {new_tokens}:
+        raise UnavailableError(f"it made {sorted(map(len, tokens))} tokens where {new_tokens} were asked for")
+    return {"tokens": tokens, "first": watch.first, "last": watch.last}
+
+
+def answer(answers: TextIO, work: Callable[[], Reply]) -> None:
+    try:
+        reply = work()
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201 - the log that the driver keeps
+        reply = {"error": one_line(error)}
+    answers.write(json.dumps(reply) + "\n")
+    answers.flush()
+
+
+def private_output() -> TextIO:
+    """Standard output for answers alone: what libraries print there goes where their errors go."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return answers
+
+
+def limit_memory(limit: int) -> None:
+    """A peer that wants more than there is fails by itself, instead of taking the machine with it."""
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def one_line(error: Exception) -> str:
+    """The first line of what an error says; where it is memory, no more than that."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
+        free, _ = resource.getrlimit(resource.RLIMIT_DATA)
+        return f"it needs more than the {free / 1e9:.0f} GB that were free"
+    return text

@@ -1,0 +1,30 @@
+"""gpt2onnx: its own runtime."""
+
+from pathlib import Path
+from typing import Any
+
+from protocol import Generate, Prompts, Stopwatch, UnavailableError, serve
+
+from converter import load
+
+FILES = {"fp32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx", "int4": "onnx/model_q4.onnx"}
+
+
+def open_model(folder: Path, variant: str, threads: int) -> Generate:
+    if not (folder / FILES[variant]).is_file():
+        raise UnavailableError(f"this version of gpt2onnx wrote no {FILES[variant]}")
+    options: dict[str, Any] = {} if variant == "fp32" else {"precision": variant}
+    model = load(folder, threads=threads, **options)
+    model.token_ids.pop("eos_token_id", None)  # all rows are to have the same length
+    vars(model)["tokenizer"] = None  # token ids in and out, as for the others: no text is made of them
+
+    def generate(prompts: Prompts, new_tokens: int, watch: Stopwatch) -> Prompts:
+        done = model.generate(prompts, max_new_tokens=new_tokens)
+        watch.first, watch.last = done.prefill_seconds, done.prefill_seconds + done.decode_seconds
+        return done.new_ids
+
+    return generate
+
+
+if __name__ == "__main__":
+    serve(open_model, "onnxruntime")

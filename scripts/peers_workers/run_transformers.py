@@ -1,0 +1,19 @@
+"""transformers: nothing is converted."""
+
+from pathlib import Path
+
+import torch
+from protocol import Generate, serve
+from torch_steps import generator
+from transformers import GPT2LMHeadModel
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def open_model(folder: Path, variant: str, threads: int) -> Generate:
+    torch.set_num_threads(threads)
+    return generator(GPT2LMHeadModel.from_pretrained(folder, dtype=DTYPES[variant]).eval())
+
+
+if __name__ == "__main__":
+    serve(open_model, "transformers", "torch")
