@@ -8,6 +8,7 @@ from __future__ import annotations
 from reference.errors import ConfigError, GPT2Error, WeightsError
 
 __all__ = [
+    "BenchError",
     "CheckError",
     "CheckpointError",
     "ConfigError",
@@ -52,3 +53,7 @@ class PromptError(GPT2Error):
 
 class CheckError(GPT2Error):
     """Parity cannot be judged: something it needs is absent, or the two sides are not of one model."""
+
+
+class BenchError(GPT2Error):
+    """Nothing can be measured: a setting is out of range, or there is not enough time or memory."""

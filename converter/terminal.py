@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from converter.parity.report import Report
     from converter.parity.taps import Localisation, TapReport
     from converter.parity.verdict import LegReport
+    from converter.runtime.benching import Bench, Spread
     from converter.runtime.generation import Generation
     from converter.runtime.scoring import Score
     from converter.runtime.speculation import Speculation
@@ -488,3 +489,67 @@ def generation_line(done: Generation, n_positions: int) -> str:
     if (found := done.speculation) is not None:
         line += f"; {found.accepted} of {found.proposed} proposals right, {found.tokens_per_run:.2f} tokens a run"
     return line + (f"; stopped at the model's {n_positions} positions" if full else "")
+
+
+def print_bench(bench: Bench) -> None:
+    """How fast a model folder runs, precision by precision, and what a limit was computed from."""
+    out = console()
+    for title, rows in (("", bench_loads), ("Prefill", bench_prefills), ("Decoding", bench_decodes)):
+        if title:
+            out.print(f"[bold]{title}[/]")
+        out.print(rows(bench))
+    rounds = "1 round" if bench.rounds == 1 else f"{bench.rounds} rounds"
+    threads = "1 thread a core" if bench.settings.threads is None else f"{bench.settings.threads} threads"
+    read = f"memory is read at {size(bench.bandwidth)}/s; " if bench.bandwidth is not None else ""
+    runtime = f"ONNX Runtime {bench.environment['onnxruntime']}, {bench.settings.provider}, {threads}"
+    out.print(f"Medians and extremes of {rounds}; {read}{runtime}; {bench.seconds:.0f} s.")
+    if any(row.share_of_limit is not None and row.share_of_limit > 1 for one in bench.precisions for row in one.decode):
+        out.print("note: above 100 % of the limit, weights come out of the processor's caches, not out of memory")
+    if bench.missing:
+        minutes = f"{bench.settings.max_minutes:g} minutes"
+        out.print(f"note: not measured within {minutes}: {'; '.join(bench.missing)}", markup=False)
+
+
+def bench_loads(bench: Bench) -> Table:
+    """What it takes to have each precision open, and to run it."""
+    numbers = ("load s", "min–max", "memory", "peak", "weights read")
+    rows = table("precision", *numbers, right=numbers)
+    for one in bench.precisions:
+        memory = [size(spread.median) if spread else "–" for spread in (one.resident_bytes, one.peak_bytes)]
+        rows.add_row(one.precision, *spread_cells(one.load_seconds), *memory, size(one.weight_bytes))
+    return rows
+
+
+def bench_prefills(bench: Bench) -> Table:
+    """The precisions below each other, for each batch and length of prompts."""
+    numbers = ("batch", "prompt", "ms", "min–max", "tokens/s")
+    rows = table(*numbers[:2], "precision", *numbers[2:], right=numbers)
+    for same in zip(*(one.prefill for one in bench.precisions), strict=True):
+        for one, row in zip(bench.precisions, same, strict=True):
+            took = row.milliseconds
+            speed = f"{1000 * row.batch_size * row.prompt_length / took.median:,.0f}" if took else "–"
+            place = (str(row.batch_size), str(row.prompt_length), one.precision)
+            rows.add_row(*place, *spread_cells(took), speed)
+    return rows
+
+
+def bench_decodes(bench: Bench) -> Table:
+    """Likewise for each batch and context."""
+    numbers = ("batch", "context", "tokens/s", "min–max", "limit", "of limit")
+    rows = table(*numbers[:2], "precision", *numbers[2:], right=numbers)
+    for same in zip(*(one.decode for one in bench.precisions), strict=True):
+        for one, row in zip(bench.precisions, same, strict=True):
+            limit = f"{row.limit:,.0f}" if row.limit is not None else "–"
+            share = f"{row.share_of_limit:.0%}" if row.share_of_limit is not None else "–"
+            place = (str(row.batch_size), str(row.context), one.precision)
+            rows.add_row(*place, *spread_cells(row.tokens_per_second), limit, share)
+    return rows
+
+
+def spread_cells(spread: Spread | None) -> tuple[str, str]:
+    """A median, and the extremes."""
+    if spread is None:
+        return "–", ""
+    digits = 3 if spread.median < 1 else 2 if spread.median < 10 else 1 if spread.median < 1000 else 0
+    low, high = (f"{value:,.{digits}f}" for value in (spread.minimum, spread.maximum))
+    return f"{spread.median:,.{digits}f}", f"{low}–{high}"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from converter.parity.report import Report
 
 NEEDED = ("torch", "transformers")
-PAGE_NEEDED = ("jinja2", "matplotlib")
+PAGE_NEEDED, PLOT_NEEDED = ("jinja2", "matplotlib"), ("matplotlib",)
 
 Progress = Callable[[str, int, int], None]  # told what is about to be computed, how many steps are done, of how many
 
