@@ -1,0 +1,215 @@
+"""``gpt2onnx check`` and ``verify``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from converter.cli.group import MISMATCH, cli
+from converter.cli.options import (
+    activation_option,
+    adapter_option,
+    debug_option,
+    head_option,
+    ignore_option,
+    json_option,
+    out_argument,
+    provider_option,
+)
+
+if TYPE_CHECKING:
+    from converter.parity.report import Report
+
+
+def run_check(source: str, out: Path, show: bool, **options: Any) -> Report:
+    """The report of a check, whose steps are shown as they are taken."""
+    from converter import terminal
+    from converter.parity import check as run
+
+    with terminal.steps(show) as progress:
+        return run(source, out, own_process=True, progress=progress, **options)
+
+
+def parse_limits(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]) -> dict[str, float]:
+    """``('rms=6',)`` → ``{'rms': 6.0}``."""
+    limits = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        try:
+            limits[name] = float(value)
+        except ValueError as error:
+            raise click.BadParameter(f"{pair!r} is not of the form NAME=NUMBER, such as rms=6") from error
+    return limits
+
+
+@cli.command()
+@click.argument("source", required=False)
+@click.argument("out", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--level",
+    type=click.Choice(["quick", "full"]),
+    default="quick",
+    show_default=True,
+    help="full: every leg on every case, half precisions, more text.",
+)
+@click.option("--layers", is_flag=True, help="Compare every operation of every layer, even on a match.")
+@click.option("--prove", is_flag=True, help="Check the check: seed defects into copies; each must be caught and named.")
+@click.option("--text", type=click.Path(path_type=Path), help="Feed this text (plain or JSONL), not the bundled one.")
+@click.option(
+    "--also",
+    metavar="ONNX",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Another exporter's ONNX file, held against SOURCE too. Repeatable.",
+)
+@click.option("--logits-only", is_flag=True, help="Do not compare files: let the logits alone decide.")
+@click.option(
+    "--limit",
+    "limits",
+    metavar="NAME=NUMBER",
+    multiple=True,
+    callback=parse_limits,
+    help="Allow more or less: rms, maximum (× noise floor), graph_float64, huggingface_float64, noise.",
+)
+@provider_option
+@ignore_option
+@activation_option
+@adapter_option
+@head_option
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with tables and plots.")
+@click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write JUnit XML, for CI systems.")
+@json_option
+@debug_option
+def check(
+    source: str | None,
+    out: Path | None,
+    level: str,
+    layers: bool,
+    prove: bool,
+    text: Path | None,
+    also: tuple[Path, ...],
+    logits_only: bool,
+    limits: dict[str, float],
+    provider: str,
+    ignore: tuple[str, ...],
+    activation: str | None,
+    adapter: str | None,
+    head: str | None,
+    report: Path | None,
+    junit: Path | None,
+    as_json: bool,
+) -> None:
+    """Prove that the model folder OUT is SOURCE; exit with 1 if it is not.
+
+    Weights are compared bit for bit; the mathematics in float64 against Hugging Face and a GPT-2 written from
+    scratch; float32 against the noise of Hugging Face's own float32. On a mismatch the check says which operation is
+    wrong, and why. Needs torch and transformers.
+
+    \b
+    gpt2onnx check ./my-gpt2 ./my-gpt2-onnx
+    gpt2onnx check ./my-gpt2 ./my-gpt2-onnx --text my-domain.txt --report report.html
+    gpt2onnx check openai-community/gpt2 OUT --level full --json
+    gpt2onnx check --prove                            would it notice? 44 defects in the bundled model
+    """
+    from converter import parity, terminal
+
+    if prove:
+        refuse_beside_prove(out)
+        run_prove(source, as_json)
+        return
+    if source is None or out is None:
+        raise click.UsageError("give a SOURCE and the model folder OUT that was made from it, or --prove")
+    if report is not None:
+        parity.require(parity.PAGE_NEEDED, "--report")
+    for file in filter(None, (report, junit)):  # not found out after minutes
+        if not file.absolute().parent.is_dir():
+            raise click.UsageError(f"{file} cannot be written: there is no folder {file.absolute().parent}")
+    found = run_check(
+        source,
+        out,
+        show=not as_json,
+        level=level,
+        layers=layers or report is not None,
+        ignore=ignore,
+        provider=provider,
+        text=text,
+        also=also,
+        files=not logits_only,
+        limits=limits,
+        activation=activation,
+        adapter=adapter,
+        head=head,
+    )
+    if report is not None:
+        from converter.parity import page
+
+        page.write(found, report, shlex.join(["gpt2onnx", *sys.argv[1:]]))
+    if junit is not None:
+        from converter.parity import junit as xml
+
+        xml.write(found, junit)
+    if as_json:
+        click.echo(terminal.to_json(found.to_dict()))
+    else:
+        terminal.print_report(found, layers)
+    if not found.passed or found.other_faults:
+        sys.exit(MISMATCH)
+
+
+def refuse_beside_prove(out: Path | None) -> None:
+    """Options that ``--prove`` would not heed are a mistake."""
+    if out is not None:
+        raise click.UsageError("--prove converts SOURCE itself: leave OUT away")
+    ctx = click.get_current_context()
+    for name in ctx.params:
+        given = ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if given and name not in ("source", "out", "prove", "as_json"):
+            raise click.UsageError(f"--prove goes with SOURCE and --json only: leave --{name.replace('_', '-')} away")
+
+
+def run_prove(source: str | None, as_json: bool) -> None:
+    """Seed defects into a conversion of ``source``, by default of the bundled checkpoint."""
+    from converter import terminal
+    from converter.data import CHECKPOINT
+    from converter.parity import require
+
+    require()
+    from converter.parity.prove import prove as run
+
+    with terminal.steps(not as_json) as progress:
+        proof = run(source or terminal.short(CHECKPOINT), progress=progress)
+    if as_json:
+        click.echo(terminal.to_json(proof.to_dict()))
+    else:
+        terminal.print_proof(proof)
+    if not proof.passed:
+        sys.exit(MISMATCH)
+
+
+@cli.command()
+@out_argument
+@json_option
+@debug_option
+def verify(out: Path, as_json: bool) -> None:
+    """Say whether the files in OUT are still those that were checked; exit with 1 if not.
+
+    Needs neither the source, nor torch, nor a network: the check left its verdict and the files' hashes in OUT.
+
+    \b
+    gpt2onnx verify ./my-gpt2-onnx
+    """
+    from converter import terminal
+    from converter.certificate import verify as run
+
+    found = run(out)
+    if as_json:
+        facts = {"passed": found.passed, "verdict": found.verdict, "changed": found.changed, "missing": found.missing}
+        click.echo(terminal.to_json(facts | {"certificate": found.certificate}))
+    else:
+        click.echo(found.verdict)
+    if not found.passed:
+        sys.exit(MISMATCH)

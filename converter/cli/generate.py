@@ -1,0 +1,123 @@
+"""``gpt2onnx generate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from converter.cli.group import cli
+from converter.cli.options import (
+    debug_option,
+    json_option,
+    out_argument,
+    precision_option,
+    provider_option,
+    standard_input,
+    threads_option,
+)
+
+DEFAULT_NEW_TOKENS = 128
+DEFAULT_PROPOSALS = 10  # of --speculate
+EARLY_STOPPING: dict[str, bool | str] = {"no": False, "yes": True, "never": "never"}  # transformers' values
+
+
+@cli.command()
+@out_argument
+@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+@click.option("-n", "--max-new-tokens", default=DEFAULT_NEW_TOKENS, show_default=True, help="Tokens to add at most.")
+@click.option("--stop", metavar="TEXT", multiple=True, help="End the text before TEXT. Repeatable.")
+@click.option("--temperature", default=0.0, show_default=True, help="0 takes the likeliest token; 1 draws as trained.")
+@click.option("--top-k", default=0, show_default=True, help="Draw among the k likeliest tokens; 0: among all.")
+@click.option("--top-p", default=1.0, show_default=True, help="Draw among the likeliest tokens that make up p.")
+@click.option(
+    "--min-p", default=0.0, show_default=True, help="Draw tokens at least this times as likely as the top one."
+)
+@click.option(
+    "--repetition-penalty", default=1.0, show_default=True, help="Above 1: tokens that are there already lose."
+)
+@click.option(
+    "--frequency-penalty", default=0.0, show_default=True, help="Taken off for each time the text has a token."
+)
+@click.option("--presence-penalty", default=0.0, show_default=True, help="Taken off once if the text has a token.")
+@click.option("--seed", type=int, help="Draw the same tokens every time.")
+@click.option(
+    "-k", "--best", default=1, show_default=True, help="Texts for each PROMPT; drawn, or the best of --beams."
+)
+@click.option("--beams", default=1, show_default=True, help="Pursue this many texts and keep the likeliest.")
+@click.option("--length-penalty", default=1.0, show_default=True, help="Of beams: above 0 favours long texts.")
+@click.option(
+    "--early-stopping",
+    type=click.Choice(list(EARLY_STOPPING)),
+    default="no",
+    show_default=True,
+    help="Of beams: yes ends with as many texts as beams, never when no better one can come.",
+)
+@click.option(
+    "--speculate",
+    metavar="[N]",
+    type=int,
+    is_flag=False,
+    flag_value=DEFAULT_PROPOSALS,
+    default=0,
+    help=f"Guess N tokens at once from what is there already ({DEFAULT_PROPOSALS}; after PROMPT, or --speculate=N): "
+    "the same text, sooner where it repeats itself.",
+)
+@click.option("--ids", is_flag=True, help="Prompts are token ids, such as '464 3290'; so is the output.")
+@threads_option
+@click.option("--no-prepack", is_flag=True, help="Use the weights as the file has them: less memory, but slower.")
+@precision_option
+@provider_option
+@click.option("-q", "--quiet", is_flag=True, help="Print the text and no figures.")
+@json_option
+@debug_option
+def generate(
+    out: Path,
+    prompts: tuple[str, ...],
+    early_stopping: str,
+    ids: bool,
+    threads: int | None,
+    no_prepack: bool,
+    precision: str | None,
+    provider: str,
+    quiet: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Continue one or more PROMPTs with the model folder OUT, or what comes on standard input.
+
+    Several prompts run as one batch. Text streams as it is generated; figures go to standard error. docs/generate.md
+    says what each option does, precisely.
+
+    \b
+    gpt2onnx generate OUT "Once upon a time"
+    gpt2onnx generate OUT "The first" "The second" --temperature 0.8 --top-k 40 --seed 1
+    gpt2onnx generate OUT "Once upon a time" --temperature 0.8 --min-p 0.05 --best 3
+    gpt2onnx generate OUT "Q: Why?" --stop "Q:" --repetition-penalty 1.2
+    gpt2onnx generate OUT "Once upon a time" --beams 4 --best 2 --length-penalty 0.8
+    gpt2onnx generate OUT "$(cat code.py)" --speculate
+    echo "From a pipe" | gpt2onnx generate OUT -n 50 -q
+    """
+    from converter import terminal
+    from converter.runtime.session import load
+
+    prompts = prompts or (standard_input("a prompt"),)
+    model = load(out, provider, threads, precision, prepack=not no_prepack)
+    streams = len(prompts) == 1 == options["best"] == options["beams"] and not as_json and not ids
+    stream = terminal.Stream(prompts[0]) if streams else None
+    done = model.generate(
+        [terminal.parse_ids(prompt) for prompt in prompts] if ids else prompts,
+        early_stopping=EARLY_STOPPING[early_stopping],
+        on_text=stream.show if stream else None,
+        **options,
+    )
+    if as_json:
+        click.echo(terminal.to_json(terminal.generation_facts(prompts, done)))
+        return
+    if stream is not None:
+        stream.end()
+    else:
+        terminal.print_rows(prompts, done, ids)
+    if not quiet:
+        click.echo(terminal.generation_line(done, model.config.n_positions), err=True)

@@ -1,0 +1,112 @@
+"""``gpt2onnx run`` and ``score``: what a model says of a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from converter.cli.group import cli
+from converter.cli.options import (
+    debug_option,
+    json_option,
+    out_argument,
+    precision_option,
+    provider_option,
+    standard_input,
+    threads_option,
+)
+
+
+@cli.command()
+@out_argument
+@click.argument("texts", nargs=-1, metavar="[TEXT]...")
+@click.option("--question", help="What is asked about each TEXT, of a model that answers questions.")
+@click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="Labels to print of each text.")
+@click.option("--ids", is_flag=True, help="Texts are token ids, such as '464 3290'.")
+@threads_option
+@precision_option
+@provider_option
+@json_option
+@debug_option
+def run(
+    out: Path,
+    texts: tuple[str, ...],
+    question: str | None,
+    top: int,
+    ids: bool,
+    threads: int | None,
+    precision: str | None,
+    provider: str,
+    as_json: bool,
+) -> None:
+    """Print what the head of the model folder OUT says of each TEXT, or of what comes on standard input.
+
+    Labels with their probabilities, marks for every token, the span that answers a question, how several choices
+    compare, or an embedding (the mean of the hidden states): whichever head OUT has.
+
+    \b
+    gpt2onnx run OUT "What a film!"
+    gpt2onnx run OUT "Ada was born in London." --question "Where was Ada born?"
+    gpt2onnx run OUT "one ending" "another ending" --json
+    """
+    from converter import terminal
+    from converter.runtime.heads import load
+
+    texts = texts or (standard_input("a text"),)
+    model = load(out, provider, threads, precision)
+    asks = model.config.head == "question-answering"
+    if asks and question is None and not ids:
+        raise click.UsageError("this model answers questions: give one with --question")
+    if question is not None and (ids or not asks):
+        raise click.UsageError("--question is for texts of a model that answers questions")
+    given: list[Any] = [terminal.parse_ids(text) if ids else (question, text) if asks else text for text in texts]
+    answers = model.run(given)
+    if as_json:
+        pairs = zip(texts, answers, strict=True)
+        click.echo(terminal.to_json([{"text": text} | terminal.answer_facts(answer) for text, answer in pairs]))
+    else:
+        terminal.print_answers(texts, answers, top)
+
+
+@cli.command()
+@out_argument
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
+@click.option("--stride", type=int, help="Tokens from window to window of a long text; by default half the positions.")
+@click.option("--batch-size", default=8, show_default=True, help="Windows that are read together.")
+@threads_option
+@precision_option
+@provider_option
+@click.option("-q", "--quiet", is_flag=True, help="Print the JSON lines and no summary.")
+@debug_option
+def score(
+    out: Path,
+    file: Path,
+    stride: int | None,
+    batch_size: int,
+    threads: int | None,
+    precision: str | None,
+    provider: str,
+    quiet: bool,
+) -> None:
+    """Print how likely the model folder OUT finds the text in FILE: perplexity, and a log-probability for every token.
+
+    FILE is plain text, JSONL with a "text" in each line, or - for standard input. One JSON object a text goes to
+    standard output, a summary to standard error.
+
+    \b
+    gpt2onnx score OUT held-out.txt
+    gpt2onnx score OUT documents.jsonl --stride 256 > scores.jsonl
+    """
+    from converter import terminal
+    from converter.runtime.scoring import read_texts
+    from converter.runtime.scoring import score as run
+    from converter.runtime.session import load
+
+    texts = [standard_input("a text")] if str(file) == "-" else read_texts(file)
+    scores = run(load(out, provider, threads, precision), texts, stride=stride, batch_size=batch_size)
+    for one in scores:
+        click.echo(terminal.to_json(terminal.score_facts(one), indent=None))
+    if not quiet:
+        click.echo(terminal.score_line(scores), err=True)
