@@ -21,8 +21,7 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from converter import cli as cli_module
-from converter.cli import cli
+from converter.cli import cli, group
 from converter.data import CHECKPOINT
 from converter.parity import mutations
 from reference.config import GPT2Config
@@ -671,7 +670,7 @@ def test_help_shows_examples_and_explains_every_option(name: str | None) -> None
 
 
 def test_exit_codes_are_as_documented() -> None:
-    codes = (cli_module.MISMATCH, cli_module.BAD_INPUT, cli_module.INTERNAL_ERROR)
+    codes = (group.MISMATCH, group.BAD_INPUT, group.INTERNAL_ERROR)
     assert codes == (1, 2, 3)
     assert "0 done or match, 1 mismatch, 2 bad input, 3 internal error" in run("--help").stdout
 
