@@ -55,9 +55,8 @@ def test_every_number_is_the_nearest_to_its_source(blocks: Blocks, values: np.nd
     rows = quantize_rows(values, blocks)
     assert not_nearest(rows, values, blocks) is None
     steps = np.repeat(np.abs(rows.scales), blocks.size_for(values.shape[1]), axis=1)[:, : values.shape[1]]
-    share = 0.5 if blocks.bits == 8 else 2**blocks.bits * 0.2  # 4 bits may clip a fifth of a block's range
-    room = 1 if blocks.symmetric else 0  # the shorter side of a symmetric range ends a step early
-    assert (np.abs(dequantize(rows, blocks, values.shape[1]) - values) <= (share + room) * steps + 1e-6).all()
+    most = 1.0 if blocks.symmetric else 0.5  # the shorter side of a symmetric range ends a step early
+    assert (np.abs(dequantize(rows, blocks, values.shape[1]) - values) <= (most + 1e-3) * steps + 1e-6).all()
 
 
 @every_kind
@@ -88,19 +87,6 @@ def test_zeros_stay_zeros_and_the_widest_number_of_eight_bits_stays_itself(block
     found = dequantize(quantize_rows(values, blocks), blocks, 40)
     assert found[0, 3] == pytest.approx(-3.0, rel=1e-6)
     assert np.count_nonzero(found) == 1
-
-
-def test_narrower_ranges_lower_the_error_of_four_bits() -> None:
-    values = drawn(64, 256)
-    values[:, ::32] *= 4  # one wide number in a block
-    blocks = Blocks(4, 32, symmetric=False)
-    count = values.reshape(64, -1, 32)
-    low, high = np.minimum(count.min(-1), 0), np.maximum(count.max(-1), 0)
-    scale = (high - low) / 15
-    zero = np.rint(-low / scale)
-    nearest = (np.clip(np.rint(count / scale[..., None]) + zero[..., None], 0, 15) - zero[..., None]) * scale[..., None]
-    ours = dequantize(quantize_rows(values, blocks), blocks, 256)
-    assert np.square(ours - values).sum() < 0.97 * np.square(nearest.reshape(64, -1) - values).sum()
 
 
 @pytest.mark.parametrize("transposed", [False, True])
