@@ -18,6 +18,7 @@ __all__ = [
     "OutputError",
     "PromptError",
     "ProviderError",
+    "TextError",
     "TokenizerError",
     "WeightsError",
 ]
@@ -49,6 +50,10 @@ class TokenizerError(GPT2Error):
 
 class PromptError(GPT2Error):
     """A prompt cannot be continued: empty, too long, or with token ids that the model does not have."""
+
+
+class TextError(GPT2Error):
+    """A file has no text to read."""
 
 
 class CheckError(GPT2Error):

@@ -136,9 +136,10 @@ def _kept(out: Path, mark: str, asked: Iterable[Precision]) -> dict[str, dict[st
     there = values.get("precisions")
     if not isinstance(there, dict) or manifest.TARGET in values:
         return {}
-    if values["source"].get("fingerprint") != mark:
+    source = values.get("source", {})
+    if source.get("fingerprint") != mark:
         raise OutputError(
-            f"{out} exists and was made of another checkpoint ({values['source'].get('name')}); choose another OUT, or "
+            f"{out} exists and was made of another checkpoint ({source.get('name')}); choose another OUT, or "
             f"--force to replace it"
         )
     for row in asked:

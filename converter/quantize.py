@@ -82,12 +82,6 @@ class Rows:
     zero_points: np.ndarray | None
 
 
-def quantize(weight: LazyTensor, blocks: Blocks) -> Iterator[Rows]:
-    """A matrix ``[outputs, inputs]`` piece by piece, in the order of its rows."""
-    for rows in row_pieces(weight):
-        yield quantize_rows(rows, blocks)
-
-
 def row_pieces(weight: LazyTensor) -> Iterator[np.ndarray]:
     """A matrix in float32, a bounded number of whole rows at a time."""
     width = weight.shape[1]

@@ -100,9 +100,9 @@ def score(
     gpt2onnx score OUT documents.jsonl --stride 256 > scores.jsonl
     """
     from converter import terminal
-    from converter.runtime.scoring import read_texts
     from converter.runtime.scoring import score as run
     from converter.runtime.session import load
+    from converter.texts import read_texts
 
     texts = [standard_input("a text")] if str(file) == "-" else read_texts(file)
     scores = run(load(out, provider, threads, precision), texts, stride=stride, batch_size=batch_size)

@@ -88,11 +88,11 @@ def check(
     from converter.parity.baseline import measure_source, source_steps
     from converter.parity.beside import compare_config
     from converter.parity.cases import Level
-    from converter.parity.folder import Options, examine
+    from converter.parity.folder import Options, examine, graphs_of
     from converter.parity.memory import LARGE_MODEL, keep_large_blocks, quiet_collector
     from converter.parity.report import together
     from converter.parity.verdict import Limits
-    from converter.runtime.session import model_file, provider_name
+    from converter.runtime.session import provider_name
 
     began = time.monotonic()
     folder, options = Path(out), Options(provider, files, layers, tuple(Path(file) for file in also))
@@ -105,10 +105,11 @@ def check(
     ledger = account(checkpoint, ignore)
     if own_process and ledger.parameters < LARGE_MODEL:
         keep_large_blocks()
-    model_file(folder)
+    graphs = graphs_of(folder, ledger.graphs[0].config.head)
     compare_config(folder, checkpoint, ledger)  # what cannot be compared is refused before anything is computed
     parts = ledger.graphs
-    step = _counter(progress, len(parts) * (source_steps(asked) + 3 + layers) + len(options.also))
+    of_graphs = len(graphs) + ("fp32" in graphs) + ("fp16" in graphs)  # these two are measured twice
+    step = _counter(progress, len(parts) * (source_steps(asked) + 1 + of_graphs + layers) + len(options.also))
     reports = []
     with quiet_collector():
         for part in parts:

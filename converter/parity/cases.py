@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
@@ -13,6 +12,7 @@ from tokenizers import Tokenizer
 
 from converter.data import HELD_OUT
 from converter.errors import CheckError
+from converter.texts import read_texts
 from reference.config import MULTIPLE_CHOICE, GPT2Config
 
 # Enough tokens for statistics over thousands of logits, few enough for a decode step each.
@@ -197,11 +197,16 @@ def tokens_of(file: Path, tokenizer: Tokenizer | None, config: GPT2Config) -> tu
         file: plain text, or JSONL whose objects have their text under ``text``.
 
     Raises:
-        CheckError: the file cannot be read or is too short, or there is no tokenizer to read it with.
+        TextError: the file cannot be read.
+        CheckError: it is too short, or there is no tokenizer to read it with.
     """
     if tokenizer is None:
         raise CheckError(f"{file} cannot be used: the model folder has no tokenizer to turn text into tokens")
-    ids = [i for i in tokenizer.encode(read_text(file), add_special_tokens=False).ids if i < config.vocab_size]
+    ids = [
+        i
+        for i in tokenizer.encode("\n\n".join(read_texts(file)), add_special_tokens=False).ids
+        if i < config.vocab_size
+    ]
     needed = min(config.n_positions, SHORT_TOKENS)
     if len(ids) < needed:
         raise CheckError(f"{file} is too short: it gives {len(ids)} tokens, a check needs at least {needed}")
@@ -209,25 +214,9 @@ def tokens_of(file: Path, tokenizer: Tokenizer | None, config: GPT2Config) -> tu
     return np.resize(np.array(ids), max(config.n_positions, len(ids))), f"{file}{repeated}"
 
 
-def read_text(file: Path) -> str:
-    """The text in a plain file or a JSONL one.
-
-    Raises:
-        CheckError: it is absent, no UTF-8, or a line of JSONL has no text.
-    """
-    try:
-        content = file.read_text(encoding="utf-8")
-        if file.suffix != ".jsonl":
-            return content
-        return "\n\n".join(json.loads(line)["text"] for line in content.splitlines() if line.strip())
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        kind = "JSONL with a text in every line" if file.suffix == ".jsonl" else "UTF-8 text"
-        raise CheckError(f"{file} cannot be read as {kind} ({type(error).__name__}: {error})") from error
-
-
 def held_out_tokens(tokenizer: Tokenizer | None, config: GPT2Config) -> tuple[np.ndarray, str]:
     """``n_positions`` token ids or more, and where they are from: the held-out text, or without a tokenizer chance."""
-    ids = tokenizer.encode(read_text(HELD_OUT), add_special_tokens=False).ids if tokenizer else []
+    ids = tokenizer.encode(HELD_OUT.read_text(encoding="utf-8"), add_special_tokens=False).ids if tokenizer else []
     ids = [i for i in ids if i < config.vocab_size]
     if len(ids) < SHORT_TOKENS:
         drawn = np.random.default_rng(RANDOM_SEED).integers(

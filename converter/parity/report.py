@@ -118,15 +118,14 @@ class Report:
 
     @property
     def _proven(self) -> list[str]:
-        """What was found, part by part."""
-        proven = ["weights bit for bit" if self.exactness else "weights not compared", "mathematics in float64"]
-        if any(leg.kind is Kind.NUMERICS and leg.name.startswith("ONNX") for leg in self.legs):
-            proven.append("float32 within rounding")
-        lossy = [
-            leg.name.rpartition(" ")[2] for leg in self.legs if leg.kind is Kind.LOSSY and leg.name.startswith("ONNX")
-        ]
+        """What was found, part by part. Of the mathematics a graph of few bits says no more than its budget does."""
+        own = [leg for leg in self.legs if leg.name.startswith("ONNX")]
+        lossy = [leg.name.rpartition(" ")[2] for leg in own if leg.kind is Kind.LOSSY]
+        exact = any(leg.kind is Kind.NUMERICS for leg in own)
+        weights = "weights bit for bit" if exact else "weights rounded to nearest"
         return [
-            *proven,
+            weights if self.exactness else "weights not compared",
+            *(["mathematics in float64", "float32 within rounding"] if exact else []),
             *([f"{' and '.join(lossy)} within {'their budgets' if lossy[1:] else 'its budget'}"] if lossy else []),
         ]
 

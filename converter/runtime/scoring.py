@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -142,22 +140,3 @@ def _of_tokens(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     chosen = np.take_along_axis(logits, tokens[..., None], axis=-1) - highest
     sums = np.exp(logits - highest).sum(axis=-1, keepdims=True, dtype=np.float64)
     return (chosen - np.log(sums))[..., 0]
-
-
-def read_texts(file: Path) -> list[str]:
-    """The texts in a file: one of plain text, or one in each line of JSONL, under ``text``.
-
-    Raises:
-        PromptError: it cannot be read, is no UTF-8, or a line has no text.
-    """
-    try:
-        content = file.read_text(encoding="utf-8")
-        if file.suffix != ".jsonl":
-            return [content]
-        texts = [json.loads(line)["text"] for line in content.splitlines() if line.strip()]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        kind = "JSONL with a text in every line" if file.suffix == ".jsonl" else "UTF-8 text"
-        raise PromptError(f"{file} cannot be read as {kind} ({type(error).__name__}: {error})") from error
-    if not texts or not all(isinstance(text, str) for text in texts):
-        raise PromptError(f"{file} has no text in every line; expected JSON objects with a text under 'text'")
-    return texts

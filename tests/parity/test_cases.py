@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from converter.data import CHECKPOINT, HELD_OUT
-from converter.errors import CheckError
+from converter.errors import CheckError, GPT2Error, TextError
 from converter.parity.cases import (
     FULL_LENGTH_KEPT,
     FULL_WINDOWS,
@@ -99,19 +99,21 @@ def test_a_short_text_is_repeated_and_said_to_be(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("name", "content", "error", "message"),
     [
-        ("few.txt", b"The", "is too short: it gives 1 tokens, a check needs at least 48"),
-        ("bytes.txt", b"\xff\xfe", "cannot be read as UTF-8 text"),
-        ("bad.jsonl", b"{", "cannot be read as JSONL"),
-        ("other.jsonl", b'{"content": "x"}', "JSONL with a text in every line"),
+        ("few.txt", b"The", CheckError, "is too short: it gives 1 tokens, a check needs at least 48"),
+        ("bytes.txt", b"\xff\xfe", TextError, "cannot be read as UTF-8 text"),
+        ("bad.jsonl", b"{", TextError, "cannot be read as JSONL"),
+        ("other.jsonl", b'{"content": "x"}', TextError, "JSONL with a text in every line"),
     ],
 )
-def test_a_text_that_cannot_be_used_is_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_a_text_that_cannot_be_used_is_refused(
+    tmp_path: Path, name: str, content: bytes, error: type[GPT2Error], message: str
+) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(CheckError, match=message):
+    with pytest.raises(error, match=message):
         tokens_of(tmp_path / name, load(CHECKPOINT), GPT2Config(vocab_size=2048))
-    with pytest.raises(CheckError, match=r"nowhere\.txt cannot be read"):
+    with pytest.raises(TextError, match=r"nowhere\.txt cannot be read"):
         tokens_of(tmp_path / "nowhere.txt", load(CHECKPOINT), GPT2Config())
     with pytest.raises(CheckError, match="has no tokenizer"):
         tokens_of(tmp_path / name, None, GPT2Config())

@@ -18,7 +18,7 @@ from converter.cli import cli
 from converter.data import CHECKPOINT, HELD_OUT
 from converter.errors import PromptError
 from converter.export import convert
-from converter.runtime.scoring import CHUNK_TOKENS, perplexity, read_texts, score, windows
+from converter.runtime.scoring import CHUNK_TOKENS, perplexity, score, windows
 from converter.runtime.session import Model, load
 from reference import GPT2
 
@@ -126,24 +126,6 @@ def test_a_model_of_one_position_scores_nothing(save: Save, tmp_path: Path) -> N
     convert(save(n_positions=1), tmp_path / "out")
     with pytest.raises(PromptError, match="nothing before any token"):
         score(load(tmp_path / "out"), [[1, 2]])
-
-
-def test_files_are_read_as_text_or_as_jsonl(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("one\ntwo")
-    (tmp_path / "b.jsonl").write_text('{"text": "one"}\n\n{"text": "two", "more": 1}\n')
-    assert read_texts(tmp_path / "a.txt") == ["one\ntwo"]
-    assert read_texts(tmp_path / "b.jsonl") == ["one", "two"]
-    for name, content in (
-        ("c.jsonl", b'{"txt": 1}'),
-        ("d.jsonl", b""),
-        ("e.jsonl", b'{"text": 5}'),
-        ("f.txt", b"\xff"),
-    ):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(PromptError, match=name):
-            read_texts(tmp_path / name)
-    with pytest.raises(PromptError, match="absent"):
-        read_texts(tmp_path / "absent")
 
 
 def test_the_command_line_prints_a_json_object_for_each_text(bundled: Path, tmp_path: Path) -> None:
