@@ -19,7 +19,9 @@ def read_texts(file: Path) -> list[str]:
         if file.suffix != ".jsonl":
             return [content]
         texts = [json.loads(line)["text"] for line in content.splitlines() if line.strip()]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise TextError(f"{file} cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
         kind = "JSONL with a text in every line" if file.suffix == ".jsonl" else "UTF-8 text"
         raise TextError(f"{file} cannot be read as {kind} ({type(error).__name__}: {error})") from error
     if not texts or not all(isinstance(text, str) for text in texts):

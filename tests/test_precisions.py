@@ -152,6 +152,8 @@ def test_a_precision_that_the_folder_lacks_is_refused_with_the_command_that_adds
         ModelFolderError, match=r"has no int8, only fp32; add it with gpt2onnx convert SOURCE .* --precision"
     ):
         load(bundled, precision="int8")
+    with pytest.raises(ConfigError, match="there is no precision 'int9'; expected some of fp32"):
+        load(bundled, precision="int9")
 
 
 @pytest.mark.parametrize("names", ["int5", "fp32,", "", "fp32;int8"])

@@ -202,11 +202,8 @@ def tokens_of(file: Path, tokenizer: Tokenizer | None, config: GPT2Config) -> tu
     """
     if tokenizer is None:
         raise CheckError(f"{file} cannot be used: the model folder has no tokenizer to turn text into tokens")
-    ids = [
-        i
-        for i in tokenizer.encode("\n\n".join(read_texts(file)), add_special_tokens=False).ids
-        if i < config.vocab_size
-    ]
+    text = "\n\n".join(read_texts(file))
+    ids = [i for i in tokenizer.encode(text, add_special_tokens=False).ids if i < config.vocab_size]
     needed = min(config.n_positions, SHORT_TOKENS)
     if len(ids) < needed:
         raise CheckError(f"{file} is too short: it gives {len(ids)} tokens, a check needs at least {needed}")

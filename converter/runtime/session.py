@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from converter import manifest, tokenizer
+from converter import manifest, precisions, tokenizer
 from converter.checkpoint.config import parse_config, read_json
 from converter.clients import token_ids
 from converter.errors import ModelFolderError, PromptError, ProviderError
@@ -113,12 +113,14 @@ def model_file(folder: Path, precision: str | None = None) -> Path:
 
     Raises:
         ModelFolderError: there is none.
+        ConfigError: there is no such precision.
     """
     if not folder.is_dir():
         raise ModelFolderError(f"there is no model folder {folder}; make one with gpt2onnx convert SOURCE OUT")
     values = manifest.read(folder)
     names = [str(values["model"])] if "model" in values else list(MODEL_FILES)
     if precision is not None:
+        precisions.parse([precision])
         there = values.get("precisions") or {"fp32": {"model": names[0]}}
         if precision not in there:
             raise ModelFolderError(
