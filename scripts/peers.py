@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import random
 import shutil
 import subprocess
@@ -64,7 +65,12 @@ ENVIRONMENTS = {
     "genai": Environment((GENAI, ONNXRUNTIME, "numpy==2.4.6")),
 }
 HERE = ""  # the environment that this runs in
-COMPILER = {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DGGML_OPENMP=ON", "CMAKE_BUILD_PARALLEL_LEVEL": str(THREADS)}
+# For this processor, but without AMX: llama.cpp's quantized models ended with a segmentation fault where it has that.
+NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16" if platform.machine() in ("x86_64", "AMD64") else ""
+COMPILER = {
+    "CMAKE_ARGS": f"-DGGML_NATIVE=ON -DGGML_OPENMP=ON -DCMAKE_C_FLAGS='{NO_AMX}' -DCMAKE_CXX_FLAGS='{NO_AMX}'",
+    "CMAKE_BUILD_PARALLEL_LEVEL": str(THREADS),
+}
 
 
 @dataclass(frozen=True)
@@ -467,7 +473,7 @@ def install(folder: Path, environment: Environment) -> None:
         run(sys.executable, "-m", "venv", folder)
     pip: list[str | Path] = [python, "-m", "pip", "--disable-pip-version-check"]
     name = environment.compiled.partition("==")[0]
-    from_source = ["--no-binary", name] if name else []
+    from_source = ["--no-binary", name, "--no-cache-dir"] if name else []  # a wheel in the cache has other flags
     run(*pip, "install", "--quiet", *from_source, *environment.packages)
     if name and not (folder / "source").is_dir():
         run(*pip, "download", "--quiet", "--no-deps", *from_source, "--dest", folder, environment.compiled)

@@ -13,7 +13,7 @@ from converter.graph.attention import KeyValue
 from converter.graph.model import GPT2
 from converter.graph.module import Module, Parameter, name_values
 from converter.graph.precision import FLOAT32, Precision
-from converter.version import VERSION
+from converter.version import PRODUCER, VERSION
 from reference.config import GPT2Config
 
 MIN_OPSET = 17  # the first with LayerNormalization
@@ -36,7 +36,7 @@ def build(config: GPT2Config, locate: Locate, opset: int, precision: Precision =
     for value in model.parameters():
         _place(value, locate)
     ir_version = helper.find_min_ir_version_for([helper.make_opsetid("", opset)])
-    result = ir.Model(graph, ir_version=ir_version, producer_name="gpt2onnx", producer_version=VERSION)
+    result = ir.Model(graph, ir_version=ir_version, producer_name=PRODUCER, producer_version=VERSION)
     return ir.to_proto(result).SerializeToString(deterministic=True)
 
 

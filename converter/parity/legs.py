@@ -97,7 +97,8 @@ def shipped(model: Model) -> Leg:
     """The shipped graph in ONNX Runtime, as ``generate`` runs it."""
 
     def step(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any, keep: int) -> tuple[np.ndarray, Any]:
-        return model.step(ids, mask, positions, model.empty_cache(len(ids)) if cache is None else cache, keep)
+        cache = model.empty_cache(len(ids)) if cache is None else cache
+        return model.step(ids, mask, positions, cache, keep), cache
 
     return partial(run, step)
 

@@ -17,12 +17,9 @@ import onnxruntime
 from numpy.polynomial.legendre import leggauss
 from onnx import AttributeProto, NodeProto, TensorProto, external_data_helper, helper, numpy_helper
 
-from converter.runtime.session import ortvalue, session_options
+from converter.runtime.session import WEIGHTS_FOLDER, session_options
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
-
-# Where ONNX Runtime looks for data files of a graph that it is handed as bytes.
-DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 # Smaller weights go into the graph itself: ONNX Runtime's optimizers look at vectors, and would look for them in the
 # float32 file.
@@ -48,7 +45,7 @@ def graph_session(file: Path, edit: Edit = lambda graph: None) -> OpenedGraph:
     model = onnx.load(file, load_external_data=False)
     edit(model.graph)
     options = session_options()
-    options.add_session_config_entry(DATA_FOLDER, str(file.parent))
+    options.add_session_config_entry(WEIGHTS_FOLDER, str(file.parent))
     return OpenedGraph(_session(model, options), [])
 
 
@@ -61,14 +58,14 @@ def widened_session(file: Path, edit: Edit = lambda graph: None) -> OpenedGraph:
     model = onnx.load(file, load_external_data=False)
     edit(model.graph)
     options = session_options()
-    options.add_session_config_entry(DATA_FOLDER, str(file.parent))
+    options.add_session_config_entry(WEIGHTS_FOLDER, str(file.parent))
     weights: list[Any] = []
     for tensor in model.graph.initializer:
         if tensor.data_type not in FLOATS:
             continue
         array = numpy_helper.to_array(tensor, base_dir=str(file.parent)).astype(np.float64)
         if external_data_helper.uses_external_data(tensor) and array.nbytes > INLINE_BYTES:
-            weights.append(ortvalue(array))
+            weights.append(onnxruntime.OrtValue.ortvalue_from_numpy(array))
             options.add_initializer(tensor.name, weights[-1])
             tensor.data_type = TensorProto.DOUBLE
         else:

@@ -19,14 +19,11 @@ class Batch:
         prompts: token ids, of any lengths.
         room: how many tokens may follow the longest of them.
 
-    Attributes:
-        used: how many slots the cache has: one a token, and those of padding and of tokens taken back.
-        wasted: how many of them are of tokens taken back.
     """
 
     def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int) -> None:
         lengths = np.array([len(prompt) for prompt in prompts])
-        self.model, self.used, self.wasted = model, 0, 0
+        self.model = model
         self._prompts = prompts
         self._mask = np.ones((len(prompts), int(lengths.max()) + room), np.int64)
         self._next = lengths[:, None]  # the position of each row's next token
@@ -55,28 +52,25 @@ class Batch:
         return logits[0]
 
     def take_back(self, count: int) -> None:
-        """Forget the last tokens of the only row: their slots stay where they are, and nobody looks at them."""
-        self._mask[0, self.used - count : self.used] = 0
+        """Forget the last tokens of the only row."""
+        self._cache.cut(self._cache.used - count)
         self._next -= count
-        self.wasted += count
 
     def keep(self, rows: Sequence[int] | np.ndarray) -> None:
         """Go on with these rows, in this order, some perhaps several times."""
         rows = np.asarray(rows)
         self._mask, self._next = self._mask[rows], self._next[rows]
-        self._cache = self.model.take(self._cache, rows)
+        self._cache.keep_rows(rows)
 
     def close_up(self) -> None:
         """Drop the slots that no row looks at."""
-        slots = np.flatnonzero(self._mask[:, : self.used].any(axis=0))
-        if len(slots) == self.used:
-            return
-        self._mask[:, : len(slots)] = self._mask[:, slots]
-        self._mask[:, len(slots) :] = 1
-        self._cache = self.model.take(self._cache, slots, axis=2)
-        self.used, self.wasted = len(slots), 0
+        used = self._cache.used
+        slots = np.flatnonzero(self._mask[:, :used].any(axis=0))
+        if len(slots) < used:
+            self._mask[:, : len(slots)] = self._mask[:, slots]
+            self._mask[:, len(slots) :] = 1
+            self._cache.keep_slots(slots)
 
     def _run(self, ids: np.ndarray, positions: np.ndarray, keep: int) -> np.ndarray:
-        self.used += ids.shape[1]
-        logits, self._cache = self.model.step(ids, self._mask[:, : self.used], positions, self._cache, keep)
-        return logits
+        total = self._cache.used + ids.shape[1]
+        return self.model.step(ids, self._mask[:, :total], positions, self._cache, keep)

@@ -31,7 +31,8 @@ from converter import manifest, precisions
 from converter.data_file import Spec
 from converter.errors import BenchError, GPT2Error
 from converter.precisions import PRECISIONS
-from converter.runtime.session import Cache, Model, config_of, load, model_file, provider_name
+from converter.runtime.cache import Cache
+from converter.runtime.session import Model, config_of, load, model_file, provider_name
 from converter.version import VERSION
 from converter.weights import LM, parameters
 from reference.config import GPT2Config
@@ -514,7 +515,8 @@ def prefill(model: Model, ids: np.ndarray) -> tuple[float, np.ndarray, Cache]:
     """Run prompts, ``[batch, tokens]``: the seconds that took, the last logits, and the cache."""
     positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
     began = time.perf_counter()
-    logits, cache = model.step(ids, np.ones_like(ids), positions, model.empty_cache(len(ids)), keep=1)
+    cache = model.empty_cache(len(ids))
+    logits = model.step(ids, np.ones_like(ids), positions, cache, keep=1)
     return time.perf_counter() - began, logits, cache
 
 
@@ -533,7 +535,7 @@ def decode(model: Model, logits: np.ndarray, cache: Cache, context: int, new_tok
         ids = logits[:, -1].argmax(axis=-1)[:, None]
         mask = np.concatenate((mask, np.ones_like(ids)), axis=1)
         positions = np.full((batch, 1), context + number)
-        logits, cache = model.step(ids, mask, positions, cache, keep=1)
+        logits = model.step(ids, mask, positions, cache, keep=1)
     return time.perf_counter() - began
 
 

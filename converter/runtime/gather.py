@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,4 +36,5 @@ def open_gather(model: Model, axis: int) -> onnxruntime.InferenceSession:
     )
     opset = [helper.make_opsetid("", GATHER_OPSET)]
     made = helper.make_model(graph, opset_imports=opset, ir_version=GATHER_IR)
-    return open_session(made.SerializeToString(), model.session.get_providers()[0], threads=1)
+    provider = model.session.get_providers()[0]
+    return open_session(Path("a graph of Gather"), provider, threads=1, graph=made.SerializeToString())

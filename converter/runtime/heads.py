@@ -16,8 +16,8 @@ from converter import tokenizer
 from converter.answers import Answer, Choice, Embedding, Labels, Span, TokenLabels
 from converter.checkpoint.config import read_json
 from converter.errors import ModelFolderError, PromptError
+from converter.runtime.cache import FED
 from converter.runtime.session import (
-    FED,
     config_of,
     model_file,
     open_session,

@@ -129,7 +129,7 @@ def log_probs(model: Model, rows: Sequence[Sequence[int]]) -> list[list[float | 
     found, cache = np.empty(ids.shape), model.empty_cache(len(rows))
     for begin in range(0, longest - 1, CHUNK_TOKENS):
         chunk = slice(begin, begin + CHUNK_TOKENS)
-        logits, cache = model.step(ids[:, chunk], mask[:, : chunk.stop], positions[:, chunk], cache)
+        logits = model.step(ids[:, chunk], mask[:, : chunk.stop], positions[:, chunk], cache)
         found[:, chunk] = _of_tokens(logits, following[:, chunk])
     return [[None, *found[i, : len(row) - 1].tolist()] for i, row in enumerate(rows)]
 

@@ -15,6 +15,8 @@ from converter import manifest, precisions, tokenizer
 from converter.checkpoint.config import parse_config, read_json
 from converter.clients import token_ids
 from converter.errors import ModelFolderError, PromptError, ProviderError
+from converter.runtime.cache import CACHE_TYPES, IN_PLACE_FED, STEP_FED, Cache, GrowingCache, InPlaceCache
+from converter.runtime.in_place import rewritten
 from converter.weights import LM
 from reference.config import GPT2Config
 
@@ -31,10 +33,10 @@ if TYPE_CHECKING:
 
     from converter.runtime.generation import Generation
 
-FED = ("input_ids", "attention_mask")  # what every graph takes
-STEP_FED = (*FED, "position_ids", "num_logits_to_keep")  # and beside the cache that of a language model
-
 MODEL_FILES = ("onnx/model.onnx", "model.onnx")  # where a folder without our manifest may have its graph
+
+CPU_PROVIDER = "CPUExecutionProvider"
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # for a graph that comes as bytes
 
 LOG_ERRORS_ONLY = 3  # num_logits_to_keep, an input with a default, draws a warning at every load otherwise
 
@@ -48,35 +50,6 @@ OPEN_ERRORS = (
     ort_state.NotImplemented,
     ort_state.RuntimeException,
 )
-
-ortvalue = onnxruntime.OrtValue.ortvalue_from_numpy
-
-# The element types that a cache may have.
-CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
-
-Cache = list[Any]  # OrtValues: keys and values of each layer in turn, [batch, n_head, tokens, head_dim]
-
-
-def device_of(name: str) -> Any:
-    """A device as ONNX Runtime's own calls want it."""
-    return onnxruntime.OrtDevice.make(name, 0)._get_c_device()
-
-
-CPU = device_of("cpu")
-
-
-def run_values(
-    session: onnxruntime.InferenceSession, feeds: dict[str, Any], outputs: Sequence[str], devices: Sequence[Any]
-) -> list[Any]:
-    """Run a session on OrtValues (of ``ort_state``); each output is left on its device.
-
-    This is what an IO binding does, in one call: to bind 25 values by name took 40 µs of each token.
-    """
-    fed, fetched = ort_state.OrtValueVector(), ort_state.OrtValueVector()
-    for value in feeds.values():
-        fed.push_back(value)
-    session.run_with_ortvaluevector(onnxruntime.RunOptions(), list(feeds), fed, outputs, fetched, devices)
-    return [fetched[i] for i in range(len(outputs))]  # an iterator over the vector takes eight times as long
 
 
 def provider_name(provider: str) -> str:
@@ -144,12 +117,14 @@ class Model:
         config: the architecture.
         session: the ONNX Runtime session.
         device: where the runtime keeps the cache, ``cpu`` or ``cuda``.
+        in_place: whether the cache grows where it lies: see ``converter.runtime.in_place``.
     """
 
     folder: Path
     config: GPT2Config
     session: onnxruntime.InferenceSession
     device: str = "cpu"
+    in_place: bool = False
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -187,61 +162,38 @@ class Model:
         name = self.cache_names[0][0]
         return next(CACHE_TYPES[value.type] for value in self.session.get_inputs() if value.name == name)
 
-    @cached_property
-    def _devices(self) -> list[Any]:
-        """Where the outputs are wanted: logits here, the cache where it is used."""
-        return [CPU, *[device_of(self.device)] * (2 * self.config.n_layer)]
-
     def empty_cache(self, batch: int) -> Cache:
-        """A cache that holds no token."""
-        shape = [batch, self.config.n_head, 0, self.config.head_dim]
-        empty = ort_state.OrtValue.ortvalue_from_shape_and_type(shape, self.cache_type, self._devices[-1])
-        return [empty] * (2 * self.config.n_layer)
+        """A cache of ``batch`` rows that holds no token."""
+        return (InPlaceCache if self.in_place else GrowingCache)(self, batch)
 
     def step(
         self, input_ids: np.ndarray, attention_mask: np.ndarray, position_ids: np.ndarray, cache: Cache, keep: int = 0
-    ) -> tuple[np.ndarray, Cache]:
-        """Run the graph over new tokens; the cache goes from run to run without passing through Python.
+    ) -> np.ndarray:
+        """Run the graph over new tokens; the cache, which takes them in, does not pass through Python.
 
         Args:
             input_ids: ``[batch, new]`` int64.
             attention_mask: ``[batch, cached + new]`` int64, 0 for padding.
             position_ids: ``[batch, new]`` int64.
-            cache: of an earlier step, or ``empty_cache``.
+            cache: of the steps before, or ``empty_cache``.
             keep: the logits of how many last positions are wanted; 0 for all.
 
         Returns:
-            Logits ``[batch, keep or new, vocab_size]`` float32, and the longer cache.
+            Logits ``[batch, keep or new, vocab_size]`` float32.
         """
-        given = [np.ascontiguousarray(array, np.int64) for array in (input_ids, attention_mask, position_ids)]
-        given.append(np.array(keep, np.int64))  # OrtValues are views of these arrays: they live as long as the run
-        values = [ort_state.OrtValue.ortvalue_from_numpy(array, CPU) for array in given]
-        pasts, presents = self.cache_names
-        feeds = dict(zip([*STEP_FED, *pasts], values + cache, strict=True))
-        logits, *longer = run_values(self.session, feeds, ["logits", *presents], self._devices)
-        return logits.numpy(), longer
+        return cache.step(input_ids, attention_mask, position_ids, keep)
 
-    @cached_property
-    def _gathers(self) -> dict[int, onnxruntime.InferenceSession]:
-        return {}
-
-    def take(self, cache: Cache, indices: np.ndarray, axis: int = 0) -> Cache:
-        """Rows (axis 0) or slots (axis 2) of a cache, gathered on its device.
-
-        Args:
-            cache: of an earlier step.
-            indices: ``[kept]`` int64, in the new order; one may come several times.
-            axis: what is kept.
-        """
+    def gather(self, axis: int) -> onnxruntime.InferenceSession:
+        """A session that takes rows (axis 0) or slots (axis 2) of a cache, where it lies."""
         from converter.runtime.gather import open_gather
 
         if axis not in self._gathers:
             self._gathers[axis] = open_gather(self, axis)
-        indices = np.ascontiguousarray(indices, np.int64)
-        pasts, presents = self.cache_names
-        values = [ort_state.OrtValue.ortvalue_from_numpy(indices, CPU), *cache]
-        feeds = dict(zip(["indices", *pasts], values, strict=True))
-        return run_values(self._gathers[axis], feeds, presents, self._devices[1:])
+        return self._gathers[axis]
+
+    @cached_property
+    def _gathers(self) -> dict[int, onnxruntime.InferenceSession]:
+        return {}
 
     def logits(self, ids: Sequence[int] | Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
         """The logits after each token: ``[tokens]`` ids give ``[tokens, vocab_size]``, ``[batch, tokens]`` one more.
@@ -262,7 +214,7 @@ class Model:
         if array.shape[1] > self.config.n_positions:
             raise PromptError(f"{array.shape[1]} tokens are more than the model's {self.config.n_positions} positions")
         positions = np.broadcast_to(np.arange(array.shape[1]), array.shape)
-        logits, _ = self.step(array, np.ones_like(array), positions, self.empty_cache(len(array)))
+        logits = self.step(array, np.ones_like(array), positions, self.empty_cache(len(array)))
         return logits if np.ndim(ids) == 2 else logits[0]
 
     def generate(self, prompts: str | Sequence[str] | Sequence[Sequence[int]], **options: Any) -> Generation:
@@ -292,6 +244,7 @@ def load(
     threads: int | None = None,
     precision: str | None = None,
     prepack: bool = True,
+    in_place: bool = True,
 ) -> Model:
     """Open a model folder in ONNX Runtime.
 
@@ -302,6 +255,8 @@ def load(
         precision: one that the folder holds; by default the first of fp32, fp16, int8, int4.
         prepack: lay the weights out anew for speed; without it they stay in the mapped file, which saves a second copy
             of them in memory and the time to make it.
+        in_place: on a CPU, let the cache grow where it lies, which takes another operator than the folder's graph has;
+            without it the graph is run as it is, as other clients run it.
 
     Raises:
         ModelFolderError: the folder is incomplete or its graph cannot be opened.
@@ -313,16 +268,17 @@ def load(
     config = config_of(folder)
     if config.head not in LM:
         raise ModelFolderError(f"{folder} has the head {config.head} and generates nothing: gpt2onnx run {folder} TEXT")
-    session = open_session(file, name, threads, prepack)
+    graph = rewritten(file) if in_place and name == CPU_PROVIDER else None
+    session = open_session(file, name, threads, prepack, graph)
     cache = [f"past_key_values.{i}.{part}" for i in range(config.n_layer) for part in ("key", "value")]
-    shapes = refuse_another_interface(file, session, {*STEP_FED, *cache})
+    shapes = refuse_another_interface(file, session, {*(STEP_FED if graph is None else IN_PLACE_FED), *cache})
     shape = shapes[cache[0]]
     if [shape[1], shape[3]] != [config.n_head, config.head_dim]:
         raise ModelFolderError(
             f"{file} is not the graph that config.json describes: its cache has {shape[1]} heads of {shape[3]}, "
             f"config.json has {config.n_head} of {config.head_dim}"
         )
-    return Model(folder, config, session, "cuda" if provider.lower() == "cuda" else "cpu")
+    return Model(folder, config, session, "cuda" if provider.lower() == "cuda" else "cpu", graph is not None)
 
 
 def config_of(folder: Path) -> GPT2Config:
@@ -335,21 +291,22 @@ def config_of(folder: Path) -> GPT2Config:
 
 
 def open_session(
-    graph: Path | bytes, provider: str, threads: int | None = None, prepack: bool = True
+    file: Path, provider: str, threads: int | None = None, prepack: bool = True, graph: bytes | None = None
 ) -> onnxruntime.InferenceSession:
-    """A graph, a file or its bytes, in ONNX Runtime, whose name for the provider is given.
+    """A graph in ONNX Runtime, whose name for the provider is given; another ``graph`` over the weights of the file's.
 
     Raises:
         ModelFolderError: it cannot be opened.
         ProviderError: the provider does not work on this machine.
     """
     onnxruntime.disable_telemetry_events()  # what runs here is nobody else's business
-    given, name = (graph, "a graph") if isinstance(graph, bytes) else (os.fspath(graph), str(graph))
+    options = session_options(threads, prepack)
+    options.add_session_config_entry(WEIGHTS_FOLDER, os.fspath(file.parent))
     try:
-        session = onnxruntime.InferenceSession(given, session_options(threads, prepack), providers=[provider])
+        session = onnxruntime.InferenceSession(graph or os.fspath(file), options, providers=[provider])
     except OPEN_ERRORS as error:
         raise ModelFolderError(
-            f"{name} cannot be opened by ONNX Runtime {onnxruntime.__version__} ({error})"
+            f"{file} cannot be opened by ONNX Runtime {onnxruntime.__version__} ({error})"
         ) from error
     if session.get_providers()[0] != provider:
         short = provider.removesuffix("ExecutionProvider").lower()

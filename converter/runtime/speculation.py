@@ -2,9 +2,7 @@
 
 A run over the last token and the proposed ones gives the logits after each of them: what greedy generation would have
 chosen there. Proposals are accepted as far as they agree, and the choice that first differs is a token too, so that
-every run gives at least the one that plain generation would have given. What was not accepted stays in the cache, as
-its slots cannot be cut off without copying it, but the attention mask hides them, and the positions go on without them:
-a softmax over scores of which some are minus infinity is that over the others.
+every run gives at least the one that plain generation would have given. What was not accepted is cut off the cache.
 """
 
 from __future__ import annotations
@@ -21,9 +19,6 @@ if TYPE_CHECKING:
     from converter.runtime.session import Model
 
 NGRAMS = (3, 2, 1)  # lengths of what is looked up, the longest first
-
-# Hidden slots cost attention: they are dropped, in one copy of the cache, when there are as many as this.
-MOST_WASTED = 64
 
 
 @dataclass(frozen=True)
@@ -86,7 +81,7 @@ class Lookup:
 def speculate(model: Model, row: Row, options: Options, tick: Callable[[], None]) -> Speculation:
     """Run one row until it ends; its tokens are those of plain generation."""
     bold = most = min(options.speculate, row.limit)
-    batch = Batch(model, [row.prompt_ids], row.limit + MOST_WASTED + most)
+    batch = Batch(model, [row.prompt_ids], row.limit + most)
     lookup, runs, proposed, accepted = Lookup(row.prompt_ids), 0, 0, 0
     token = options.choose(batch.prefill(), [row.history])[0]
     tick()
@@ -106,6 +101,4 @@ def speculate(model: Model, row: Row, options: Options, tick: Callable[[], None]
         runs, proposed, accepted = runs + 1, proposed + len(proposals), accepted + agreed
         batch.take_back(len(proposals) - agreed)
         bold = min(2 * bold, most) if agreed == len(proposals) else agreed + 1
-        if batch.wasted >= MOST_WASTED:
-            batch.close_up()
     return Speculation(runs, proposed, accepted, max(0, len(row.new_ids) - 1))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ import transformers
 from converter.errors import GPT2Error, ModelFolderError, PromptError, ProviderError
 from converter.export import convert
 from converter.runtime import session
+from converter.runtime.cache import GrowingCache
 from converter.runtime.session import load
 
 Save = Callable[..., Path]
@@ -31,19 +30,6 @@ def test_logits_are_those_of_transformers(save: Save, tmp_path: Path) -> None:
     model = load(tmp_path / "out")
     np.testing.assert_allclose(model.logits(ids), theirs, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(model.logits(ids[1]), theirs[1], rtol=1e-4, atol=1e-4)
-
-
-def test_steps_with_the_cache_add_up_to_one_pass(save: Save, tmp_path: Path) -> None:
-    convert(save(), tmp_path / "out")
-    model = load(tmp_path / "out")
-    ids = np.random.default_rng(0).integers(61, size=(2, 11))
-    cache, parts = model.empty_cache(2), []
-    for begin, end in ((0, 4), (4, 5), (5, 11)):
-        positions = np.broadcast_to(np.arange(begin, end), (2, end - begin))
-        logits, cache = model.step(ids[:, begin:end], np.ones((2, end)), positions, cache)
-        parts.append(logits)
-    np.testing.assert_allclose(np.concatenate(parts, axis=1), model.logits(ids), rtol=1e-4, atol=1e-5)
-    assert cache[0].shape() == [2, 3, 11, 4]
 
 
 @pytest.mark.parametrize(
@@ -135,26 +121,6 @@ def test_a_config_that_is_not_the_graphs_own_is_refused(
         load(tmp_path / "out")
 
 
-def test_rows_and_slots_of_a_cache_are_taken_where_it_lies(save: Save, tmp_path: Path) -> None:
-    convert(save(), tmp_path / "out")
-    model = load(tmp_path / "out")
-    ids = np.random.default_rng(0).integers(61, size=(3, 7))
-    _, cache = model.step(ids, np.ones_like(ids), np.broadcast_to(np.arange(7), ids.shape), model.empty_cache(3))
-    rows, slots = np.array([2, 0, 2, 1]), np.array([6, 1])
-    for value, by_row, by_slot in zip(cache, model.take(cache, rows), model.take(cache, slots, axis=2), strict=True):
-        np.testing.assert_array_equal(by_row.numpy(), value.numpy()[rows])
-        np.testing.assert_array_equal(by_slot.numpy(), value.numpy()[:, :, slots])
-
-
-@pytest.mark.parametrize(("name", "dtype"), [("tensor(float)", np.float32), ("tensor(float16)", np.float16)])
-def test_the_cache_has_the_type_that_the_graph_takes(bundled: Path, name: str, dtype: Any) -> None:
-    model = load(bundled)
-    inputs = [SimpleNamespace(name=value.name, type=name) for value in model.session.get_inputs()]
-    (first, *_) = replace(model, session=SimpleNamespace(get_inputs=lambda: inputs)).empty_cache(2)
-    assert first.numpy().dtype == dtype
-    assert first.shape() == [2, model.config.n_head, 0, model.config.head_dim]
-
-
 def test_weights_used_as_the_file_has_them_give_the_same_logits(bundled: Path) -> None:
     ids = np.arange(60).reshape(2, 30)
     np.testing.assert_allclose(
@@ -167,7 +133,9 @@ def test_weights_used_as_the_file_has_them_give_the_same_logits(bundled: Path) -
 def test_on_a_gpu_the_cache_stays_there_and_the_tokens_are_the_same(bundled: Path, options: dict[str, Any]) -> None:
     model = load(bundled, provider="cuda")
     assert model.device == "cuda"
-    assert model.empty_cache(1)[0].device_name().lower() == "cuda"
+    cache = model.empty_cache(1)
+    assert isinstance(cache, GrowingCache)
+    assert cache.values[0].device_name().lower() == "cuda"
     prompts = ["The following", "In a class"]
     ours = model.generate(prompts, max_new_tokens=30, **options).new_ids
     assert ours == load(bundled).generate(prompts, max_new_tokens=30, **options).new_ids

@@ -1,0 +1,233 @@
+"""Keys and values of the tokens that have been run, kept from step to step where the runtime computes with them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
+
+if TYPE_CHECKING:
+    from converter.runtime.session import Model
+
+FED = ("input_ids", "attention_mask")  # what every graph takes
+STEP_FED = (*FED, "position_ids", "num_logits_to_keep")  # and beside the cache that of a language model
+IN_PLACE_FED = (
+    "input_ids",
+    "position_ids",
+    "num_logits_to_keep",
+    "attention_bias",
+    "seqlens_k",
+    "total_sequence_length",
+)
+
+# The element types that a cache may have.
+CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+
+# Added to the score of a padding token: no probability is left of it beside any real token, and a row of nothing but
+# padding stays finite, as it would not with minus infinity or, once a score is added, with float32's lowest number.
+MASKED = -1e30
+
+# Slots are made a quarter more than are needed, so that few steps copy the cache, and in multiples of 64.
+SPARE_SHARE, SLOT_MULTIPLE = 4, 64
+
+
+def device_of(name: str) -> Any:
+    """A device as ONNX Runtime's own calls want it."""
+    return onnxruntime.OrtDevice.make(name, 0)._get_c_device()
+
+
+CPU = device_of("cpu")
+
+
+def on_cpu(array: np.ndarray) -> Any:
+    """An OrtValue that is a view of an array, which must outlive it."""
+    return ort_state.OrtValue.ortvalue_from_numpy(array, CPU)
+
+
+def run_values(
+    session: onnxruntime.InferenceSession,
+    feeds: dict[str, Any],
+    outputs: Sequence[str],
+    devices: Sequence[Any],
+    given: Sequence[Any] = (),
+) -> list[Any]:
+    """Run a session on OrtValues (of ``ort_state``); outputs are written into those given, or left on their devices.
+
+    This is what an IO binding does, in one call: to bind 25 values by name took 40 µs of each token.
+    """
+    fed, fetched = ort_state.OrtValueVector(), ort_state.OrtValueVector()
+    for value in feeds.values():
+        fed.push_back(value)
+    for value in given:
+        fetched.push_back(value)
+    session.run_with_ortvaluevector(onnxruntime.RunOptions(), list(feeds), fed, outputs, fetched, devices)
+    return [fetched[i] for i in range(len(outputs))]  # an iterator over the vector takes eight times as long
+
+
+class Cache(ABC):
+    """The cache of several rows side by side.
+
+    Attributes:
+        used: its slots, the same of every row; one a token or padding.
+    """
+
+    used = 0
+
+    @abstractmethod
+    def step(self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int) -> np.ndarray:
+        """Run new tokens, which become part of the cache; see ``Model.step``."""
+
+    @abstractmethod
+    def keep_rows(self, rows: np.ndarray) -> None:
+        """Go on with these rows, in this order, some perhaps several times."""
+
+    @abstractmethod
+    def keep_slots(self, slots: np.ndarray) -> None:
+        """Go on with these slots of every row, which ascend."""
+
+    def cut(self, used: int) -> None:
+        """Go on with the first slots only."""
+        self.keep_slots(np.arange(used))
+
+    @abstractmethod
+    def arrays(self) -> list[np.ndarray]:
+        """Keys and values of each layer in turn, ``[batch, n_head, used, head_dim]``."""
+
+
+class GrowingCache(Cache):
+    """The cache as the shipped graph has it: every step returns a new one, longer by its tokens."""
+
+    def __init__(self, model: Model, batch: int) -> None:
+        self.model, self.devices = model, [device_of(model.device)] * (2 * model.config.n_layer)
+        shape = [batch, model.config.n_head, 0, model.config.head_dim]
+        empty = ort_state.OrtValue.ortvalue_from_shape_and_type(shape, model.cache_type, self.devices[0])
+        self.values = [empty] * len(self.devices)
+
+    def step(self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int) -> np.ndarray:
+        fed = *(np.ascontiguousarray(array, np.int64) for array in (ids, mask, positions)), np.array(keep, np.int64)
+        pasts, presents = self.model.cache_names
+        feeds = dict(zip([*STEP_FED, *pasts], [*map(on_cpu, fed), *self.values], strict=True))
+        logits, *self.values = run_values(self.model.session, feeds, ["logits", *presents], [CPU, *self.devices])
+        self.used += ids.shape[1]
+        return logits.numpy()
+
+    def keep_rows(self, rows: np.ndarray) -> None:
+        self._take(rows, 0)
+
+    def keep_slots(self, slots: np.ndarray) -> None:
+        self._take(slots, 2)
+        self.used = len(slots)
+
+    def _take(self, indices: np.ndarray, axis: int) -> None:
+        """Gather where the cache lies."""
+        indices = np.ascontiguousarray(indices, np.int64)
+        pasts, presents = self.model.cache_names
+        feeds = dict(zip(["indices", *pasts], [on_cpu(indices), *self.values], strict=True))
+        self.values = run_values(self.model.gather(axis), feeds, presents, self.devices)
+
+    def arrays(self) -> list[np.ndarray]:
+        return [value.numpy() for value in self.values]
+
+
+class InPlaceCache(Cache):
+    """Buffers with slots to spare, into which the graph of ``converter.runtime.in_place`` writes what is new.
+
+    Nothing is copied but when they are full, and when rows leave or change places.
+    """
+
+    def __init__(self, model: Model, batch: int) -> None:
+        self.model, self.batch = model, batch
+        self.buffers = [self._buffer(batch, 0) for _ in range(model.config.n_layer)]
+        self.values: list[Any] = []
+
+    def _buffer(self, batch: int, slots: int) -> np.ndarray:
+        """Of one layer: keys and values, ``[2, batch, n_head, slots, head_dim]``; one that is large has large pages."""
+        config = self.model.config
+        return np.empty((2, batch, config.n_head, slots, config.head_dim), np.float32)
+
+    def step(self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int) -> np.ndarray:
+        new = ids.shape[1]
+        self._make_room(self.used + new)
+        if self.used and new > 1 and len(ids) > 1:  # several new tokens on top of a cache are taken one row at a time
+            rows = [slice(row, row + 1) for row in range(len(ids))]
+            values = [[on_cpu(half[row]) for layer in self.buffers for half in layer] for row in rows]
+            parts = [self._run(ids[r], mask[r], positions[r], keep, v) for r, v in zip(rows, values, strict=True)]
+            logits = np.concatenate(parts)
+        else:
+            logits = self._run(ids, mask, positions, keep, self.values)
+        self.used += new
+        return logits
+
+    def _run(
+        self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int, values: list[Any]
+    ) -> np.ndarray:
+        batch, new = ids.shape
+        total, config = self.used + new, self.model.config
+        fed = (
+            np.ascontiguousarray(ids, np.int64),
+            np.ascontiguousarray(positions, np.int64),
+            np.array(keep, np.int64),
+            attention_bias(mask, new),
+            np.full(batch, total - 1, np.int32),
+            np.array(total, np.int32),
+        )
+        logits = np.empty((batch, min(keep or new, new), config.vocab_size), np.float32)
+        pasts, presents = self.model.cache_names
+        feeds = dict(zip([*IN_PLACE_FED, *pasts], [*map(on_cpu, fed), *values], strict=True))
+        given = [on_cpu(logits), *values]
+        run_values(self.model.session, feeds, ["logits", *presents], [CPU] * len(given), given)
+        return logits
+
+    def _make_room(self, slots: int) -> None:
+        if slots > self.buffers[0].shape[3]:
+            whole = slots + slots // SPARE_SHARE
+            self._move(range(self.batch), whole + -whole % SLOT_MULTIPLE)
+
+    def _move(self, rows: Sequence[int] | np.ndarray, slots: int) -> None:
+        """Into new buffers, a layer at a time, so that no more than one of them is there twice."""
+        self.values.clear()
+        for i, old in enumerate(self.buffers):
+            self.buffers[i] = self._buffer(len(rows), slots)
+            for to, row in enumerate(rows):
+                self.buffers[i][:, to, :, : self.used] = old[:, row, :, : self.used]
+        self.batch = len(rows)
+        self.values = [on_cpu(half) for layer in self.buffers for half in layer]
+
+    def keep_rows(self, rows: np.ndarray) -> None:
+        if len(rows) != self.batch:
+            self._move(rows, self.buffers[0].shape[3])
+            return
+        moved = np.flatnonzero(rows != np.arange(self.batch))
+        for layer in self.buffers:
+            layer[:, moved, :, : self.used] = layer[:, rows[moved], :, : self.used]
+
+    def keep_slots(self, slots: np.ndarray) -> None:
+        for layer in self.buffers:
+            layer[:, :, :, : len(slots)] = layer[:, :, :, slots]
+        self.used = len(slots)
+
+    def cut(self, used: int) -> None:
+        self.used = used
+
+    def arrays(self) -> list[np.ndarray]:
+        return [half[:, :, : self.used] for layer in self.buffers for half in layer]
+
+
+def attention_bias(mask: np.ndarray, new: int) -> np.ndarray:
+    """What is added to the scores of ``new`` tokens: 0, or ``MASKED`` at padding.
+
+    Args:
+        mask: ``[batch, total]``, 0 for padding.
+        new: how many of the last slots are asked for; who comes after whom is the operator's own business.
+
+    Returns:
+        ``[batch, 1, new, total]`` float32, of one row where there is no padding.
+    """
+    if mask.all():
+        return np.zeros((1, 1, new, mask.shape[1]), np.float32)
+    bias = np.where(mask, np.float32(0), np.float32(MASKED))
+    return np.ascontiguousarray(np.broadcast_to(bias[:, None, None], (len(mask), 1, new, mask.shape[1])))

@@ -1,0 +1,103 @@
+"""The shipped graph with a cache that grows where it lies, for ONNX Runtime on a CPU.
+
+The standard operator Attention returns a new, longer cache at every step: of a long text, or of many, copying it takes
+longer than reading the weights. ONNX Runtime's own GroupQueryAttention writes new keys and values into the buffers that
+it is given. So each Attention becomes one, before the graph is opened: weights, names and everything else are the
+shipped graph's, and the folder is left alone, as other clients know no such operator.
+
+What stays outside: causality is the operator's own, and padding comes as ``attention_bias``, since its ``seqlens_k``
+knows none on the left (it counts it among the tokens). https://github.com/microsoft/onnxruntime, ContribOperators.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper
+
+from converter.version import PRODUCER
+
+ATTENTION, MICROSOFT = "Attention", "com.microsoft"
+HEAD_DIM_MULTIPLE = 8  # the operator refuses others
+PACKED = ("", "")  # where keys and values would be, if they did not lie behind the queries
+NO_ROTATION = ("", "", "")  # cos_cache, sin_cache, position_ids
+
+# The attributes of an Attention that means no more than GroupQueryAttention can.
+PLAIN = {"q_num_heads", "kv_num_heads", "scale"}
+
+GIVEN = {  # inputs in place of the attention mask
+    "attention_bias": (TensorProto.FLOAT, ["bias_batch", 1, "sequence_length", "total_sequence_length"]),
+    "seqlens_k": (TensorProto.INT32, ["batch_size"]),
+    "total_sequence_length": (TensorProto.INT32, []),
+}
+
+
+def rewritten(file: Path) -> bytes | None:
+    """The graph of ``file``, its cache in place; None if that cannot be made of it, or if it is not gpt2onnx's own.
+
+    Its weights stay where they are, relative to the file's folder.
+    """
+    try:
+        model = onnx.load(file, load_external_data=False)
+    except (DecodeError, OSError):
+        return None  # ONNX Runtime says what is wrong with it
+    graph = model.graph
+    attentions = [node for node in graph.node if node.op_type == ATTENTION]
+    cache = [value for value in graph.input if value.name.startswith("past_key_values.")]
+    # In a graph of somebody else's the mask may mean more than which tokens are padding.
+    ours = model.producer_name == PRODUCER and 2 * len(attentions) == len(cache)
+    if not (ours and attentions and all(map(_can_be_in_place, attentions, cache[::2]))):
+        return None
+    splits = {node.output[0]: node for node in graph.node if node.op_type == "Split"}
+    nodes = [_in_place(node, splits[node.input[0]]) if node.op_type == ATTENTION else node for node in graph.node]
+    inputs = [value for value in graph.input if value.name != "attention_mask"]
+    inputs += [helper.make_tensor_value_info(name, *what) for name, what in GIVEN.items()]
+    _replace(graph.node, _needed(nodes, [value.name for value in graph.output]))
+    _replace(graph.input, inputs)
+    for value in (*cache, *graph.output[1:]):
+        value.type.tensor_type.shape.dim[2].dim_param = "slots"
+    if all(opset.domain != MICROSOFT for opset in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+    return model.SerializeToString()
+
+
+def _can_be_in_place(attention: NodeProto, keys: ValueInfoProto) -> bool:
+    """Whether the operator means nothing that GroupQueryAttention cannot, on a cache of a type and shape it takes."""
+    cache = keys.type.tensor_type
+    plain = {attribute.name for attribute in attention.attribute} == PLAIN
+    return plain and cache.elem_type == TensorProto.FLOAT and cache.shape.dim[3].dim_value % HEAD_DIM_MULTIPLE == 0
+
+
+def _in_place(attention: NodeProto, split: NodeProto) -> NodeProto:
+    """One operator for another; it takes queries, keys and values together, as they come from their projection."""
+    values = {attribute.name: helper.get_attribute_value(attribute) for attribute in attention.attribute}
+    return helper.make_node(
+        "GroupQueryAttention",
+        [split.input[0], *PACKED, *attention.input[4:6], *list(GIVEN)[1:], *NO_ROTATION, "attention_bias"],
+        list(attention.output),
+        name=attention.name,
+        domain=MICROSOFT,
+        num_heads=values["q_num_heads"],
+        kv_num_heads=values["kv_num_heads"],
+        scale=values["scale"],
+    )
+
+
+def _needed(nodes: Sequence[NodeProto], outputs: Iterable[str]) -> list[NodeProto]:
+    """Those that an output depends on: the mask's are not among them any more."""
+    wanted, kept = set(outputs), []
+    for node in reversed(nodes):
+        if not wanted.isdisjoint(node.output):
+            kept.append(node)
+            wanted.update(node.input)
+    return kept[::-1]
+
+
+def _replace(field: Any, values: Sequence[Any]) -> None:
+    """The elements of a repeated field."""
+    del field[:]
+    field.extend(values)

@@ -1,0 +1,156 @@
+"""The two caches: what is computed with them is what one pass over all tokens computes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from converter.export import convert
+from converter.runtime import cache as caches
+from converter.runtime.cache import MASKED, GrowingCache, InPlaceCache, attention_bias
+from converter.runtime.session import Model, load
+from tests.conftest import random_gpt2
+
+Save = Callable[..., Path]
+WIDE = {"n_embd": 24, "n_positions": 200}  # heads of 8, as the operator that works in place wants them
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
+    """One graph, run in both ways."""
+    folder = tmp_path_factory.mktemp("caches")
+    random_gpt2(**WIDE).save_pretrained(folder / "source")
+    convert(folder / "source", folder / "out")
+    return {"growing": load(folder / "out", in_place=False), "in place": load(folder / "out")}
+
+
+def step(model: Model, cache: Any, ids: np.ndarray, mask: np.ndarray, begin: int, end: int) -> np.ndarray:
+    """Logits of the tokens from ``begin`` to ``end``, positions counted over the mask."""
+    positions = np.maximum(mask.cumsum(axis=1) - 1, 0)[:, begin:end]
+    return model.step(ids[:, begin:end], mask[:, :end], positions, cache)
+
+
+@pytest.mark.parametrize("kind", ["growing", "in place"])
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 3),
+    chunks=st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    padding=st.lists(st.integers(0, 4), min_size=3, max_size=3),
+    seed=st.integers(0, 99),
+)
+def test_chunks_of_padded_rows_add_up_to_each_row_in_one_pass(
+    models: dict[str, Model], kind: str, rows: int, chunks: list[int], padding: list[int], seed: int
+) -> None:
+    model, length = models[kind], sum(chunks)
+    ids = np.random.default_rng(seed).integers(61, size=(rows, length))
+    first = np.minimum(padding[:rows], length - 1)
+    mask = (np.arange(length) >= first[:, None]).astype(np.int64)
+    cache, ends = model.empty_cache(rows), np.cumsum(chunks)
+    parts = [step(model, cache, ids, mask, end - chunk, end) for chunk, end in zip(chunks, ends, strict=True)]
+    logits = np.concatenate(parts, axis=1)
+    assert cache.used == length
+    for row, begin in enumerate(first):
+        alone = models["growing"].logits(ids[row, begin:])
+        np.testing.assert_allclose(logits[row, begin:], alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["growing", "in place"])
+def test_rows_leave_come_twice_and_change_places(models: dict[str, Model], kind: str) -> None:
+    model, ids = models[kind], np.random.default_rng(0).integers(61, size=(3, 9))
+    mask = np.ones_like(ids)
+    for rows in ([2, 0, 1], [1, 1, 0], [2], [0, 2, 2, 1]):
+        cache = model.empty_cache(3)
+        step(model, cache, ids, mask, 0, 7)
+        cache.keep_rows(np.array(rows))
+        logits = step(model, cache, ids[rows], mask[rows], 7, 8)
+        np.testing.assert_allclose(logits[:, 0], model.logits(ids[rows])[:, 7], rtol=1e-4, atol=1e-4)
+        assert cache.arrays()[0].shape == (len(rows), 3, 8, 8)
+
+
+@pytest.mark.parametrize("kind", ["growing", "in place"])
+def test_what_is_cut_off_was_never_there(models: dict[str, Model], kind: str) -> None:
+    model, ids = models[kind], np.random.default_rng(0).integers(61, size=(1, 9))
+    cache = model.empty_cache(1)
+    step(model, cache, np.concatenate((ids[:, :6], ids[:, :3]), axis=1), np.ones((1, 9), np.int64), 0, 9)
+    cache.cut(6)
+    logits = step(model, cache, ids, np.ones_like(ids), 6, 9)
+    np.testing.assert_allclose(logits, model.logits(ids)[:, 6:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["growing", "in place"])
+def test_slots_that_nobody_looks_at_can_go(models: dict[str, Model], kind: str) -> None:
+    model, ids = models[kind], np.random.default_rng(0).integers(61, size=(2, 9))
+    mask = np.ones_like(ids)
+    mask[:, :4] = 0
+    cache = model.empty_cache(2)
+    step(model, cache, ids, mask, 0, 8)
+    cache.keep_slots(np.arange(4, 8))
+    logits = step(model, cache, ids[:, 4:], mask[:, 4:], 4, 5)
+    np.testing.assert_allclose(logits[:, 0], model.logits(ids[:, 4:])[:, 4], rtol=1e-4, atol=1e-4)
+
+
+def test_the_cache_lies_where_it_lay_until_it_is_full(models: dict[str, Model]) -> None:
+    model, ids = models["in place"], np.random.default_rng(0).integers(61, size=(2, 150))
+    mask, cache = np.ones_like(ids), models["in place"].empty_cache(2)
+    assert isinstance(cache, InPlaceCache)
+    places = []
+    for end in range(1, 151):
+        step(model, cache, ids, mask, end - 1, end)
+        places.append(cache.buffers[0].ctypes.data)
+    assert len(set(places[:64])) == 1
+    assert sum(a != b for a, b in itertools.pairwise(places)) == 2  # at 64 slots, and at 128
+
+
+def test_logits_that_were_given_out_stay_as_they_are(models: dict[str, Model]) -> None:
+    model, ids = models["in place"], np.array([[1, 2, 3]])
+    cache = model.empty_cache(1)
+    first = step(model, cache, ids, np.ones_like(ids), 0, 1)
+    before = first.copy()
+    step(model, cache, ids, np.ones_like(ids), 1, 2)
+    np.testing.assert_array_equal(first, before)
+
+
+def test_only_the_logits_that_are_asked_for_are_computed(models: dict[str, Model]) -> None:
+    ids = np.random.default_rng(0).integers(61, size=(2, 5))
+    for model in models.values():
+        positions, whole = np.broadcast_to(np.arange(5), ids.shape), model.logits(ids)
+        for keep, kept in ((0, 5), (1, 1), (3, 3), (9, 5)):
+            logits = model.step(ids, np.ones_like(ids), positions, model.empty_cache(2), keep=keep)
+            np.testing.assert_allclose(logits, whole[:, -kept:], rtol=1e-4, atol=1e-4)
+
+
+def test_padding_is_masked_in_every_new_row_and_nothing_else_is() -> None:
+    mask = np.array([[0, 0, 1, 1], [1, 1, 1, 1]])
+    bias = attention_bias(mask, 2)
+    assert bias.shape == (2, 1, 2, 4)
+    np.testing.assert_array_equal(bias[:, 0, 0], np.where(mask, 0, np.float32(MASKED)))
+    np.testing.assert_array_equal(bias[:, 0, 1], bias[:, 0, 0])
+    assert attention_bias(np.ones((3, 4), np.int64), 2).shape == (1, 1, 2, 4)
+    assert not attention_bias(np.ones((3, 4), np.int64), 2).any()
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("tensor(float)", np.float32), ("tensor(float16)", np.float16)])
+def test_the_cache_has_the_type_that_the_graph_takes(bundled: Path, name: str, dtype: Any) -> None:
+    model = load(bundled, in_place=False)
+    inputs = [SimpleNamespace(name=value.name, type=name) for value in model.session.get_inputs()]
+    (first, *_) = GrowingCache(replace(model, session=SimpleNamespace(get_inputs=lambda: inputs)), 2).arrays()
+    assert first.dtype == dtype
+    assert first.shape == (2, model.config.n_head, 0, model.config.head_dim)
+
+
+def test_spare_slots_are_a_share_of_those_needed(models: dict[str, Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caches, "SLOT_MULTIPLE", 1)
+    model, ids = models["in place"], np.zeros((1, 40), np.int64)
+    cache = model.empty_cache(1)
+    assert isinstance(cache, InPlaceCache)
+    step(model, cache, ids, np.ones_like(ids), 0, 40)
+    assert cache.buffers[0].shape == (2, 1, 3, 50, 8)

@@ -1,0 +1,80 @@
+"""Which graphs are run with a cache in place, and that nothing else of them changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from converter.export import convert
+from converter.runtime.cache import GrowingCache, InPlaceCache
+from converter.runtime.in_place import rewritten
+from converter.runtime.session import load
+
+Save = Callable[..., Path]
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "in_place"),
+    [
+        ({"n_embd": 24}, {}, True),
+        ({"n_embd": 24}, {"precision": "int8"}, True),
+        ({"n_embd": 24, "scale_attn_by_inverse_layer_idx": True}, {"opset": 25}, True),
+        ({"n_embd": 24}, {"opset": 22}, False),  # attention is spelled out there
+        ({"n_embd": 24}, {"precision": "fp16"}, False),  # its softmax is to be float32's
+        ({"n_embd": 12}, {}, False),  # heads of 4, which the operator refuses
+    ],
+)
+def test_the_cache_is_in_place_where_the_operator_means_the_same(
+    save: Save, tmp_path: Path, config: dict[str, object], options: dict[str, object], in_place: bool
+) -> None:
+    convert(save(**config), tmp_path / "out", **options)
+    model = load(tmp_path / "out")
+    assert model.in_place is in_place
+    assert isinstance(model.empty_cache(1), InPlaceCache if in_place else GrowingCache)
+    ids, plain = np.random.default_rng(0).integers(61, size=(3, 20)), load(tmp_path / "out", in_place=False)
+    assert not plain.in_place
+    scale = plain.logits(ids).std()
+    np.testing.assert_allclose(model.logits(ids), plain.logits(ids), atol=1e-2 * scale if options else 1e-5 * scale)
+
+
+def test_the_folder_is_left_alone(save: Save, tmp_path: Path) -> None:
+    convert(save(n_embd=24), tmp_path / "out")
+    before = (tmp_path / "out/onnx/model.onnx").read_bytes()
+    load(tmp_path / "out").generate([[1, 2]], max_new_tokens=2)
+    assert (tmp_path / "out/onnx/model.onnx").read_bytes() == before
+
+
+def test_weights_are_the_same_and_the_mask_is_gone(save: Save, tmp_path: Path) -> None:
+    convert(save(n_embd=24), tmp_path / "out")
+    file = tmp_path / "out/onnx/model.onnx"
+    before, after = onnx.load(file, load_external_data=False).graph, rewritten(file)
+    assert after is not None
+    graph = onnx.load_from_string(after).graph
+    assert list(graph.initializer) == list(before.initializer)
+    assert {node.op_type for node in before.node} - {node.op_type for node in graph.node} >= {
+        "Attention",
+        "Split",
+        "Range",
+    }
+    assert [node.op_type for node in graph.node].count("GroupQueryAttention") == 3
+    assert "attention_mask" not in {value.name for value in graph.input}
+
+
+@pytest.mark.parametrize("change", ["producer", "attribute"])
+def test_a_graph_that_may_mean_more_is_run_as_it_is(save: Save, tmp_path: Path, change: str) -> None:
+    convert(save(n_embd=24), tmp_path / "out")
+    file = tmp_path / "out/onnx/model.onnx"
+    model = onnx.load(file, load_external_data=False)
+    if change == "producer":
+        model.producer_name = "somebody"
+    else:
+        next(node for node in model.graph.node if node.op_type == "Attention").attribute.append(
+            onnx.helper.make_attribute("softcap", 30.0)
+        )
+    onnx.save(model, file)
+    assert rewritten(file) is None
+    assert not load(tmp_path / "out").in_place
