@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from converter.parity.verdict import Judge, Kind, Measured
 from converter.parity.widen import graph_session, widened_session
 from converter.precisions import PRECISIONS
 from converter.runtime.heads import load as load_head
+from converter.runtime.in_place import rewritten
 from converter.runtime.session import OPEN_ERRORS, load, model_file
 from converter.staging import second_graph
 from converter.version import VERSION
@@ -54,6 +55,7 @@ FULL = "fp32"  # the precision that is held against the noise floor; the others 
 BUDGET_OF = {"fp16": "float16", "int8": "int8", "int4": "int4"}
 
 HALF_LEG = "float16, every operation rounded"
+IN_PLACE = ", cache in place"
 HUGGINGFACE, FLOAT64_LEG, RUNTIME_LEG = "Hugging Face", "ONNX graph in float64", "ONNX Runtime float32"
 
 
@@ -188,18 +190,23 @@ def folder_rows(
     config, limits, graphs = baseline.ledger.config, baseline.limits, graphs_of(out, baseline.ledger.config.head)
     named = None if len(graphs) == 1 else list(graphs)
 
-    def runtime(precision: str) -> legs.Leg:
+    def runtime(precision: str, in_place: bool = False) -> legs.Leg:
         asked = precision if named else None
         if config.head != "lm":
             model = load_head(out, options.provider, precision=asked)
             settings.update(describe(model.session))
             return legs.shipped_head(model)
-        generating = load(out, options.provider, precision=asked)
+        generating = load(out, options.provider, precision=asked, in_place=in_place)
         settings.update(describe(generating.session))
         return legs.shipped(generating)
 
     def lossy(precision: str) -> Row:
         return Row(precision_leg(precision), Kind.LOSSY, partial(runtime, precision), budget=BUDGET_OF[precision])
+
+    def in_place(precision: str) -> Row:
+        """As ``generate`` runs it; one precision stands for all, whose weights alone differ."""
+        row = lossy(precision) if precision != FULL else Row(RUNTIME_LEG, Kind.NUMERICS, partial(runtime, FULL))
+        return replace(row, name=f"{row.name}{IN_PLACE}", open=partial(runtime, precision, in_place=True))
 
     def widened() -> legs.Leg:
         return legs.graph(widened_session(graphs[FULL]), config, np.float64)
@@ -212,9 +219,12 @@ def folder_rows(
         Row(RUNTIME_LEG, Kind.NUMERICS, partial(runtime, FULL)),
         Row(FLOAT64_LEG, Kind.SEMANTICS, widened, limit=limits.graph_float64, cases=cases),
     ]
+    first, file = next(iter(graphs.items()))
+    rewrites = config.head == "lm" and options.provider == "cpu" and rewritten(file) is not None
     return [
         *((graphs[FULL], row) for row in exact if FULL in graphs),
         *((file, lossy(precision)) for precision, file in graphs.items() if precision != FULL),
+        *([(file, in_place(first))] if rewrites else []),
         *((file, other(file)) for file in options.also),
     ]
 

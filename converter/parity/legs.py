@@ -94,7 +94,7 @@ def one_thread() -> Iterator[None]:
 
 
 def shipped(model: Model) -> Leg:
-    """The shipped graph in ONNX Runtime, as ``generate`` runs it."""
+    """The shipped graph in ONNX Runtime, as it is or, opened with its cache in place, as ``generate`` runs it."""
 
     def step(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any, keep: int) -> tuple[np.ndarray, Any]:
         cache = model.empty_cache(len(ids)) if cache is None else cache

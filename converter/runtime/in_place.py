@@ -11,7 +11,7 @@ knows none on the left (it counts it among the tokens). https://github.com/micro
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,8 @@ def rewritten(file: Path) -> bytes | None:
     ours = model.producer_name == PRODUCER and 2 * len(attentions) == len(cache)
     if not (ours and attentions and all(map(_can_be_in_place, attentions, cache[::2]))):
         return None
-    splits = {node.output[0]: node for node in graph.node if node.op_type == "Split"}
-    nodes = [_in_place(node, splits[node.input[0]]) if node.op_type == ATTENTION else node for node in graph.node]
+    whole = {tuple(node.output): node.input[0] for node in graph.node if node.op_type == "Split"}
+    nodes = [_in_place(node, whole) if node.op_type == ATTENTION else node for node in graph.node]
     inputs = [value for value in graph.input if value.name != "attention_mask"]
     inputs += [helper.make_tensor_value_info(name, *what) for name, what in GIVEN.items()]
     _replace(graph.node, _needed(nodes, [value.name for value in graph.output]))
@@ -72,12 +72,24 @@ def _can_be_in_place(attention: NodeProto, keys: ValueInfoProto) -> bool:
     return plain and cache.elem_type == TensorProto.FLOAT and cache.shape.dim[3].dim_value % HEAD_DIM_MULTIPLE == 0
 
 
-def _in_place(attention: NodeProto, split: NodeProto) -> NodeProto:
-    """One operator for another; it takes queries, keys and values together, as they come from their projection."""
+def _in_place(attention: NodeProto, whole: Mapping[tuple[str, ...], str]) -> NodeProto:
+    """One operator for another. It takes queries, keys and values together where they come from one projection.
+
+    Args:
+        attention: the node.
+        whole: the outputs of each Split, and what is split.
+    """
+    projected = tuple(attention.input[:3])
     values = {attribute.name: helper.get_attribute_value(attribute) for attribute in attention.attribute}
     return helper.make_node(
         "GroupQueryAttention",
-        [split.input[0], *PACKED, *attention.input[4:6], *list(GIVEN)[1:], *NO_ROTATION, "attention_bias"],
+        [
+            *((whole[projected], *PACKED) if projected in whole else projected),
+            *attention.input[4:6],
+            *list(GIVEN)[1:],
+            *NO_ROTATION,
+            "attention_bias",
+        ],
         list(attention.output),
         name=attention.name,
         domain=MICROSOFT,

@@ -16,6 +16,7 @@ from converter.checkpoint.config import parse_config, read_json
 from converter.clients import token_ids
 from converter.errors import ModelFolderError, PromptError, ProviderError
 from converter.runtime.cache import CACHE_TYPES, IN_PLACE_FED, STEP_FED, Cache, GrowingCache, InPlaceCache
+from converter.runtime.huge_pages import Mover, regions
 from converter.runtime.in_place import rewritten
 from converter.weights import LM
 from reference.config import GPT2Config
@@ -118,6 +119,7 @@ class Model:
         session: the ONNX Runtime session.
         device: where the runtime keeps the cache, ``cpu`` or ``cuda``.
         in_place: whether the cache grows where it lies: see ``converter.runtime.in_place``.
+        mover: what puts the weights on large pages: see ``converter.runtime.huge_pages``.
     """
 
     folder: Path
@@ -125,6 +127,7 @@ class Model:
     session: onnxruntime.InferenceSession
     device: str = "cpu"
     in_place: bool = False
+    mover: Mover | None = None
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -181,6 +184,8 @@ class Model:
         Returns:
             Logits ``[batch, keep or new, vocab_size]`` float32.
         """
+        if self.mover is not None:
+            self.mover.step()
         return cache.step(input_ids, attention_mask, position_ids, keep)
 
     def gather(self, axis: int) -> onnxruntime.InferenceSession:
@@ -269,6 +274,7 @@ def load(
     if config.head not in LM:
         raise ModelFolderError(f"{folder} has the head {config.head} and generates nothing: gpt2onnx run {folder} TEXT")
     graph = rewritten(file) if in_place and name == CPU_PROVIDER else None
+    before = regions()
     session = open_session(file, name, threads, prepack, graph)
     cache = [f"past_key_values.{i}.{part}" for i in range(config.n_layer) for part in ("key", "value")]
     shapes = refuse_another_interface(file, session, {*(STEP_FED if graph is None else IN_PLACE_FED), *cache})
@@ -278,7 +284,8 @@ def load(
             f"{file} is not the graph that config.json describes: its cache has {shape[1]} heads of {shape[3]}, "
             f"config.json has {config.n_head} of {config.head_dim}"
         )
-    return Model(folder, config, session, "cuda" if provider.lower() == "cuda" else "cpu", graph is not None)
+    device = "cuda" if provider.lower() == "cuda" else "cpu"
+    return Model(folder, config, session, device, graph is not None, Mover(before))
 
 
 def config_of(folder: Path) -> GPT2Config:

@@ -18,6 +18,7 @@ from converter import check, convert
 from converter.data import CHECKPOINT
 from converter.errors import GPT2Error
 from converter.parity.report import Report
+from converter.runtime import in_place
 
 Save = Callable[..., Path]
 
@@ -34,6 +35,21 @@ def test_the_bundled_checkpoint_matches_and_its_error_is_that_of_float32(bundled
     assert leg(report, "Hugging Face float64 eager").maximum < 1e-12
     assert {case.flips for case in report.legs} == {0}
     json.dumps(report.to_dict())
+
+
+def test_the_graph_is_judged_as_it_is_and_with_its_cache_in_place(
+    bundled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = in_place._in_place
+
+    def wrong(*given: Any) -> onnx.NodeProto:
+        node = right(*given)
+        next(attribute for attribute in node.attribute if attribute.name == "scale").f *= 1.01
+        return node
+
+    monkeypatch.setattr(in_place, "_in_place", wrong)
+    report = check(CHECKPOINT, bundled)
+    assert [leg.name for leg in report.legs if leg.fault] == ["ONNX Runtime float32, cache in place"]
 
 
 def change_weight(out: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:

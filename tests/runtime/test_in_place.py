@@ -64,6 +64,21 @@ def test_weights_are_the_same_and_the_mask_is_gone(save: Save, tmp_path: Path) -
     assert "attention_mask" not in {value.name for value in graph.input}
 
 
+def test_a_graph_with_queries_and_keys_swapped_stays_what_it_is(save: Save, tmp_path: Path) -> None:
+    convert(save(n_embd=24), tmp_path / "out")
+    file, ids = tmp_path / "out/onnx/model.onnx", np.random.default_rng(0).integers(61, size=(2, 9))
+    sound = load(tmp_path / "out").logits(ids)
+    model = onnx.load(file, load_external_data=False)
+    for node in model.graph.node:
+        if node.op_type == "Attention":
+            node.input[0], node.input[1] = node.input[1], node.input[0]
+    onnx.save(model, file)
+    swapped = load(tmp_path / "out")
+    assert swapped.in_place
+    assert np.abs(swapped.logits(ids) - sound).max() > 1e-2
+    np.testing.assert_allclose(swapped.logits(ids), load(tmp_path / "out", in_place=False).logits(ids), atol=1e-4)
+
+
 @pytest.mark.parametrize("change", ["producer", "attribute"])
 def test_a_graph_that_may_mean_more_is_run_as_it_is(save: Save, tmp_path: Path, change: str) -> None:
     convert(save(n_embd=24), tmp_path / "out")
