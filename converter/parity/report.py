@@ -120,7 +120,8 @@ class Report:
     def _proven(self) -> list[str]:
         """What was found, part by part. Of the mathematics a graph of few bits says no more than its budget does."""
         own = [leg for leg in self.legs if leg.name.startswith("ONNX")]
-        lossy = [leg.name.rpartition(" ")[2] for leg in own if leg.kind is Kind.LOSSY]
+        named = (leg.name.partition(",")[0].rpartition(" ")[2] for leg in own if leg.kind is Kind.LOSSY)
+        lossy = list(dict.fromkeys(named))  # a precision may have been run in two ways
         exact = any(leg.kind is Kind.NUMERICS for leg in own)
         weights = "weights bit for bit" if exact else "weights rounded to nearest"
         return [
