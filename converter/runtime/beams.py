@@ -10,6 +10,7 @@ import numpy as np
 from converter.runtime.batch import Batch
 from converter.runtime.options import Options
 from converter.runtime.rows import OnText, Row, room
+from converter.runtime.sampling import History
 
 if TYPE_CHECKING:
     from converter.runtime.session import Model
@@ -25,12 +26,12 @@ def search(
     Args:
         model: what runs them.
         prompts: token ids; the searches of several run side by side and do not know of each other.
-        options: beams, best, length_penalty, early_stopping and max_new_tokens are heeded.
+        options: all but those that draw are heeded. Penalties change log-probabilities here, as in transformers.
         tick: called once a token.
         on_text: called with each row's text, when all searches are over.
     """
     limits = [room(model, prompt, options) for prompt in prompts]
-    searches = [Search(options, limit, model.end_ids, model.config.vocab_size) for limit in limits]
+    searches = [Search(model, options, prompt, limit) for prompt, limit in zip(prompts, limits, strict=True)]
     _run(Batch(model, prompts, max(limits)), searches, options.beams, tick)
     rows, scores = list[Row](), list[float]()
     for prompt, found in zip(prompts, searches, strict=True):
@@ -67,10 +68,10 @@ class Search:
     """The search for one prompt.
 
     Args:
-        options: how many beams, and what they are worth.
+        model: whose tokens they are.
+        options: how many beams, what they are worth, and what ends a text.
+        prompt: its token ids.
         limit: how many tokens a text may have.
-        end_ids: the tokens that end one.
-        vocab_size: how many tokens there are.
 
     Attributes:
         origins: for each beam, which beam of the step before it continues; ``[beams]``.
@@ -79,28 +80,37 @@ class Search:
         over: whether nothing better can come.
     """
 
-    def __init__(self, options: Options, limit: int, end_ids: frozenset[int], vocab_size: int) -> None:
-        self.options, self.limit, self.end_ids = options, limit, np.array(sorted(end_ids), np.int64)
+    def __init__(self, model: Model, options: Options, prompt: list[int], limit: int) -> None:
+        self.options, self.prompt, self.limit = options, prompt, limit
+        self.end_ids, self.tokenizer = np.array(sorted(model.end_ids), np.int64), model.tokenizer
         self.origins = self.tokens = np.zeros(options.beams, np.int64)
         self.finished, self.over = list[tuple[float, list[int]]](), False
         # So many that as many as there are beams go on even if every beam has met every end.
-        self._candidates = min(max(2, 1 + len(end_ids)) * options.beams, options.beams * vocab_size)
+        most = options.beams * model.config.vocab_size
+        self._candidates = min(max(2, 1 + len(self.end_ids)) * options.beams, most)
         self._ids = np.zeros((options.beams, limit), np.int64)
         self._scores = np.full(options.beams, IMPOSSIBLE)
         self._scores[0] = 0  # they begin alike: one of them only may be continued
         self._length = 0
+        self._histories = [History(prompt, limit) for _ in range(options.beams)] if options.penalises else []
 
     def advance(self, scores: np.ndarray) -> None:
         """One token more; ``scores`` are log-probabilities, ``[beams, vocab_size]`` float64."""
+        if self._histories:
+            scores = np.stack([self.options.penalise(*given) for given in zip(scores, self._histories, strict=True)])
         totals, origins, tokens = self._best(scores)
+        stopped = self._stopped(origins, tokens)
         self._length += 1
-        ends = np.isin(tokens, self.end_ids) | (self._length >= self.limit)
+        ends = np.isin(tokens, self.end_ids) | stopped | (self._length >= self.limit)
         self._finish(totals, origins, tokens, ends)
         totals = totals + ends * IMPOSSIBLE
         running = np.argsort(-totals, kind="stable")[: self.options.beams]
         self.origins, self.tokens, self._scores = origins[running], tokens[running], totals[running]
         self._ids = self._ids[self.origins]
         self._ids[:, self._length - 1] = self.tokens
+        self._histories = [self._histories[origin].fork() for origin in self.origins if self._histories]
+        for history, token in zip(self._histories, self.tokens, strict=False):
+            history.add(int(token))
         self.over = bool(ends.all()) or self._settled()
 
     def _best(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -109,6 +119,22 @@ class Search:
         some = np.argpartition(totals, -self._candidates)[-self._candidates :]
         some = some[np.lexsort((some, -totals[some]))]
         return totals[some], *np.divmod(some, scores.shape[1])
+
+    def _stopped(self, origins: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Which continuations complete a stop string; ``[candidates]`` bool."""
+        if not self.options.stop or self.tokenizer is None:
+            return np.zeros(len(tokens), bool)
+        # A token is a byte or more: a stop string that ends with the newest lies in so many; the one before is context.
+        longest = max(len(string.encode()) for string in self.options.stop)
+        begin = max(0, self._length - longest)
+        context = self._ids[:, begin - 1 : begin] if begin else np.tile(self.prompt[-1:], (len(self._ids), 1))
+        stopped = []
+        for origin, token in zip(origins, tokens, strict=True):
+            before = context[origin].tolist()
+            window = [*before, *self._ids[origin, begin : self._length].tolist(), int(token)]
+            text = self.tokenizer.decode(window).removeprefix(self.tokenizer.decode(before))
+            stopped.append(any(string in text for string in self.options.stop))
+        return np.array(stopped)
 
     def _finish(self, totals: np.ndarray, origins: np.ndarray, tokens: np.ndarray, ends: np.ndarray) -> None:
         """Take in what ended among the first candidates, as many as there are beams, and keep the best."""

@@ -74,10 +74,6 @@ class Options(Sampling):
             yield "beams pursue the likeliest texts and draw nothing: leave temperature at 0"
         if self.best > self.beams:
             yield f"best is {self.best}, more than the {self.beams} beams that there are; give more beams"
-        if self.penalises:
-            yield "beams weigh whole texts and heed no penalty but length_penalty: leave the others away"
-        if self.stop:
-            yield "beams pursue several texts at once and heed no stop strings: leave stop away"
         if self.speculate:
             yield "speculate is for one text at a time: leave beams or speculate away"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -115,15 +116,15 @@ class History:
         prompt_ids: the tokens of the prompt.
         room: how many tokens may come.
         seed: the same one and the same prompt draw the same tokens, whatever stands in the batch beside them.
-        copy: tells rows of one prompt apart.
+        number: tells rows of one prompt apart.
     """
 
-    def __init__(self, prompt_ids: Sequence[int], room: int, seed: int = 0, copy: int = 0) -> None:
+    def __init__(self, prompt_ids: Sequence[int], room: int, seed: int = 0, number: int = 0) -> None:
         self._slots = {token: slot for slot, token in enumerate(dict.fromkeys(prompt_ids))}
         self._tokens = np.zeros(len(self._slots) + room, np.int64)
         self._tokens[: len(self._slots)] = list(self._slots)
         self._counts = np.zeros(len(self._tokens), np.int64)
-        self._entropy = [seed, copy, *prompt_ids]
+        self._entropy = [seed, number, *prompt_ids]
         self._stream: np.random.Generator | None = None
 
     @property
@@ -141,6 +142,12 @@ class History:
         slot = self._slots.setdefault(token, len(self._slots))
         self._tokens[slot] = token
         self._counts[slot] += 1
+
+    def fork(self) -> History:
+        """The same past, for another continuation."""
+        twin = copy.copy(self)
+        twin._slots, twin._tokens, twin._counts = self._slots.copy(), self._tokens.copy(), self._counts.copy()
+        return twin
 
     def random(self) -> float:
         """The next number of this row, in [0, 1)."""

@@ -73,6 +73,54 @@ def test_beams_of_the_bundled_model_are_those_of_transformers(bundled: Path) -> 
     np.testing.assert_allclose(ours.scores, scores, rtol=1e-4)
 
 
+@pytest.mark.parametrize("penalty", [1.3, 0.8])
+@pytest.mark.parametrize("prompts", [PROMPTS, [[7, 7, 7, 7]]])
+def test_penalised_beams_are_those_of_transformers(
+    save: Save, tmp_path: Path, penalty: float, prompts: list[list[int]]
+) -> None:
+    source = save(eos_token_id=None)
+    convert(source, tmp_path / "out")
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(source)
+    for prompt in prompts:  # one by one: transformers counts padding among the tokens that are penalised
+        shared = {"max_new_tokens": 12, "repetition_penalty": penalty}
+        expected, scores = beams_of_transformers(theirs, [prompt], None, num_beams=4, num_return_sequences=3, **shared)
+        ours = load(tmp_path / "out").generate([prompt], beams=4, best=3, **shared)
+        assert ours.new_ids == expected
+        np.testing.assert_allclose(ours.scores, scores, rtol=1e-4, atol=1e-5)
+
+
+def test_each_beam_is_penalised_for_its_own_text(bundled: Path) -> None:
+    model = load(bundled)
+    free, penalised = (
+        model.generate("The following", beams=3, max_new_tokens=40, frequency_penalty=p) for p in (0.0, 2.0)
+    )
+    assert len(set(penalised.new_ids[0])) > len(set(free.new_ids[0]))
+
+
+@pytest.mark.parametrize("stop", [["\n\n"], [" of the", "statement"], ["ed", "\n"]])
+def test_stop_strings_end_beams_as_in_transformers(bundled: Path, stop: list[str]) -> None:
+    model, text = load(bundled), "A class definition is"
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(CHECKPOINT, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(CHECKPOINT)
+    ids = tokenizer(text).input_ids
+    shared = {"max_new_tokens": 30, "length_penalty": 0.5}
+    expected, scores = beams_of_transformers(
+        theirs, [ids], 0, num_beams=4, num_return_sequences=3, stop_strings=stop, tokenizer=tokenizer, **shared
+    )
+    ours = model.generate([text], beams=4, best=3, stop=stop, **shared)
+    assert ours.new_ids == [trimmed(row) for row in expected]
+    np.testing.assert_allclose(ours.scores, scores, rtol=1e-4)
+    assert "stop string" in ours.ended
+    assert not any(string in text for text in ours.texts for string in stop)
+
+
+def trimmed(row: list[int]) -> list[int]:
+    """Without the padding that makes rows equally long; it is the end of text here, too."""
+    while row and row[-1] == 0:
+        row = row[:-1]
+    return row
+
+
 @pytest.fixture
 def model(save: Save, tmp_path: Path) -> Model:
     convert(save(eos_token_id=None), tmp_path / "out")
