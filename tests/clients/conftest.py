@@ -1,0 +1,197 @@
+"""One converted folder, and what every client of it has to answer.
+
+``scripts/clients.sh`` installs each client into an environment of its own, ``.clients/NAME``; ``pytest -m clients`` runs
+those that are there, and ``pytest -m clients --clients-table docs/clients.md`` writes down what was seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from converter import convert, load
+from converter.data import CHECKPOINT
+from converter.precisions import PRECISIONS
+from tests.clients.table import Seen, write
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+ENVIRONMENTS = ROOT / ".clients"
+WORKERS = HERE / "workers"
+LIMIT_SECONDS = 300
+
+NEW_TOKENS = 20
+BEAMS = 3
+SINGLE = ("The function returns a list of", "If the file does not exist,")
+BATCH = ("Note that", "This module provides a portable way of using operating system", "The default value is")
+
+SEEN = pytest.StashKey[list[Seen]]()
+
+Reply = dict[str, Any]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[SEEN] = []
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at -m
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker("clients")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    page, seen = session.config.getoption("--clients-table"), session.config.stash[SEEN]
+    if page and seen:
+        write(Path(page), seen, ENVIRONMENTS)
+
+
+@pytest.fixture(scope="session")
+def environment() -> Callable[[str], Path]:
+    """``environment(client)`` is the folder of a client's environment; the test is skipped where it is absent."""
+
+    def find(client: str) -> Path:
+        folder = ENVIRONMENTS / client
+        if not (folder / "installed").is_file():
+            pytest.skip(f"bash scripts/clients.sh {client} installs it")
+        return folder
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled trained checkpoint in every precision, as it is written."""
+    return convert(CHECKPOINT, tmp_path_factory.mktemp("clients") / "tiny", precision=list(PRECISIONS)).folder
+
+
+@pytest.fixture(scope="session")
+def questions() -> Reply:
+    """What is asked of every client, as texts and as tokens: prompts alone, together as one batch, and with beams."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
+    asked = {"single": SINGLE, "batch": BATCH, "beams": SINGLE[:1]}
+    return {
+        "new_tokens": NEW_TOKENS,
+        "beams": BEAMS,
+        "texts": {what: list(texts) for what, texts in asked.items()},
+        "prompts": {what: [tokenizer.encode(text).ids for text in texts] for what, texts in asked.items()},
+    }
+
+
+@pytest.fixture(scope="session")
+def expected(folder: Path, questions: Reply) -> Callable[[str, str], list[list[int]]]:
+    """``expected(precision, what)``: the new tokens of each prompt.
+
+    They are Hugging Face's for float32, and for what is rounded those of our own runtime at that precision.
+    """
+    found: dict[str, dict[str, list[list[int]]]] = {"fp32": huggingface(questions)}
+
+    def tokens(precision: str, what: str) -> list[list[int]]:
+        if precision not in found:
+            model = load(folder, precision=precision)
+            found[precision] = {
+                name: model.generate(prompts, max_new_tokens=NEW_TOKENS, beams=beams_of(name)).new_ids
+                for name, prompts in questions["prompts"].items()
+            }
+        wanted = found[precision][what]
+        assert {len(row) for row in wanted} == {NEW_TOKENS}, "prompts whose texts do not end show more"
+        return wanted
+
+    return tokens
+
+
+def beams_of(what: str) -> int:
+    return BEAMS if what == "beams" else 1
+
+
+def huggingface(questions: Reply) -> dict[str, list[list[int]]]:
+    import torch
+    import transformers
+
+    model = transformers.GPT2LMHeadModel.from_pretrained(CHECKPOINT, dtype=torch.float32)
+
+    def generate(rows: list[list[int]], beams: int) -> list[list[int]]:
+        longest = max(map(len, rows))
+        ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+        done = model.generate(
+            ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, num_beams=beams, do_sample=False, pad_token_id=0
+        )
+        return done[:, longest:].tolist()
+
+    prompts = questions["prompts"]
+    return {
+        "single": [generate([row], 1)[0] for row in prompts["single"]],
+        "batch": generate(prompts["batch"], 1),
+        "beams": generate(prompts["beams"], BEAMS),
+    }
+
+
+@pytest.fixture(scope="session")
+def ask(environment: Callable[[str], Path]) -> Callable[[str, str, Reply], Reply]:
+    """``ask(client, worker, request)`` runs a worker in a client's environment; both sides are one JSON object.
+
+    A worker in Python or JavaScript reads the request from its input and writes the reply to its output. A reply has
+    ``tokens`` or an ``error`` for each thing that was asked, or an ``error`` for all of them.
+    """
+
+    def run(client: str, worker: str, request: Reply) -> Reply:
+        home = environment(client)
+        program = "node" if worker.endswith("js") else str(home / "bin" / "python")
+        done = subprocess.run(
+            [program, str(WORKERS / worker)],
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_SECONDS,
+            cwd=home,  # where node looks for packages that are required from there
+            env={name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+            | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+        )
+        print(done.stderr)  # noqa: T201 - pytest shows it beside a failure
+        lines = done.stdout.splitlines()
+        return json.loads(lines[-1]) if lines else {"error": f"its process ended with {done.returncode}"}
+
+    return run
+
+
+Record = Callable[..., None]
+
+
+@pytest.fixture
+def record(pytestconfig: pytest.Config) -> Record:
+    """``record(client, precision, what, outcome, note="")`` keeps what was seen: "ok" or "cannot: why"."""
+
+    def keep(client: str, precision: str, what: str, outcome: str, note: str = "") -> None:
+        pytestconfig.stash[SEEN].append(Seen(client, precision, what, outcome, note))
+
+    return keep
+
+
+@pytest.fixture
+def hold(record: Record) -> Callable[..., None]:
+    """``hold(client, precision, what, reply, wanted, cannot="")``: record a reply, and assert that it is the right one.
+
+    Where a client cannot, ``cannot`` is what its error says, or "wrong tokens"; the day it can, the test fails.
+    """
+
+    def compare(client: str, precision: str, what: str, reply: Reply, wanted: Any, cannot: str = "") -> None:
+        answer = reply.get(what, reply)
+        failure = answer.get("error") or ("" if answer["tokens"] == wanted else "wrong tokens")
+        record(client, precision, what, f"cannot: {failure}" if failure else "ok")
+        if cannot:
+            assert cannot in failure, failure or "it can by now: take it from the exceptions"
+        else:
+            assert not failure, failure
+            assert answer["tokens"] == wanted
+
+    return compare
