@@ -97,7 +97,7 @@ TASKS: dict[str, tuple[str, tuple[str, str], str]] = {
 
 OPERATORS = {
     False: "standard operators only",
-    True: "standard operators; for whole numbers\nONNX Runtime's own (MatMulNBits, GatherBlockQuantized)",
+    True: "standard operators; for whole numbers\nONNX Runtime's own MatMulNBits",
 }
 
 

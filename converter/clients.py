@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from converter.precisions import Precision
@@ -46,11 +46,9 @@ def config_json(values: Mapping[str, Any], config: GPT2Config, precisions: Seque
         result["architectures"] = [HEADS[config.head]]
     if result.get("tie_word_embeddings", True) != config.tie_word_embeddings:
         result["tie_word_embeddings"] = config.tie_word_embeddings
-    # Without a dtype a browser asks for a quantized file; without the files' names it does not look for their data.
-    section: dict[str, Any] = {
-        "dtype": precisions[0].js_dtype,
-        "use_external_data_format": {PurePosixPath(row.model).stem: 1 for row in precisions},
-    }
+    # Without a dtype a browser asks for a quantized file. "model" stands for every precision's file: each has its
+    # weights in one other, for which a browser does not look by itself.
+    section: dict[str, Any] = {"dtype": precisions[0].js_dtype, "use_external_data_format": {"model": 1}}
     if any(row.dtype == "float16" for row in precisions):
         section["kv_cache_dtype"] = {"fp16": "float16"}
     result["transformers.js_config"] = section
