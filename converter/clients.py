@@ -13,6 +13,17 @@ from reference.config import HEADS, GPT2Config, head_of
 # transformers' GPT2Config has this where a config.json says nothing.
 DEFAULT_TOKEN_ID = 50256
 
+# (client, precision) → why it does not run there; tests/clients sees that it does not, and that all others do.
+UNSUPPORTED = {
+    ("transformers", "int8"): "it opens the folder for its weights and quantizes them itself",
+    ("transformers", "int4"): "it opens the folder for its weights and quantizes them itself",
+}
+
+
+def runs(client: str, precision: str) -> bool:
+    """Whether a client, by its name on the model card, runs a precision."""
+    return (client, precision) not in UNSUPPORTED
+
 
 def token_ids(config: GPT2Config, *values: Mapping[str, Any]) -> dict[str, int | list[int]]:
     """``bos``/``eos``/``pad`` ids, the later mapping winning, as far as the model has such tokens.

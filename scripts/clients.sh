@@ -12,10 +12,15 @@ NUMPY="numpy==2.4.6"
 declare -A PINS=(
   [optimum]="optimum-onnx[onnxruntime]==0.1.0 transformers==4.57.6 accelerate==1.15.0 $TORCH onnxruntime==1.32.0"
   [genai]="onnxruntime-genai==0.18.0 onnxruntime==1.32.0 $NUMPY"
-  [openvino]="openvino==2026.4.1 $NUMPY"
+  [openvino]="openvino==2026.4.1 tokenizers==0.23.3 $NUMPY"
   [transformers]="transformers==5.23.0 $TORCH"
 )
-RUNTIMES=()
+# The oldest that PyPI has for Python 3.11, and what brought a new opset or operator since.
+OLD_RUNTIMES=(1.15.0 1.17.3) # built for NumPy 1
+RUNTIMES=(1.19.2 1.20.1 1.22.1 1.23.2 1.32.0)
+for version in "${OLD_RUNTIMES[@]}"; do
+  PINS[onnxruntime-$version]="onnxruntime==$version numpy==1.26.4"
+done
 for version in "${RUNTIMES[@]}"; do
   PINS[onnxruntime-$version]="onnxruntime==$version $NUMPY"
 done
@@ -41,7 +46,7 @@ install() {
 }
 
 names=("$@")
-[ $# -gt 0 ] || names=(optimum genai openvino transformers "${RUNTIMES[@]/#/onnxruntime-}" js)
+[ $# -gt 0 ] || names=(optimum genai openvino transformers "${OLD_RUNTIMES[@]/#/onnxruntime-}" "${RUNTIMES[@]/#/onnxruntime-}" js)
 failed=0
 for name in "${names[@]}"; do
   if [ "$name" = js ]; then

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -49,6 +50,7 @@ def attempt(answer: Callable[[], Any]) -> dict[str, Any]:
 
 
 def one_line(error: Exception) -> str:
-    """What an error says first, without what differs from run to run."""
+    """What an error says first, without the places in somebody's source that lead there."""
     print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201 - pytest shows it
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return re.sub(r".*(Status Message: |was false\. )", "", said)[:200]

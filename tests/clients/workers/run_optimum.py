@@ -2,6 +2,7 @@
 
 from pathlib import PurePosixPath
 
+from hugging_face import generator
 from optimum.onnxruntime import ORTModelForCausalLM
 from protocol import Answers, Prompts, Request, serve, usual
 from transformers import AutoTokenizer, pipeline
@@ -14,11 +15,6 @@ def answers(request: Request) -> Answers:
     tokenizer = AutoTokenizer.from_pretrained(request["folder"])
     new_tokens = request["new_tokens"]
 
-    def generate(prompts: Prompts, beams: int) -> Prompts:
-        padded = tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
-        done = model.generate(**padded, max_new_tokens=new_tokens, num_beams=beams, do_sample=False)
-        return done[:, padded["input_ids"].shape[1] :].tolist()
-
     def piped() -> Prompts:
         texts = pipeline("text-generation", model=model, tokenizer=tokenizer)
         done = texts(
@@ -26,7 +22,7 @@ def answers(request: Request) -> Answers:
         )
         return [row[0]["generated_token_ids"][-new_tokens:] for row in done]
 
-    return {**usual(request, generate), "pipeline": piped}
+    return {**usual(request, generator(model, tokenizer, new_tokens)), "pipeline": piped}
 
 
 if __name__ == "__main__":
