@@ -7,6 +7,7 @@ from pathlib import Path
 
 BEGIN, END = "<!-- seen: begin -->", "<!-- seen: end -->"
 CANNOT = "cannot: "
+SHARED = dict.fromkeys(("transformers.js, Node", "transformers.js, Chromium", "onnxruntime-node"), "js")
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class Seen:
     """One thing that was asked of one client, in one precision.
 
     Attributes:
-        client: the name of its environment.
+        client: the name of its environment, unless it is one of those that share one.
         precision: of the folder's graphs; for the runtimes, which graph.
         what: was asked.
         outcome: "ok" or "cannot: why".
@@ -48,7 +49,7 @@ def tables(seen: list[Seen], environments: Path) -> str:
             lines.append(f"| {client} | {what} | " + " | ".join(cells.get(name, "") for name in precisions) + " |")
     lines += ["", *(f"{number}. {reason}" for reason, number in reasons.items())]
     lines += ["", "| client | versions |", "|---|---|"]
-    lines += [f"| {client} | {versions(environments / client)} |" for client in clients]
+    lines += [f"| {client} | {versions(environments / SHARED.get(client, client))} |" for client in clients]
     return "\n".join(lines)
 
 

@@ -36,12 +36,12 @@ await serve(async (request) => {
   try {
     const requests = [];
     const page = await browser.newPage();
-    page.on("request", (made) => requests.push(made.url()));
+    page.context().on("request", (made) => requests.push(made.url()));
     page.on("console", (message) => console.error(message.text()));
     const origin = `http://127.0.0.1:${server.address().port}`;
     await page.goto(origin);
     const reply = await page.evaluate(ask, { ...request, name: basename(request.folder) });
-    return { ...reply, requests, origin, threads: await page.evaluate(() => crossOriginIsolated) };
+    return { ...reply, requests, origin };
   } finally {
     clearTimeout(late);
     await browser.close();

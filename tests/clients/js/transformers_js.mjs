@@ -4,14 +4,14 @@
  * A function for each thing that is asked.
  *
  * @param library transformers.js: the package's module in Node, its bundle in a browser.
- * @param request `name`, as `from_pretrained` takes it; `encode`: texts; or `dtype`, `texts` and `new_tokens`.
+ * @param request `name`, as `from_pretrained` takes it; `encode`: texts, and `decode`: ids; or `dtype`, `texts` and `new_tokens`.
  */
 export async function questions({ AutoModelForCausalLM, AutoTokenizer, pipeline }, request) {
   const tokenizer = await AutoTokenizer.from_pretrained(request.name);
   if (request.encode) {
     return {
       encode: async () => request.encode.map((text) => tokenizer.encode(text)),
-      decode: async () => request.encode.map((text) => tokenizer.decode(tokenizer.encode(text))),
+      decode: async () => request.decode.map((ids) => tokenizer.decode(ids)),
     };
   }
   const { dtype, texts } = request;
