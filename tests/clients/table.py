@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 BEGIN, END = "<!-- seen: begin -->", "<!-- seen: end -->"
 CANNOT = "cannot: "
-SHARED = dict.fromkeys(("transformers.js, Node", "transformers.js, Chromium", "onnxruntime-node"), "js")
+# Clients of Python by the names that the model card has for them → their environments.
+INSTALLED_AS = {
+    "Optimum": "optimum",
+    "onnxruntime-genai": "genai",
+    "OpenVINO": "openvino",
+    "transformers": "transformers",
+}
+JAVASCRIPT = "js"  # the environment of all others
+RUNTIME = "onnxruntime-"  # what the names of environments begin with that hold ONNX Runtime alone
+SHARED = dict.fromkeys(("transformers.js, Node", "transformers.js, Chromium", "ONNX Runtime, Node"), "js")
 
 
 @dataclass(frozen=True)
@@ -37,20 +47,34 @@ def write(page: Path, seen: list[Seen], environments: Path) -> None:
 
 
 def tables(seen: list[Seen], environments: Path) -> str:
-    """What was run, each client's answers by precision, and the reasons of those that are none."""
+    """What each client answered, by precision; ONNX Runtimes of other ages in a table of their own."""
+    runtimes = [row for row in seen if row.client.startswith(RUNTIME)]
+    others = [row for row in seen if row not in runtimes]
+    clients = dict.fromkeys(row.client for row in others)
+    versions = {client: pins(environments / INSTALLED_AS.get(client, JAVASCRIPT)) for client in clients}
+    parts = ["## Clients", grid(others, ("client", "")), markdown([("client", "installed as"), *versions.items()])]
+    parts += ["## Opsets and ONNX Runtime", grid(runtimes, ("ONNX Runtime", "precision"))] if runtimes else []
+    return "\n\n".join(parts)
+
+
+def grid(seen: list[Seen], titles: tuple[str, str]) -> str:
+    """A row for each thing that a client was asked, a column for each precision, and the reasons below."""
     reasons: dict[str, int] = {}
-    clients = list(dict.fromkeys(row.client for row in seen))
-    precisions = list(dict.fromkeys(row.precision for row in seen))
-    lines = ["| client | what | " + " | ".join(precisions) + " |", "|---|---|" + "---|" * len(precisions)]
-    for client in clients:
-        rows = [row for row in seen if row.client == client]
-        for what in dict.fromkeys(row.what for row in rows):
-            cells = {row.precision: cell(row, reasons) for row in rows if row.what == what}
-            lines.append(f"| {client} | {what} | " + " | ".join(cells.get(name, "") for name in precisions) + " |")
-    lines += ["", *(f"{number}. {reason}" for reason, number in reasons.items())]
-    lines += ["", "| client | versions |", "|---|---|"]
-    lines += [f"| {client} | {versions(environments / SHARED.get(client, client))} |" for client in clients]
-    return "\n".join(lines)
+    columns = list(dict.fromkeys(row.precision for row in seen))
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for row in seen:
+        cells.setdefault((row.client.removeprefix(RUNTIME), row.what), {})[row.precision] = cell(row, reasons)
+    rows = [
+        (*titles, *columns),
+        *((*names, *(found.get(name, "") for name in columns)) for names, found in cells.items()),
+    ]
+    return "\n".join([markdown(rows), "", *(f"{number}. {reason}" for reason, number in reasons.items())]).strip()
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table, whose first row is its head."""
+    head, *rest = rows
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rest))
 
 
 def cell(row: Seen, reasons: dict[str, int]) -> str:
@@ -60,7 +84,7 @@ def cell(row: Seen, reasons: dict[str, int]) -> str:
     return " ".join([*([] if failure else [row.outcome]), *numbers])
 
 
-def versions(environment: Path) -> str:
-    """The pins that the environment was made of."""
+def pins(environment: Path) -> str:
+    """What the environment was made of."""
     file = environment / "installed"
     return ", ".join(file.read_text(encoding="utf-8").split()) if file.is_file() else ""

@@ -14,20 +14,21 @@ import transformers
 from converter import convert, to_huggingface, to_reference
 from converter.data import CHECKPOINT
 from converter.precisions import PRECISIONS
+from tests.clients.table import INSTALLED_AS
 
 USUAL = ("single", "batch", "beams")
 ASKED = {
-    "optimum": (*USUAL, "pipeline"),
-    "genai": (*USUAL, "continued", "continued, rewound by 2"),
-    "openvino": USUAL,
+    "Optimum": (*USUAL, "pipeline"),
+    "onnxruntime-genai": (*USUAL, "continued", "continued, rewound by 2"),
+    "OpenVINO": USUAL,
     "transformers": USUAL,
 }
 
 # (client, precision, what) → what its error says, or "wrong tokens"; "" is every one. The first row that fits counts.
 CANNOT: dict[tuple[str, str, str], str] = {
     # its cache lacks the last token that was chosen
-    ("genai", "", "continued"): "inconsistent total_sequence_length",
-    ("openvino", "", "beams"): "a runtime",
+    ("onnxruntime-genai", "", "continued"): "inconsistent total_sequence_length",
+    ("OpenVINO", "", "beams"): "a runtime",
     ("transformers", "int8", ""): "no file named",
     ("transformers", "int4", ""): "no file named",
 }
@@ -69,7 +70,7 @@ def test_answers_as_hugging_face_does(
         row = PRECISIONS[precision]
         place = only(precision) if client in OPENS_WEIGHTS else folder
         request = {**questions, "folder": str(place), "precision": precision, "model": row.model}
-        replies[client, precision] = ask(client, f"run_{client}.py", request)
+        replies[client, precision] = ask(INSTALLED_AS[client], f"run_{INSTALLED_AS[client]}.py", request)
     wanted = expected(precision, SAME_AS.get(what, what))
     hold(client, precision, what, replies[client, precision], wanted, exception(client, precision, what))
 
@@ -102,7 +103,7 @@ def test_opens_a_graph_beside_the_sources_own_weights(
     model.save_pretrained(tmp_path / "in-place")
     convert(tmp_path / "in-place", in_place=True)
     request = {**questions, "folder": str(tmp_path / "in-place"), "precision": "fp32", "model": "model.onnx"}
-    reply = ask(client, f"run_{client}.py", request)
+    reply = ask(INSTALLED_AS[client], f"run_{INSTALLED_AS[client]}.py", request)
     hold(
         client, "fp32", "in place, single", {"in place, single": reply.get("single", reply)}, expected("fp32", "single")
     )

@@ -13,13 +13,8 @@ import pytest
 from converter import load
 from converter.clients import runs
 from converter.precisions import PRECISIONS
+from tests.clients.table import INSTALLED_AS
 
-ENVIRONMENTS = {
-    "Optimum": "optimum",
-    "onnxruntime-genai": "genai",
-    "OpenVINO": "openvino",
-    "transformers": "transformers",
-}
 PROMPT, NEW_TOKENS = "Once upon a time", 40
 
 
@@ -30,7 +25,7 @@ def snippets(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("client", ENVIRONMENTS)
+@pytest.mark.parametrize("client", INSTALLED_AS)
 def test_a_snippet_writes_what_is_expected(
     client: str, precision: str, only: Callable[[str], Path], environment: Callable[[str], Path]
 ) -> None:
@@ -38,7 +33,7 @@ def test_a_snippet_writes_what_is_expected(
     there = snippets(out)
     assert (client in there) == runs(client, precision)
     if client in there:
-        python = environment(ENVIRONMENTS[client]) / "bin" / "python"
+        python = environment(INSTALLED_AS[client]) / "bin" / "python"
         text = load(out).generate([PROMPT], max_new_tokens=NEW_TOKENS).texts[0]
         done = subprocess.run(
             [python, "-c", there[client]],

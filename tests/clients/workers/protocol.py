@@ -53,4 +53,4 @@ def one_line(error: Exception) -> str:
     """What an error says first, without the places in somebody's source that lead there."""
     print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201 - pytest shows it
     said = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return re.sub(r".*(Status Message: |was false\. )", "", said)[:200]
+    return re.sub(r".*(Status Message: |was false\. |failed:)(/\S+:\d+ .*\) )?", "", said)[:1000]
