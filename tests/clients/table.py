@@ -17,7 +17,6 @@ INSTALLED_AS = {
 }
 JAVASCRIPT = "js"  # the environment of all others
 RUNTIME = "onnxruntime-"  # what the names of environments begin with that hold ONNX Runtime alone
-SHARED = dict.fromkeys(("transformers.js, Node", "transformers.js, Chromium", "ONNX Runtime, Node"), "js")
 
 
 @dataclass(frozen=True)

@@ -28,4 +28,4 @@ def test_a_plain_loop_answers_as_hugging_face_does(
     hold: Callable[..., None],
 ) -> None:
     precision, reply = answered
-    hold("onnxruntime-node", precision, what, reply, wanted(expected, folder, precision, what))
+    hold("ONNX Runtime, Node", precision, what, reply, wanted(expected, folder, precision, what))

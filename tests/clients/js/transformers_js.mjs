@@ -17,9 +17,9 @@ export async function questions({ AutoModelForCausalLM, AutoTokenizer, pipeline 
   const { dtype, texts } = request;
   const options = { max_new_tokens: request.new_tokens, do_sample: false };
   const model = await AutoModelForCausalLM.from_pretrained(request.name, { dtype });
-  const generate = async (prompts) => {
+  const generate = async (prompts, more = {}) => {
     const inputs = tokenizer(prompts, { padding: true });
-    const done = await model.generate({ ...inputs, ...options });
+    const done = await model.generate({ ...inputs, ...options, ...more });
     return done.tolist().map((row) => row.slice(inputs.input_ids.dims[1]).map(Number));
   };
   return {
@@ -31,6 +31,7 @@ export async function questions({ AutoModelForCausalLM, AutoTokenizer, pipeline 
       return rows;
     },
     batch: () => generate(texts.batch),
+    beams: () => generate(texts.beams, { num_beams: request.beams }),
     pipeline: async () => {
       const write = await pipeline("text-generation", request.name, { dtype });
       const done = await write(texts.batch, { ...options, return_full_text: false });
