@@ -206,16 +206,18 @@ def record(pytestconfig: pytest.Config) -> Record:
 
 @pytest.fixture
 def hold(record: Record) -> Callable[..., None]:
-    """``hold(client, precision, what, reply, wanted, cannot="")``: record a reply, and assert that it is the right one.
+    """``hold(client, precision, what, reply, wanted, cannot="", note="")``: record a reply, assert that it is right.
 
     Where a client cannot, ``cannot`` is what its error says, or "wrong tokens"; the day it can, the test fails.
     """
 
-    def compare(client: str, precision: str, what: str, reply: Reply, wanted: Any, cannot: str = "") -> None:
+    def compare(
+        client: str, precision: str, what: str, reply: Reply, wanted: Any, cannot: str = "", note: str = ""
+    ) -> None:
         answer = reply.get(what, reply)
         failure = answer.get("error") or ("" if answer["tokens"] == wanted else "wrong tokens")
         reason = cannot if cannot in failure else failure
-        record(client, precision, what, f"cannot: {reason or failure}" if failure else "ok")
+        record(client, precision, what, f"cannot: {reason or failure}" if failure else "ok", note)
         if cannot:
             assert cannot in failure, failure or "it can by now: take it from the exceptions"
         else:
