@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from converter import snippets
+from converter.clients import UNSUPPORTED
 from converter.precisions import PRECISIONS
 from reference.config import GPT2Config
 
@@ -35,6 +37,8 @@ compares it with the source, Hugging Face transformers and a float64 reference.
 """
 
 GENERATE = """\
+### gpt2onnx
+
 ```bash
 gpt2onnx generate . "Once upon a time"
 ```
@@ -51,6 +55,8 @@ Any ONNX Runtime (1.23 or newer for opset 23) runs the graph itself: it takes `i
 cache `present.{i}.key|value`. Pad batches on the left."""
 
 RUN = """\
+### gpt2onnx run
+
 ```bash
 gpt2onnx run . @arguments@
 ```
@@ -97,17 +103,17 @@ TASKS: dict[str, tuple[str, tuple[str, str], str]] = {
 
 OPERATORS = {
     False: "standard operators only",
-    True: "standard operators; for whole numbers\nONNX Runtime's own (MatMulNBits, GatherBlockQuantized)",
+    True: "standard operators; for whole numbers\nONNX Runtime's own MatMulNBits",
 }
 
 
 def render(values: Mapping[str, Any], config: GPT2Config) -> str:
     """A folder's README.md, from its manifest; the quality of its precisions is told once they were checked."""
-    usages, task = [GENERATE], "text-generation"
+    usages, task = [GENERATE, snippets.render(values, config)], "text-generation"
     if config.head in TASKS:
         named, (arguments, text), gives = TASKS[config.head]
         run = RUN.replace("@arguments@", arguments).replace("@text@", text).replace("@gives@", gives)
-        usages, task = ([GENERATE, run], task) if config.head == "double-heads" else ([run], named)
+        usages, task = ([*usages, run], task) if config.head == "double-heads" else ([run], named)
     source = values["source"]
     return CARD.format(
         task=task,
@@ -136,7 +142,18 @@ def files_table(values: Mapping[str, Any]) -> str:
     if not any("quality" in facts for facts in values["precisions"].values()):
         rows = [row[: len(FILES)] for row in rows]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return table if len(rows[0]) == len(FILES) else f"{table}\n\n{QUALITY_SAYS}"
+    measured_too = [QUALITY_SAYS] if len(rows[0]) > len(FILES) else []
+    return "\n\n".join([table, *measured_too, *unsupported(values)])
+
+
+def unsupported(values: Mapping[str, Any]) -> list[str]:
+    """Where the folder's precisions do not run, as a paragraph; none if they run everywhere."""
+    sentences = [
+        f"{name} does not run in {client}: {why}."
+        for (client, name), why in UNSUPPORTED.items()
+        if name in values["precisions"]
+    ]
+    return ["\n".join(sentences)] if sentences else []
 
 
 def _weights(name: str, facts: Mapping[str, Any], values: Mapping[str, Any]) -> str:

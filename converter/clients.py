@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from converter.precisions import Precision
@@ -12,6 +12,17 @@ from reference.config import HEADS, GPT2Config, head_of
 
 # transformers' GPT2Config has this where a config.json says nothing.
 DEFAULT_TOKEN_ID = 50256
+
+# (client, precision) → why it does not run there; tests/clients sees that it does not, and that all others do.
+UNSUPPORTED = {
+    ("transformers", "int8"): "it opens the folder for its weights and quantizes them itself",
+    ("transformers", "int4"): "it opens the folder for its weights and quantizes them itself",
+}
+
+
+def runs(client: str, precision: str) -> bool:
+    """Whether a client, by its name on the model card, runs a precision."""
+    return (client, precision) not in UNSUPPORTED
 
 
 def token_ids(config: GPT2Config, *values: Mapping[str, Any]) -> dict[str, int | list[int]]:
@@ -46,11 +57,9 @@ def config_json(values: Mapping[str, Any], config: GPT2Config, precisions: Seque
         result["architectures"] = [HEADS[config.head]]
     if result.get("tie_word_embeddings", True) != config.tie_word_embeddings:
         result["tie_word_embeddings"] = config.tie_word_embeddings
-    # Without a dtype a browser asks for a quantized file; without the files' names it does not look for their data.
-    section: dict[str, Any] = {
-        "dtype": precisions[0].js_dtype,
-        "use_external_data_format": {PurePosixPath(row.model).stem: 1 for row in precisions},
-    }
+    # Without a dtype a browser asks for a quantized file. "model" stands for every precision's file: each has its
+    # weights in one other, for which a browser does not look by itself.
+    section: dict[str, Any] = {"dtype": precisions[0].js_dtype, "use_external_data_format": {"model": 1}}
     if any(row.dtype == "float16" for row in precisions):
         section["kv_cache_dtype"] = {"fp16": "float16"}
     result["transformers.js_config"] = section

@@ -118,8 +118,9 @@ def convert(
             there[row.name] = _write_graphs(stage, ledger, row, precisions.places(layout, row), opset)
         for facts in kept.values():
             _carry_over(Path(out), stage, [facts["data"], *facts["heads"].values()])
-        if "fp32" in there and os.name == "posix":  # elsewhere a link asks for privileges
-            (stage / "model.safetensors").symlink_to(PRECISIONS["fp32"].data)
+        plain = next((row for row in PRECISIONS.values() if row.name in there and row.scheme is None), None)
+        if plain is not None and os.name == "posix":  # elsewhere a link asks for privileges
+            (stage / "model.safetensors").symlink_to(plain.data)
         remarks = _write_companions(checkpoint, stage, ledger, there, mark)
         new_bytes = bytes_in(stage) - sum(facts["bytes"] for facts in kept.values())
     quantized = {row.name: there[row.name]["quantized"] for row in asked if row.scheme}

@@ -121,8 +121,8 @@ def specs(config: GPT2Config, scheme: Scheme) -> dict[str, Spec]:
             continue
         outputs, inputs = shape[::-1] if layout is Layout.CONV1D else shape
         count = blocks.count(inputs)
-        width = (blocks.row_bytes(inputs),) if name == HEADS[0] else (count, blocks.row_bytes(inputs) // count)
-        shapes = ("uint8", width), ("float32", (count,)), ("uint8", (blocks.zero_point_bytes(inputs),))
+        packed = count, blocks.row_bytes(inputs) // count
+        shapes = ("uint8", packed), ("float32", (count,)), ("uint8", (blocks.zero_point_bytes(inputs),))
         for part, (dtype, rest) in zip(parts_of(name, blocks), shapes, strict=False):
             found[part] = Spec(dtype, (outputs, *rest))
     return found
@@ -175,7 +175,6 @@ def _quantized(pool: ThreadPoolExecutor, weight: LazyTensor, blocks: Blocks) -> 
 
 
 def places(layout: Plan, precision: Precision) -> dict[str, tuple[str, int, int]]:
-    """Where a graph finds its initializers. A tied head is the embedding's bytes, whichever shape it has them in."""
+    """Where a graph finds its initializers."""
     file = PurePosixPath(precision.data).name
-    found = {name: (file, *place) for name, place in layout.places.items()}
-    return {"lm_head.weight": found["wte.weight"], **found}
+    return {name: (file, *place) for name, place in layout.places.items()}

@@ -48,6 +48,10 @@ def random_head(head: str, seed: int = 0, **config: Any) -> Any:
 Save = Callable[..., Path]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--clients-table", metavar="FILE", help="with -m clients: the page whose tables are written")
+
+
 @pytest.fixture(scope="session")
 def head_model() -> Callable[..., Any]:
     """``head_model(head, seed=0, **config)``: see ``random_head``."""

@@ -94,6 +94,20 @@ def test_transformers_opens_the_folder_and_finds_every_weight(
         assert torch.equal(ours.state_dict()[name], tensor), name
 
 
+def test_transformers_opens_a_folder_of_float16_alone(save: Save, tmp_path: Path) -> None:
+    source = save(dtype=torch.float16)
+    convert(source, tmp_path / "out", precision="fp16")
+    ours, info = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"]
+    for name, tensor in transformers.GPT2LMHeadModel.from_pretrained(source).state_dict().items():
+        assert torch.equal(ours.state_dict()[name], tensor.to(ours.dtype)), name
+
+
+def test_a_quantized_folder_has_nothing_that_transformers_would_misread(save: Save, tmp_path: Path) -> None:
+    convert(save(), tmp_path / "out", precision="int8")
+    assert not (tmp_path / "out" / "model.safetensors").is_symlink()
+
+
 def test_what_clients_want_is_in_the_folder(bundled: Path) -> None:
     config = json.loads((bundled / "config.json").read_text())
     assert config["transformers.js_config"] == {"dtype": "fp32", "use_external_data_format": {"model": 1}}

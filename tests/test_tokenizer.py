@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import transformers
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from converter import tokenizer
 from converter.data import CHECKPOINT
@@ -63,7 +63,7 @@ def test_a_vocabulary_with_merges_gets_a_tokenizer_json(official: Path, save: Sa
     written = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
     settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert settings["padding_side"] == "left"
-    assert settings["eos_token"] == "<|endoftext|>"
+    assert settings["eos_token"] == settings["pad_token"] == "<|endoftext|>"
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     for text in TRICKY:
         assert written.encode(text).ids == theirs(text)["input_ids"], text
@@ -106,13 +106,46 @@ def test_a_prefix_space_is_added_where_the_config_asks_for_it(tmp_path: Path) ->
     assert spaced.encode("he").ids == plain.encode(" he").ids != plain.encode("he").ids
 
 
-def test_padding_goes_to_the_left_and_everything_else_stays(tmp_path: Path) -> None:
+def test_padding_goes_to_the_left_by_the_end_of_text_and_everything_else_stays(tmp_path: Path) -> None:
     shutil.copytree(CHECKPOINT, tmp_path / "source")
     before = json.loads((tmp_path / "source" / "tokenizer_config.json").read_text())
     convert(tmp_path / "source", tmp_path / "out")
     after = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
-    assert after == before | {"padding_side": "left"}
+    assert after == before | {
+        "padding_side": "left",
+        "pad_token": "<|endoftext|>",
+        "clean_up_tokenization_spaces": False,
+    }
+    padded = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")(["A list", "A longer list"], padding=True)
+    assert padded["attention_mask"][0][0] == 0
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (CHECKPOINT / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize("asked", [True, False, None])
+def test_spaces_before_punctuation_stay_where_transformers_leaves_them(tmp_path: Path, asked: bool | None) -> None:
+    """transformers never takes them out of a BPE's texts; transformers.js does so by default."""
+    option = {} if asked is None else {"clean_up_tokenization_spaces": asked}
+    settings = {}
+    for name, model in (("bpe", models.BPE()), ("other", models.WordLevel({"a": 0}, "a"))):
+        (tmp_path / name).mkdir()
+        Tokenizer(model).save(str(tmp_path / name / "tokenizer.json"))
+        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps(option | {"tokenizer_class": "T"}))
+        tokenizer.complete(tmp_path / name, n_positions=24)
+        settings[name] = json.loads((tmp_path / name / "tokenizer_config.json").read_text())
+    assert settings["bpe"]["clean_up_tokenization_spaces"] is False
+    assert settings["other"]["clean_up_tokenization_spaces"] is bool(asked)
+
+
+def test_a_padding_token_of_its_own_stays(tmp_path: Path) -> None:
+    small_bpe(tmp_path, {"<pad>": 257, "<end>": 258}, pad_token="<pad>", eos_token="<end>")
+    tokenizer.complete(tmp_path, n_positions=24)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["pad_token"] == "<pad>"
+
+
+def test_an_end_of_text_that_the_vocabulary_lacks_pads_nothing(tmp_path: Path) -> None:
+    (small_bpe(tmp_path) / "tokenizer_config.json").unlink()
+    tokenizer.complete(tmp_path, n_positions=24)
+    assert "pad_token" not in json.loads((tmp_path / "tokenizer_config.json").read_text())
 
 
 def test_a_source_without_a_tokenizer_converts(save: Save, tmp_path: Path) -> None:

@@ -103,34 +103,42 @@ class QuantizedConv1D(Quantized):
 
 
 class QuantizedEmbedding(Quantized):
-    """The rows that the ids name; only they are dequantized."""
+    """The rows that the ids name; only they are dequantized, by operators that runtimes in browsers have too."""
 
     def __init__(self, rows: int, width: int, blocks: Blocks) -> None:
-        super().__init__(rows, width, blocks, [rows, blocks.row_bytes(width)])
+        super().__init__(rows, width, blocks, packed_shape(rows, width, blocks))
 
     def forward(self, op: Any, ids: ir.Value) -> ir.Value:
-        size = self.blocks.size_for(self.inputs)
-        rows = op.GatherBlockQuantized(
-            self.weight, ids, *self.of_blocks,
-            bits=self.blocks.bits, block_size=size, gather_axis=0, quantize_axis=1, _domain=MICROSOFT, _version=1,
-        )  # fmt: skip
-        whole = self.blocks.count(self.inputs) * size
-        declare(rows, [None, None, whole])
+        bits, count = self.blocks.bits, self.blocks.count(self.inputs)
+        numbers = op.Reshape(unpacked(op, op.Gather(self.weight, ids), bits), [0, 0, count, -1])
+        middle: Any = float(self.blocks.middle)
+        if not self.blocks.symmetric:
+            zero_points = unpacked(op, op.Gather(self.zero_points, ids), bits)
+            middle = op.Unsqueeze(op.Slice(zero_points, [0], [count], [-1]), [-1])
+        values = op.Mul(op.Sub(numbers, middle), op.Unsqueeze(op.Gather(self.scales, ids), [-1]))
+        rows, whole = op.Reshape(values, [0, 0, -1]), count * self.blocks.size_for(self.inputs)
         return rows if whole == self.inputs else op.Slice(rows, [0], [self.inputs], [-1])
 
 
 class TiedHead(Module):
-    """The embedding's bytes in the shape that MatMulNBits wants: another initializer at the same place in the file."""
+    """The embedding's numbers, multiplied by."""
 
     def __init__(self, wte: QuantizedEmbedding) -> None:
         super().__init__()
-        self.weight = Parameter(packed_shape(wte.outputs, wte.inputs, wte.blocks), ir.DataType.UINT8)
-        self.shape = (wte.outputs, wte.inputs, wte.blocks)
+        self.weight, self.shape = wte.weight, (wte.outputs, wte.inputs, wte.blocks)
         self.scales, self.zero_points = [*wte.of_blocks, None][:2]
 
     def forward(self, op: Any, x: ir.Value) -> ir.Value:
         outputs, inputs, blocks = self.shape
         return matmul(op, x, (self.weight, self.scales, self.zero_points), outputs, inputs, blocks)
+
+
+def unpacked(op: Any, packed: ir.Value, bits: int) -> ir.Value:
+    """``[batch, tokens, …]`` bytes → ``[batch, tokens, numbers]`` in float32; ``quantize.unpack`` as a graph."""
+    if bits == 4:
+        upper, lower = op.Div(packed, 16), op.Mod(packed, 16)
+        packed = op.Concat(op.Unsqueeze(lower, [-1]), op.Unsqueeze(upper, [-1]), axis=-1)
+    return op.Cast(op.Reshape(packed, [0, 0, -1]), to=ir.DataType.FLOAT)
 
 
 def packed_shape(outputs: int, inputs: int, blocks: Blocks) -> list[int]:

@@ -7,6 +7,7 @@ gives the ids that transformers' tokenizer gives for the same folder.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -19,7 +20,7 @@ from converter.errors import TokenizerError
 from converter.tokenizer.byte_level import END_OF_TEXT
 from converter.tokenizer.frame import prompt_ids
 from converter.tokenizer.kinds import BYTE_LEVEL, Found, find
-from converter.tokenizer.settings import TOKENIZER_CONFIG, json_of, special_tokens
+from converter.tokenizer.settings import TOKENIZER_CONFIG, class_name, json_of, special_tokens
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 TOKENIZER = "tokenizer.json"
+CLEAN_UP = "clean_up_tokenization_spaces"
 
 
 def load(folder: str | os.PathLike[str]) -> Tokenizer | None:
@@ -95,9 +97,9 @@ def of(companions: Mapping[str, Path], write: Callable[[Path], None] | None = No
 
 
 def complete(folder: Path, n_positions: int, keep: Iterable[str] = ()) -> tuple[str, ...]:
-    """Add what clients want to the tokenizer files in ``folder``: a ``tokenizer.json``, and padding on the left.
+    """Add what clients want to the tokenizer files in ``folder``: a ``tokenizer.json``, and padding.
 
-    A tokenizer that pads on the right makes every batch wrong; transformers.js and genai take the side from here.
+    A tokenizer that pads on the right makes every batch wrong; clients take side and token from here.
     A tokenizer whose library is not installed stays as it is: see ``unavailable``.
 
     Args:
@@ -118,8 +120,26 @@ def complete(folder: Path, n_positions: int, keep: Iterable[str] = ()) -> tuple[
         remark = found.kind.remark(folder)
     if TOKENIZER_CONFIG not in keep:
         settings = json_of(folder / TOKENIZER_CONFIG) or _default_settings(folder, n_positions)
-        write_json(folder / TOKENIZER_CONFIG, {**settings, "padding_side": "left"})
+        added = {**_padding(folder), **_spaces(folder, settings)}
+        write_json(folder / TOKENIZER_CONFIG, {**settings, **added, "padding_side": "left"})
     return (remark,) if remark else ()
+
+
+def _padding(folder: Path) -> dict[str, str]:
+    """The end of text as a padding token where there is none; transformers and Optimum make no batch without one."""
+    tokens = special_tokens(folder)
+    if not tokens and class_name(folder) in ("", BYTE_LEVEL.class_name):
+        tokens = {"eos_token": END_OF_TEXT}  # transformers' default for this class
+    end = tokens.get("eos_token", "")
+    known = json.dumps(end, ensure_ascii=False) in (folder / TOKENIZER).read_text(encoding="utf-8")
+    return {"pad_token": end} if end and known and "pad_token" not in tokens else {}
+
+
+def _spaces(folder: Path, settings: Mapping[str, Any]) -> dict[str, bool]:
+    """Whether spaces before punctuation are taken out of texts: what is no request to transformers, which never does it
+    to a BPE's texts, must not be one to transformers.js, which does it unless it is told not to."""
+    asked = bool(settings.get(CLEAN_UP))
+    return {CLEAN_UP: asked and "merges" not in json_of(folder / TOKENIZER).get("model", {})}
 
 
 def _default_settings(folder: Path, n_positions: int) -> dict[str, Any]:
