@@ -3,6 +3,7 @@
     python scripts/benchmark.py convert gpt2 gpt2-xl
     python scripts/benchmark.py check gpt2
     python scripts/benchmark.py sources gpt2-xl
+    python scripts/benchmark.py provider gpt2 --provider cuda
     python scripts/benchmark.py peers --write docs/benchmarks.md
 
 Checkpoints of the real sizes are made on the first use and kept in --work. Figures are medians of --runs, after one run
@@ -35,6 +36,7 @@ from converter.weights import parameters
 HERE = Path(__file__).resolve().parent
 GPT2ONNX = [sys.executable, "-m", "converter.cli"]
 ALLOWED_BYTES = 400e6  # of a conversion's peak memory, beside the largest tensor
+ALL_PRECISIONS = "fp32,fp16,int8,int4"
 SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 
@@ -205,6 +207,31 @@ def compare(
         json_file.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     if page is not None:
         page.write_text(text, encoding="utf-8")
+
+
+@main.command()
+@click.argument("sizes", nargs=-1, type=click.Choice(SIZES))
+@click.option("--provider", default="cuda", show_default=True)
+@click.pass_obj
+def provider(settings: tuple[Path, int], sizes: tuple[str, ...], provider: str) -> None:
+    """Speed in every precision on a GPU, and which nodes run where."""
+    from placement import placements
+
+    work, _ = settings
+    for size in sizes or SIZES[:1]:
+        out = work / f"{size}-onnx"
+        remove(out)
+        measure([*GPT2ONNX, "convert", str(checkpoint(work, size)), str(out), "-q", "--precision", ALL_PRECISIONS])
+        for name in ALL_PRECISIONS.split(","):
+            click.echo(f"\n{size} {name}, nodes by provider")
+            places: dict[str, list[str]] = {}
+            for (where, op), count in sorted(placements(out, name, provider).items()):
+                places.setdefault(where, []).append(f"{op} × {count}")
+            for where, found in places.items():
+                click.echo(f"  {where}: {', '.join(found)}")
+        command = [*GPT2ONNX, "bench", str(out), "--provider", provider, "--batch-sizes", "1,8,32", "--rounds", "2"]
+        click.echo(measure(command).output)
+        remove(out)
 
 
 @main.command()

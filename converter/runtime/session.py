@@ -17,7 +17,7 @@ from converter.clients import token_ids
 from converter.errors import ModelFolderError, PromptError, ProviderError
 from converter.runtime.cache import CACHE_TYPES, IN_PLACE_FED, STEP_FED, Cache, GrowingCache, InPlaceCache
 from converter.runtime.huge_pages import Mover, regions
-from converter.runtime.in_place import rewritten
+from converter.runtime.in_place import rewritten, untiled
 from converter.weights import LM
 from reference.config import GPT2Config
 
@@ -275,7 +275,8 @@ def load(
         raise ModelFolderError(f"{folder} has the head {config.head} and generates nothing: gpt2onnx run {folder} TEXT")
     graph = rewritten(file) if in_place and name == CPU_PROVIDER else None
     before = regions()
-    session = open_session(file, name, threads, prepack, graph)
+    with untiled():
+        session = open_session(file, name, threads, prepack, graph)
     cache = [f"past_key_values.{i}.{part}" for i in range(config.n_layer) for part in ("key", "value")]
     shapes = refuse_another_interface(file, session, {*(STEP_FED if graph is None else IN_PLACE_FED), *cache})
     shape = shapes[cache[0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import onnx
 import pytest
 
 from converter.export import convert
+from converter.runtime import session
 from converter.runtime.cache import GrowingCache, InPlaceCache
-from converter.runtime.in_place import rewritten
+from converter.runtime.in_place import UNTILED, rewritten
 from converter.runtime.session import load
 
 Save = Callable[..., Path]
@@ -77,6 +79,23 @@ def test_a_graph_with_queries_and_keys_swapped_stays_what_it_is(save: Save, tmp_
     assert swapped.in_place
     assert np.abs(swapped.logits(ids) - sound).max() > 1e-2
     np.testing.assert_allclose(swapped.logits(ids), load(tmp_path / "out", in_place=False).logits(ids), atol=1e-4)
+
+
+@pytest.mark.parametrize("before", [None, "0"])
+def test_the_environment_is_as_it_was_and_has_the_last_word(
+    save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str | None
+) -> None:
+    if before is None:
+        monkeypatch.delenv(UNTILED, raising=False)
+    else:
+        monkeypatch.setenv(UNTILED, before)
+    convert(save(n_embd=24), tmp_path / "out")
+    seen: list[str | None] = []
+    opened = session.open_session
+    monkeypatch.setattr(session, "open_session", lambda *given: seen.append(os.environ.get(UNTILED)) or opened(*given))
+    load(tmp_path / "out")
+    assert seen == [before or "1"]
+    assert os.environ.get(UNTILED) == before
 
 
 @pytest.mark.parametrize("change", ["producer", "attribute"])
