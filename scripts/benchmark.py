@@ -3,6 +3,8 @@
     python scripts/benchmark.py convert gpt2 gpt2-xl
     python scripts/benchmark.py check gpt2
     python scripts/benchmark.py sources gpt2-xl
+    python scripts/benchmark.py first-token
+    python scripts/benchmark.py quality
     python scripts/benchmark.py provider gpt2 --provider cuda
     python scripts/benchmark.py peers --write docs/benchmarks.md
 
@@ -36,6 +38,7 @@ from converter.weights import parameters
 HERE = Path(__file__).resolve().parent
 GPT2ONNX = [sys.executable, "-m", "converter.cli"]
 ALLOWED_BYTES = 400e6  # of a conversion's peak memory, beside the largest tensor
+LLAMA = ("f32", "q8_0", "q4_0")
 ALL_PRECISIONS = "fp32,fp16,int8,int4"
 SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
@@ -207,6 +210,53 @@ def compare(
         json_file.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     if page is not None:
         page.write_text(text, encoding="utf-8")
+
+
+@main.command("first-token")
+@click.pass_obj
+def first_token(settings: tuple[Path, int]) -> None:
+    """From starting `gpt2onnx generate` on the bundled checkpoint to the first byte of its text."""
+    from converter import convert
+    from converter.data import CHECKPOINT
+
+    work, runs = settings
+    convert(CHECKPOINT, work / "tiny-onnx", precision="fp32,int8", force=True)
+    command = [*GPT2ONNX, "generate", str(work / "tiny-onnx"), "The following", "-n", "8", "-q", "--precision"]
+
+    def once(precision: str) -> float:
+        began = time.perf_counter()
+        with subprocess.Popen([*command, precision], stdout=subprocess.PIPE, cwd=HERE.parent) as process:
+            assert process.stdout is not None
+            assert process.stdout.read(1)
+            return time.perf_counter() - began
+
+    for precision in ("fp32", "int8"):
+        once(precision)
+        seconds = sorted(once(precision) for _ in range(max(runs, 5)))
+        click.echo(f"{precision}: {statistics.median(seconds):.2f} s ({seconds[0]:.2f}–{seconds[-1]:.2f})")
+
+
+@main.command()
+@click.pass_obj
+def quality(settings: tuple[Path, int]) -> None:
+    """Precisions of ours and of llama.cpp on the bundled checkpoint's held-out text, against float32."""
+    import quality as of
+
+    from converter import convert, load
+    from converter.data import CHECKPOINT
+
+    work = settings[0] / "quality"
+    out, source = work / "onnx", work / "source"
+    convert(CHECKPOINT, out, precision=ALL_PRECISIONS, force=True)
+    models = {name: load(out, precision=name) for name in ALL_PRECISIONS.split(",")}
+    ids = of.windows(models["fp32"])
+    exact = models["fp32"].logits(ids)
+    found = {f"ours {name}": model.logits(ids) for name, model in models.items() if name != "fp32"}
+    found |= {f"llama.cpp {name}": peers.llama_logits(settings[0], CHECKPOINT, source, name, ids) for name in LLAMA}
+    click.echo(f"{'':16} perplexity ratio   mean KL   same top-1")
+    for name, logits in found.items():
+        row = of.quality(exact, logits, ids)
+        click.echo(f"{name:16} {row.ratio:16.4f} {row.kl:9.1e} {row.top_1:12.3f}")
 
 
 @main.command()

@@ -10,22 +10,20 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import numpy as np
 from benchmark import checkpoint
+from quality import quality, windows
 
 from converter import convert, load, precisions
-from converter.data import CHECKPOINT, HELD_OUT
+from converter.data import CHECKPOINT
 from converter.precisions import Precision, Scheme
 from converter.quantize import Blocks
-from converter.runtime.scoring import perplexity, score
 from converter.runtime.session import Model
 
 NEW_TOKENS, PROMPT = 64, 128
-WINDOWS = 8  # of the held-out text, in which distributions are compared
 
 
 def candidates() -> dict[str, Scheme]:
@@ -42,32 +40,6 @@ def candidates() -> dict[str, Scheme]:
             found[f"4 bit, {size} {kind}, head 8 bit"] = Scheme(four, head)
             found[f"4 bit, {size} {kind}, head too"] = Scheme(four, four)
     return found
-
-
-@dataclass(frozen=True)
-class Quality:
-    """Against float32."""
-
-    ratio: float
-    kl: float
-    top_1: float
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-
-
-def quality(exact: Model, model: Model, ids: list[int]) -> Quality:
-    size = exact.config.n_positions
-    rows = np.array(ids[: size * WINDOWS]).reshape(-1, size)
-    kl, same = [], []
-    for row in rows:
-        true, found = log_softmax(exact.logits(row)), log_softmax(model.logits(row))
-        kl.append((np.exp(true) * (true - found)).sum(axis=-1).mean())
-        same.append((true.argmax(axis=-1) == found.argmax(axis=-1)).mean())
-    ratio = perplexity(score(model, [ids])) / perplexity(score(exact, [ids]))
-    return Quality(ratio, float(np.mean(kl)), float(np.mean(same)))
 
 
 def decode(model: Model) -> float:
@@ -93,8 +65,8 @@ def main(work: Path, rounds: int, speed: bool, only: str) -> None:
     schemes = {name: scheme for name, scheme in candidates().items() if only in name}
     convert(CHECKPOINT, work / "blocks-exact", force=True)
     exact = load(work / "blocks-exact")
-    assert exact.tokenizer is not None
-    ids = exact.tokenizer.encode(HELD_OUT.read_text(encoding="utf-8")).ids
+    ids = windows(exact)
+    true = exact.logits(ids)
     speeds: dict[str, list[float]] = {name: [] for name in schemes}
     if speed:
         source = checkpoint(work, "gpt2")
@@ -106,7 +78,7 @@ def main(work: Path, rounds: int, speed: bool, only: str) -> None:
         models.clear()
     click.echo(f"{'':34} perplexity ratio   mean KL   same top-1   tokens/s")
     for name, scheme in schemes.items():
-        found = quality(exact, load(folder(CHECKPOINT, work / "blocks-trial", scheme)), ids)
+        found = quality(true, load(folder(CHECKPOINT, work / "blocks-trial", scheme)).logits(ids), ids)
         fast = f"{statistics.median(speeds[name]):8.0f}" if speeds[name] else ""
         click.echo(f"{name:34} {found.ratio:16.4f} {found.kl:9.1e} {found.top_1:12.3f} {fast}")
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 from processes import ROOT, Run, measure
 
 WORKERS = Path(__file__).resolve().parent / "peers_workers"
@@ -514,6 +515,30 @@ def convert(work: Path, source: Path, name: str) -> tuple[Run | None, int]:
     if not files:
         raise PeerError(f"its converter wrote no {' or '.join(model.files)}")
     return run, sum(file.stat().st_size for file in files)
+
+
+def llama_logits(work: Path, checkpoint: Path, source: Path, variant: str, ids: np.ndarray) -> np.ndarray:
+    """What llama.cpp makes of a small checkpoint and ``ids`` ``[rows, tokens]``: ``[rows, tokens, vocab_size]``."""
+    install(work / "environments" / "llama", ENVIRONMENTS["llama"])
+    shutil.copytree(checkpoint, source, dirs_exist_ok=True)
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config["n_ctx"] = config["n_positions"]  # llama.cpp's converter looks there
+    (source / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    ids_file, logits_file = source.with_name("ids.npy"), source.with_name(f"{variant}.npy")
+    np.save(ids_file, ids)
+    environment = work / "environments" / "llama"
+    script = environment / "source/vendor/llama.cpp/convert_hf_to_gguf.py"
+    command = [
+        python_of(work, "llama"),
+        WORKERS / "quality_llama.py",
+        script,
+        source,
+        source.with_name("gguf"),
+        variant,
+    ]
+    log = log_file(work, f"quality {variant}")
+    measure([*map(str, command), str(ids_file), str(logits_file)], log=log, env=surroundings("llama"))
+    return np.load(logits_file)
 
 
 def python_of(work: Path, environment: str) -> Path:

@@ -38,7 +38,7 @@ GIVEN = {  # inputs in place of the attention mask
 }
 
 
-# The operator's tiled attention saves the memory of a layer's scores, and was slower wherever it was measured: prefill of
+# The tiled attention saves the memory of a layer's scores, and was slower wherever it was measured: prefill of
 # 900 tokens took 1.15 to 1.5 times as long on 2 and on 16 threads. ONNX Runtime reads this as a graph is opened.
 UNTILED = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 

@@ -19,6 +19,11 @@ def main(script: str, source: str, out: Path, variant: str) -> None:
     done = subprocess.run([sys.executable, script, source, "--outfile", whole, "--outtype", "f32"], check=False)
     if variant == "f32" or done.returncode:
         sys.exit(done.returncode)
+    quantize(whole, out, variant)
+
+
+def quantize(whole: Path, out: Path, variant: str) -> None:
+    """``model-VARIANT.gguf`` in place of the float32 file."""
     params = llama.llama_model_quantize_default_params()
     params.ftype = FILE_TYPES[variant]
     if llama.llama_model_quantize(bytes(whole), bytes(out / f"model-{variant}.gguf"), ctypes.byref(params)):
