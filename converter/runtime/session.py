@@ -14,7 +14,8 @@ import numpy as np
 from converter import manifest, precisions, tokenizer
 from converter.checkpoint.config import parse_config, read_json
 from converter.clients import token_ids
-from converter.errors import ModelFolderError, PromptError, ProviderError
+from converter.errors import ConfigError, ModelFolderError, PromptError, ProviderError
+from converter.precisions import PRECISIONS
 from converter.runtime.cache import CACHE_TYPES, IN_PLACE_FED, STEP_FED, Cache, GrowingCache, InPlaceCache
 from converter.runtime.huge_pages import Mover, regions
 from converter.runtime.in_place import rewritten, untiled
@@ -38,6 +39,9 @@ MODEL_FILES = ("onnx/model.onnx", "model.onnx")  # where a folder without our ma
 
 CPU_PROVIDER = "CPUExecutionProvider"
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # for a graph that comes as bytes
+
+# As measured on gpt2: MatMulNBits takes its weights apart at every step unless they were laid out for it before.
+SLOWER = 30
 
 LOG_ERRORS_ONLY = 3  # num_logits_to_keep, an input with a default, draws a warning at every load otherwise
 
@@ -264,6 +268,7 @@ def load(
             without it the graph is run as it is, as other clients run it.
 
     Raises:
+        ConfigError: there is no such precision, or it is not to be had without ``prepack``.
         ModelFolderError: the folder is incomplete or its graph cannot be opened.
         ProviderError: the provider is not there, or does not work on this machine.
     """
@@ -275,6 +280,9 @@ def load(
         raise ModelFolderError(f"{folder} has the head {config.head} and generates nothing: gpt2onnx run {folder} TEXT")
     graph = rewritten(file) if in_place and name == CPU_PROVIDER else None
     before = regions()
+    quantized = next((row.name for row in PRECISIONS.values() if row.scheme and file.match(row.model)), None)
+    if quantized and not prepack:
+        raise ConfigError(f"{quantized} runs only as it is laid out anew, else {SLOWER} times slower: leave prepack on")
     with untiled():
         session = open_session(file, name, threads, prepack, graph)
     cache = [f"past_key_values.{i}.{part}" for i in range(config.n_layer) for part in ("key", "value")]

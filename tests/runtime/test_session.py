@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from converter.errors import GPT2Error, ModelFolderError, PromptError, ProviderError
+from converter.errors import ConfigError, GPT2Error, ModelFolderError, PromptError, ProviderError
 from converter.export import convert
 from converter.runtime import session
 from converter.runtime.cache import GrowingCache
@@ -126,6 +126,13 @@ def test_weights_used_as_the_file_has_them_give_the_same_logits(bundled: Path) -
     np.testing.assert_allclose(
         load(bundled, prepack=False).logits(ids), load(bundled).logits(ids), rtol=1e-4, atol=1e-4
     )
+
+
+def test_quantized_weights_are_not_run_thirty_times_slower_in_silence(save: Save, tmp_path: Path) -> None:
+    convert(save(), tmp_path / "out", precision="int8,fp32")
+    with pytest.raises(ConfigError, match="int8 runs only as it is laid out anew"):
+        load(tmp_path / "out", prepack=False, precision="int8")
+    assert load(tmp_path / "out", prepack=False).logits([1]).shape == (1, 61)
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="no GPU")
