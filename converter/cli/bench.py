@@ -17,6 +17,7 @@ from converter.cli.options import (
     json_option,
     out_argument,
     provider_option,
+    refuse_unwritable,
     threads_option,
 )
 
@@ -77,8 +78,7 @@ def bench(out: Path, plot: Path | None, as_json: bool, quick: bool, **given: Any
 
     if plot is not None:
         parity.require(parity.PLOT_NEEDED, "--plot")
-        if not plot.absolute().parent.is_dir():
-            raise click.UsageError(f"{plot} cannot be written: there is no folder {plot.absolute().parent}")
+        refuse_unwritable(plot)
     settings = bench_settings(quick, **given)
     with progress.steps() as step:
         found = benching.bench(out, settings, step)

@@ -23,6 +23,7 @@ from converter.cli.options import (
     json_option,
     out_argument,
     provider_option,
+    refuse_unwritable,
     source_help,
 )
 
@@ -39,7 +40,11 @@ def run_check(source: str, out: Path, show: bool, **options: Any) -> Report:
         return run(source, out, own_process=True, progress=step, **options)
 
 
-LIMITS = ("rms", "maximum", "graph_float64", "huggingface_float64", "noise")  # fields of converter.parity's Limits
+# What converter.parity's Limits can be told, which takes numpy to say it.
+LIMITS = (
+    "rms", "maximum", "graph_float64", "huggingface_float64", "noise",
+    *(f"{name}.{cost}" for name in ("float16", "bfloat16", "int8", "int4") for cost in ("kl_mean", "perplexity_ratio")),
+)  # fmt: skip
 
 
 def parse_limits(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]) -> dict[str, float]:
@@ -58,9 +63,9 @@ def parse_limits(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str,
     short_help="Prove that a model folder is its source.",
     examples=[
         "gpt2onnx check openai-community/gpt2 gpt2-onnx",
-        "gpt2onnx check ./my-gpt2 my-gpt2-onnx --text my-domain.txt --report report.html",
+        "gpt2onnx check ./my-gpt2 my-gpt2-onnx --text my.txt --report report.html",
         "gpt2onnx check ./my-gpt2 my-gpt2-onnx --level full --json > report.json",
-        "gpt2onnx check --prove      # would it notice? 44 defects are seeded into a model",
+        "gpt2onnx check --prove      # would it notice? 44 defects are tried",
     ],
     groups={
         "How it is judged": ("level", "limits", "text", "logits_only", "layers", "also", "provider"),
@@ -101,7 +106,7 @@ def parse_limits(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str,
     multiple=True,
     callback=parse_limits,
     shell_complete=complete_names(f"{name}=" for name in LIMITS),
-    help="Allow more or less: rms, maximum (× noise floor), graph_float64, huggingface_float64, noise.",
+    help="Allow more or less: rms, maximum (× noise floor), graph_float64, huggingface_float64, noise, int8.kl_mean …",
 )
 @provider_option
 @ignore_option
@@ -147,9 +152,7 @@ def check(
         raise click.UsageError("give a SOURCE and the model folder OUT that was made from it, or --prove")
     if report is not None:
         parity.require(parity.PAGE_NEEDED, "--report")
-    for file in filter(None, (report, junit)):  # not found out after minutes
-        if not file.absolute().parent.is_dir():
-            raise click.UsageError(f"{file} cannot be written: there is no folder {file.absolute().parent}")
+    refuse_unwritable(report, junit)
     found = run_check(
         source,
         out,

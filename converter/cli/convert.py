@@ -38,11 +38,11 @@ TARGETS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     short_help="Turn a checkpoint into a model folder.",
     examples=[
         "gpt2onnx convert openai-community/gpt2 gpt2-onnx",
-        "gpt2onnx convert user/model@main my-gpt2-onnx --check",
+        "gpt2onnx convert user/model@main model-onnx --check",
         "gpt2onnx convert ./my-gpt2 my-gpt2-onnx --precision fp32,int8",
         "gpt2onnx convert ./my-gpt2 my-gpt2-onnx --precision int4   # added to it",
         "gpt2onnx convert ./my-gpt2 --in-place   # beside the weights",
-        "gpt2onnx convert openai-community/gpt2 gpt2-onnx --adapter ./my-lora",
+        "gpt2onnx convert openai-community/gpt2 lora-onnx --adapter ./my-lora",
         "gpt2onnx convert nanogpt/ckpt.pt my-hf --activation gelu --to hf",
     ],
     groups={

@@ -37,10 +37,10 @@ def inspect(
     """Show what SOURCE is: its config, its size, and what becomes of each of its tensors."""
     from converter import terminal
     from converter.checkpoint import open_checkpoint
+    from converter.cli import progress
     from converter.weights import account
 
-    bars = terminal.is_terminal(stderr=True)
-    checkpoint = open_checkpoint(source, bars=bars, activation=activation, adapter=adapter, head=head)
+    checkpoint = open_checkpoint(source, bars=progress.seen(), activation=activation, adapter=adapter, head=head)
     ledger = account(checkpoint, ignore)
     if as_json:
         click.echo(terminal.to_json(terminal.ledger_facts(checkpoint, ledger)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -113,9 +114,20 @@ threads_option = click.option(
 
 def standard_input(what: str) -> str:
     """The text on standard input, if any is piped there."""
+    mend = f"give {what}, or pipe a text into standard input"
     if sys.stdin is None or sys.stdin.isatty():
-        raise click.UsageError(f"give {what}, or text on standard input")
+        raise click.UsageError(mend)
     text = sys.stdin.read().rstrip("\n")
     if not text:
-        raise click.UsageError(f"standard input is empty: give {what}, or text on standard input")
+        raise click.UsageError(f"standard input is empty: {mend}")
     return text
+
+
+def refuse_unwritable(*files: Path | None) -> None:
+    """Files that could not be written in the end are refused at once, not after minutes."""
+    for file in filter(None, files):
+        folder = file.absolute().parent
+        if not folder.is_dir():
+            raise click.UsageError(f"{file} cannot be written: there is no folder {folder}")
+        if not os.access(folder, os.W_OK):
+            raise click.UsageError(f"{file} cannot be written: you may not write to {folder}")

@@ -90,7 +90,7 @@ class Line:
         self.live = Live(
             self, console=screen, transient=True, refresh_per_second=REFRESHED, redirect_stdout=False
         )  # fmt: skip
-        self.live.start()
+        self.live.start(refresh=True)
 
     @property
     def seconds_left(self) -> float | None:
@@ -112,13 +112,18 @@ class Line:
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
-        line = Table.grid(padding=(0, 1, 0, 0))
-        for _ in ("bar", "words"):
-            line.add_column(no_wrap=True)
-        line.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+        words, line = self.words, Table.grid(padding=(0, 1, 0, 0))
+        for width in (BAR_WIDTH, len(words)):
+            line.add_column(min_width=width, no_wrap=True)
+        line.add_column(no_wrap=True, overflow="ellipsis")  # which gives way in a narrow terminal
         bar = ProgressBar(total=self.total or None, completed=self.done, pulse=not self.done, width=BAR_WIDTH)
-        line.add_row(bar, self.words, self.title)
+        line.add_row(bar, words, self.title)
         return line
+
+
+def seen() -> bool:
+    """Whether somebody looks at standard error, in a terminal that can redraw a line."""
+    return is_terminal(stderr=True) and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 def minutes(seconds: float) -> str:
@@ -143,7 +148,7 @@ def line(
         show: whether it is wanted.
         timer: calls a function after so many seconds.
     """
-    if not (show and is_terminal(stderr=True)) or os.environ.get("TERM") in ("dumb", "unknown"):
+    if not show or not seen():
         yield None
         return
     shown = Line(title, clock, at_once)

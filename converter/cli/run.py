@@ -25,7 +25,7 @@ from converter.cli.options import (
     short_help="What other heads say: labels, spans, embeddings, choices.",
     examples=[
         'gpt2onnx run classifier-onnx "What a film!"',
-        'gpt2onnx run qa-onnx "Ada was born in London." --question "Where was Ada born?"',
+        'gpt2onnx run qa-onnx "Ada was born in London." --question "Where was Ada?"',
         'gpt2onnx run classifier-onnx "What a film!" "What a bore." --json',
     ],
     groups={**RUNTIME_GROUP, **OUTPUT_GROUP},
@@ -116,11 +116,14 @@ def score(
     """
     from converter import terminal
     from converter.cli import progress
+    from converter.errors import TextError
     from converter.runtime.scoring import score as run
     from converter.runtime.session import load
     from converter.texts import read_texts
 
-    texts = [standard_input("a text")] if str(file) == "-" else read_texts(file)
+    texts = [standard_input("a FILE")] if str(file) == "-" else read_texts(file)
+    if not any(map(str.strip, texts)):
+        raise TextError(f"{file} is empty; expected a text")
     with progress.line(f"opening {out}", not quiet):
         model = load(out, provider, threads, precision)
     with progress.line(f"reading {file}", not quiet):
