@@ -135,6 +135,18 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
     return made
 
 
+def fitting(out: Console, rows: Table, *dispensable: str) -> Table:
+    """A table without as many of the ``dispensable`` columns, from the first, as there is no room for."""
+    for name in dispensable:
+        if out.measure(rows, options=out.options.update_width(PIPED_WIDTH)).maximum <= out.width:
+            break
+        kept = {str(column.header): column for column in rows.columns if column.header != name}
+        rows = table(*kept, right=[header for header, column in kept.items() if column.justify == "right"])
+        for cells in zip(*(column.cells for column in kept.values()), strict=True):
+            rows.add_row(*cells)
+    return rows
+
+
 # Kinds of legs of which multiples of the noise floor say something.
 FLOORED = ("numerics", "noise floor", "another file")
 
@@ -295,7 +307,7 @@ def print_ledger(checkpoint: Checkpoint, ledger: Ledger) -> None:
             f"{tensor.nbytes:,}",
             tensor.file.name,
         )
-    out.print(rows)
+    out.print(fitting(out, rows, "file", "canonical name", "bytes", "layout", "role"))
 
 
 def ledger_facts(checkpoint: Checkpoint, ledger: Ledger) -> dict[str, Any]:
@@ -469,7 +481,7 @@ def print_bench(bench: Bench) -> None:
     for title, rows in (("", bench_loads), ("Prefill", bench_prefills), ("Decoding", bench_decodes)):
         if title:
             out.print(f"[bold]{title}[/]")
-        out.print(rows(bench))
+        out.print(fitting(out, rows(bench), "min–max", "peak", "limit"))
     rounds = "1 round" if bench.rounds == 1 else f"{bench.rounds} rounds"
     threads = "1 thread a core" if bench.settings.threads is None else f"{bench.settings.threads} threads"
     read = f"memory is read at {size(bench.bandwidth)}/s; " if bench.bandwidth is not None else ""

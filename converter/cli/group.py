@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -111,6 +111,13 @@ class Commands(Command, click.Group):
         super().format_epilog(ctx, formatter)
         write_sections(formatter, {"Exit codes": [(str(code), text) for code, text in EXIT_CODES.items()]})
 
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        """Read the command line, which is where --help is printed."""
+        try:
+            return super().make_context(*args, **options)
+        except BrokenPipeError:
+            leave_without_reader()
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; whatever it raises becomes a sentence and an exit code."""
         for stream in (sys.stdout, sys.stderr):
@@ -127,8 +134,7 @@ class Commands(Command, click.Group):
             raise
         except Exception as error:  # the last resort: whatever it is, it is our fault
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
-                sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is left unwritten has no reader any more
-                ctx.exit(BROKEN_PIPE)
+                leave_without_reader()
             self.fail(ctx, f"internal error: {type(error).__name__}: {error} (--debug shows where)", INTERNAL_ERROR)
 
     def fail(self, ctx: click.Context, sentence: str, code: int) -> None:
@@ -137,6 +143,12 @@ class Commands(Command, click.Group):
             traceback.print_exc()
         click.echo(f"gpt2onnx: {sentence}", err=True)
         ctx.exit(code)
+
+
+def leave_without_reader() -> NoReturn:
+    """End as a process does that SIGPIPE ends; what is left unwritten has no reader any more."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    raise click.exceptions.Exit(BROKEN_PIPE)
 
 
 @click.group(
