@@ -32,7 +32,7 @@ DEFAULT_MINUTES = 10.0
     examples=[
         "gpt2onnx bench gpt2-onnx",
         "gpt2onnx bench gpt2-onnx --quick --precision fp32,int8",
-        "gpt2onnx bench gpt2-onnx --batch-sizes 1,4 --contexts 512 --plot bench.svg",
+        "gpt2onnx bench gpt2-onnx --quick --batch-sizes 1,4 --plot bench.svg",
         "gpt2onnx bench gpt2-onnx --quick --json > bench.json",
     ],
     groups={

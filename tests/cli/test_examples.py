@@ -84,6 +84,7 @@ def workplace(things: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (here / ".config" / "fish" / "completions").mkdir(parents=True)
     monkeypatch.chdir(here)
     monkeypatch.setenv("HOME", str(here))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as conftest.py has it in this process
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     return here
 

@@ -74,7 +74,6 @@ def test_a_pipe_is_sent_colour_where_that_is_asked_for() -> None:
         ("generate", "nowhere", "x"),
         ("convrt",),
         ("convert", "nowhere", "OUT"),
-        ("demo",),
     ],
     ids=" ".join,
 )
