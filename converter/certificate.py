@@ -102,7 +102,7 @@ def verify(folder: str | os.PathLike[str]) -> Verification:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ModelFolderError(f"there is no model folder {folder}")
+        raise ModelFolderError(f"there is no model folder {folder}; make one with gpt2onnx convert SOURCE OUT")
     values = manifest.read(folder)
     certificate = values.get(KEY)
     if not isinstance(certificate, dict) or not isinstance(certificate.get("files"), dict):

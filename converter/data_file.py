@@ -10,6 +10,7 @@ import errno
 import json
 import math
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -45,7 +46,10 @@ SCAN_THREADS = 2
 # What a kernel or file system answers that cannot copy from this file to that one.
 NO_KERNEL_COPY = (errno.ENOSYS, errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM)
 
-Progress = Callable[[int], None]  # told how many bytes were written, each time
+Progress = Callable[[int], None]  # told how many bytes were written, or looked at, each time
+
+# Work, for who waits: to write a byte takes about four times as long as to look at one.
+SCAN_EFFORT, WRITE_EFFORT = 1, 4
 
 
 @dataclass(frozen=True)
@@ -114,31 +118,53 @@ def lay_out(specs: Mapping[str, Spec], metadata: Mapping[str, str] = METADATA, n
     return Plan(header, places, {name: specs[name] for name in names})
 
 
-def counter(progress: Callable[[int, int], None] | None, total: int) -> Progress:
-    """Adds up what was written, and tells ``progress`` the sum and ``total``."""
-    written = 0
+class Counter:
+    """Adds up work of several kinds, and tells ``progress`` how much is done and how much there is.
 
-    def advance(count: int) -> None:
-        nonlocal written
-        written += count
-        if progress is not None:
-            progress(written, total)
+    Args:
+        progress: told both, by any thread.
+    """
 
-    return advance
+    def __init__(self, progress: Callable[[int, int], None] | None) -> None:
+        self.progress, self.total = progress, 0
+        self.done, self.lock = 0.0, threading.Lock()
+
+    def part(self, nbytes: int, effort: float) -> Progress:
+        """A kind of work: ``nbytes`` to come, of which each takes ``effort``; to be told of them as they are done."""
+        self.total += round(nbytes * effort)
+
+        def advance(count: int) -> None:
+            with self.lock:
+                self.done += count * effort
+                if self.progress is not None:
+                    self.progress(round(self.done), self.total)
+
+        return advance
+
+    def scan(self, weights: Mapping[str, LazyTensor], wanted: bool = True) -> Progress | None:
+        """Looking at every weight, if that is wanted."""
+        return self.part(sum(weight.nbytes for weight in weights.values()), SCAN_EFFORT) if wanted else None
 
 
-def write(file: Path, layout: Plan, weights: Mapping[str, LazyTensor], scan: bool, progress: Progress) -> None:
-    """Write the data file, looking at every number on the way if ``scan`` says so.
+def write(
+    file: Path, layout: Plan, weights: Mapping[str, LazyTensor], scan: Progress | None, progress: Progress
+) -> None:
+    """Write the data file, looking at every number on the way unless ``scan`` is None.
+
+    Args:
+        scan: told how many bytes were looked at.
+        progress: told how many were written.
 
     Raises:
         CheckpointError: a weight holds NaN or infinity, or a source file is cut short meanwhile.
         OSError: the file cannot be written.
     """
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
-        scans = [pool.submit(refuse_nonfinite, weight) for weight in weights.values()] if scan else []
+        scans = [pool.submit(refuse_nonfinite, weight, scan) for weight in weights.values()] if scan else []
         try:
             with file.open("wb", buffering=0) as target:
                 _write_all(target, layout.header)
+                progress(len(layout.header))
                 for name, spec in layout.specs.items():
                     _write_tensor(target, weights[name], spec.dtype, progress)
             for done in scans:
@@ -147,7 +173,7 @@ def write(file: Path, layout: Plan, weights: Mapping[str, LazyTensor], scan: boo
             pool.shutdown(cancel_futures=True)
 
 
-def refuse_nonfinite(tensor: LazyTensor) -> None:
+def refuse_nonfinite(tensor: LazyTensor, progress: Progress | None = None) -> None:
     """Look at every number of a weight; one that is seen transposed is looked at, and spoken of, as the file has it.
 
     Raises:
@@ -166,12 +192,14 @@ def refuse_nonfinite(tensor: LazyTensor) -> None:
                 f"damaged or its training diverged (--no-scan converts it all the same)"
             )
         before += len(chunk)
+        if progress is not None:
+            progress(chunk.nbytes)
 
 
-def scan_all(weights: Mapping[str, LazyTensor]) -> None:
+def scan_all(weights: Mapping[str, LazyTensor], progress: Progress | None) -> None:
     """``refuse_nonfinite`` for every weight."""
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
-        for _ in pool.map(refuse_nonfinite, weights.values()):
+        for _ in pool.map(lambda weight: refuse_nonfinite(weight, progress), weights.values()):
             pass
 
 
@@ -184,6 +212,7 @@ def write_pieces(file: Path, layout: Plan, pieces: Iterable[tuple[str, np.ndarra
     position = {name: begin for name, (begin, _) in layout.places.items()}
     with file.open("wb", buffering=0) as target:
         _write_all(target, layout.header)
+        progress(len(layout.header))
         for name, piece in pieces:
             target.seek(position[name])
             _write_all(target, piece.tobytes())

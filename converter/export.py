@@ -13,6 +13,7 @@ from converter import card, data_file, manifest, precisions, tokenizer
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.checkpoint.config import read_json
 from converter.clients import config_json, genai_config, token_ids, write_json
+from converter.data_file import Plan
 from converter.errors import ConfigError, GPT2Error, OutputError, TokenizerError
 from converter.precisions import PRECISIONS, Precision
 from converter.staging import MANIFEST, bytes_in, reason, second_graph, stage_name, staged, sweep, written_files
@@ -23,7 +24,7 @@ MODEL_IN_PLACE = "model.onnx"  # beside the weights it points into
 STAGE_PREFIX = ".gpt2onnx-"  # of the folder in which an in-place conversion is put together
 DEFAULT_OPSET = 23  # the first with Attention; runs in ONNX Runtime 1.23 and newer
 
-Progress = Callable[[int, int], None]  # bytes written, bytes in all
+Progress = Callable[[int, int], None]  # work done, work in all
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def convert(
         activation: ``activation_function`` of a checkpoint that does not record it (nanoGPT's).
         adapter: the folder or Hub id of a PEFT LoRA adapter, to be merged into the source's weights.
         head: one of ``reference.config.HEADS``; by default that of the source.
-        progress: called with the bytes written so far and in all.
+        progress: called with the work done so far and the work in all (of no unit), by any thread.
 
     Raises:
         ConfigError, CheckpointError: the source is not a GPT-2, is incomplete or damaged; or the opset is out of range.
@@ -105,16 +106,20 @@ def convert(
     checkpoint = open_checkpoint(source, bars=progress is not None, activation=activation, adapter=adapter, head=head)
     ledger = account(checkpoint, ignore)
     if out is None:
-        return _convert_in_place(checkpoint, ledger, opset, force, scan)
+        return _convert_in_place(checkpoint, ledger, opset, force, scan, progress)
     layouts = {row: precisions.plan(ledger, row) for row in asked}
-    advance = data_file.counter(progress, sum(layout.nbytes for layout in layouts.values()))
+    counter = data_file.Counter(progress)
+    looked_at = counter.scan(ledger.weights, scan)
+    written = {row: counter.part(layout.nbytes, _effort(row, layout, ledger)) for row, layout in layouts.items()}
     mark = manifest.fingerprint(ledger)
     kept = {} if force else _kept(Path(out), mark, asked)
     with staged(Path(out), force or bool(kept)) as stage:
         (stage / "onnx").mkdir()
         there = dict(kept)
         for row, layout in layouts.items():
-            precisions.write(stage / row.data, layout, ledger, row, scan and row is asked[0], advance)
+            precisions.write(
+                stage / row.data, layout, ledger, row, looked_at if row is asked[0] else None, written[row]
+            )
             there[row.name] = _write_graphs(stage, ledger, row, precisions.places(layout, row), opset)
         for facts in kept.values():
             _carry_over(Path(out), stage, [facts["data"], *facts["heads"].values()])
@@ -125,6 +130,11 @@ def convert(
         new_bytes = bytes_in(stage) - sum(facts["bytes"] for facts in kept.values())
     quantized = {row.name: there[row.name]["quantized"] for row in asked if row.scheme}
     return Conversion(Path(out), ledger, new_bytes, checkpoint.notes + remarks, quantized=quantized)
+
+
+def _effort(row: Precision, layout: Plan, ledger: Ledger) -> float:
+    """Of a byte of this precision: every weight takes its time, in how few bytes it may end."""
+    return data_file.WRITE_EFFORT * row.effort * 4 * ledger.parameters / layout.nbytes
 
 
 def _kept(out: Path, mark: str, asked: Iterable[Precision]) -> dict[str, dict[str, Any]]:
@@ -160,7 +170,9 @@ def _carry_over(out: Path, stage: Path, names: Iterable[str]) -> None:
             shutil.copyfile(out / name, stage / name)
 
 
-def _convert_in_place(checkpoint: Checkpoint, ledger: Ledger, opset: int, force: bool, scan: bool) -> Conversion:
+def _convert_in_place(
+    checkpoint: Checkpoint, ledger: Ledger, opset: int, force: bool, scan: bool, progress: Progress | None
+) -> Conversion:
     folder = checkpoint.folder
     _refuse_in_place(checkpoint, ledger)
     before = {entry.name for entry in folder.iterdir()}
@@ -169,7 +181,7 @@ def _convert_in_place(checkpoint: Checkpoint, ledger: Ledger, opset: int, force:
     for name in sorted(graphs & before - replaceable):
         raise OutputError(f"{folder / name} exists; --force replaces one that gpt2onnx wrote")
     if scan:
-        data_file.scan_all(ledger.weights)
+        data_file.scan_all(ledger.weights, data_file.Counter(progress).scan(ledger.weights))
     stage = folder / stage_name(STAGE_PREFIX)
     try:
         sweep(folder, STAGE_PREFIX)

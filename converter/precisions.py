@@ -43,6 +43,7 @@ class Precision:
         scheme: of those that are.
         js_dtype: what transformers.js calls it.
         said: in a sentence.
+        effort: how long it takes to make, as a multiple of float32.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Precision:
     scheme: Scheme | None
     js_dtype: str
     said: str
+    effort: int
 
     @property
     def model(self) -> str:
@@ -70,10 +72,10 @@ INT4 = Scheme(Blocks(4, 32, symmetric=False), Blocks(8, 128, symmetric=True))
 PRECISIONS = {
     precision.name: precision
     for precision in (
-        Precision("fp32", "", "float32", None, "fp32", "float32, bit for bit the source's"),
-        Precision("fp16", "_fp16", "float16", None, "fp16", "float16; logits and softmax in float32"),
-        Precision("int8", "_int8", "float32", INT8, "int8", "whole numbers of 8 bits"),
-        Precision("int4", "_q4", "float32", INT4, "q4", "whole numbers of 4 bits, embedding and head of 8"),
+        Precision("fp32", "", "float32", None, "fp32", "float32, bit for bit the source's", 1),
+        Precision("fp16", "_fp16", "float16", None, "fp16", "float16; logits and softmax in float32", 2),
+        Precision("int8", "_int8", "float32", INT8, "int8", "whole numbers of 8 bits", 3),
+        Precision("int4", "_q4", "float32", INT4, "q4", "whole numbers of 4 bits, embedding and head of 8", 4),
     )
 }
 
@@ -134,13 +136,15 @@ def quantized_share(config: GPT2Config, scheme: Scheme) -> float:
     return float(sum(size for size, blocks in sizes.values() if blocks) / sum(size for size, _ in sizes.values()))
 
 
-def write(file: Path, layout: Plan, ledger: Ledger, precision: Precision, scan: bool, progress: Progress) -> None:
+def write(
+    file: Path, layout: Plan, ledger: Ledger, precision: Precision, scan: Progress | None, progress: Progress
+) -> None:
     """Write a precision's data file; see ``data_file.write``."""
     if precision.scheme is None:
         data_file.write(file, layout, ledger.weights, scan, progress)
         return
-    if scan:
-        data_file.scan_all(ledger.weights)
+    if scan is not None:
+        data_file.scan_all(ledger.weights, scan)
     data_file.write_pieces(file, layout, pieces(ledger, precision.scheme), progress)
 
 

@@ -145,14 +145,16 @@ def _write(
     progress: Progress | None,
 ) -> Conversion:
     layouts = {name: data_file.plan(part, contents.metadata, dtype=None) for name, part in contents.files.items()}
-    advance = data_file.counter(progress, sum(layout.nbytes for layout in layouts.values()))
+    counter = data_file.Counter(progress)
+    looked_at = counter.scan(ledger.weights, scan)
+    written = counter.part(sum(layout.nbytes for layout in layouts.values()), data_file.WRITE_EFFORT)
     with staged(out, force) as stage:
         manifest.carry(checkpoint, stage)
         _correct_generation(checkpoint, stage, ledger.config)
         for name, values in contents.texts.items():
             write_json(stage / name, values)
         for name, tensors in contents.files.items():
-            data_file.write(stage / name, layouts[name], tensors, scan, advance)
+            data_file.write(stage / name, layouts[name], tensors, looked_at, written)
         manifest.write(stage, manifest.describe(checkpoint, ledger, {manifest.TARGET: contents.target}))
         bytes_written = bytes_in(stage)
     return Conversion(out, ledger, bytes_written, checkpoint.notes, runs=False)

@@ -23,6 +23,14 @@ except ImportError:  # Windows: leftovers of a killed conversion stay
 
 MANIFEST = "gpt2onnx.json"
 
+# What a user can do where a folder cannot be written.
+ELSEWHERE = "; choose an OUT in a folder that you may write to"
+MENDS: dict[int | None, str] = {
+    errno.ENOSPC: "; make room, or choose an OUT on another disk",
+    errno.EDQUOT: "; make room, or choose an OUT on another disk",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), ELSEWHERE),
+}
+
 
 @contextmanager
 def staged(out: Path, force: bool = False) -> Iterator[Path]:
@@ -52,7 +60,7 @@ def staged(out: Path, force: bool = False) -> Iterator[Path]:
             finally:
                 shutil.rmtree(stage, ignore_errors=True)
     except OSError as error:
-        raise OutputError(f"{out} was not written: {reason(error)}") from error
+        raise OutputError(f"{out} was not written: {reason(error)}{MENDS.get(error.errno, '')}") from error
 
 
 def reason(error: OSError) -> str:
@@ -65,10 +73,13 @@ def reason(error: OSError) -> str:
 def _refuse_existing(out: Path, force: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if not force:
-        raise OutputError(f"{out} exists; choose another OUT, or --force to replace a folder that gpt2onnx wrote")
     if not (out / MANIFEST).is_file():
-        raise OutputError(f"{out} exists and has no {MANIFEST}: gpt2onnx did not write it, and does not replace it")
+        raise OutputError(
+            f"{out} exists and has no {MANIFEST}: gpt2onnx did not write it, and does not replace it: "
+            f"choose another OUT"
+        )
+    if not force:
+        raise OutputError(f"{out} exists; choose another OUT, or --force to replace it")
     foreign = sorted(files_in(out) - written_files(out))
     if foreign:
         raise OutputError(

@@ -1,14 +1,14 @@
-"""What the command line shows: lines, tables, progress. In a terminal with colour, piped as plain text."""
+"""What the command line shows: lines and tables. In a terminal with colour, piped as plain text."""
 
 from __future__ import annotations
 
 import errno
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +48,13 @@ def console(stderr: bool = False) -> Console:
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError(errno.EPIPE, "the reader of the output is gone")
 
-    return Printer(stderr=stderr, width=None if is_terminal(stderr) else PIPED_WIDTH, highlight=False, soft_wrap=True)
+    return Printer(
+        stderr=stderr,
+        width=None if is_terminal(stderr) else PIPED_WIDTH,
+        color_system=None if os.environ.get("NO_COLOR") else "auto",  # rich would leave bold and dim
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def is_terminal(stderr: bool = False) -> bool:
@@ -94,40 +100,6 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-@contextmanager
-def byte_progress(title: str, show: bool = True) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on standard error that counts bytes; nothing without a terminal, nothing left behind."""
-    if not (show and is_terminal(stderr=True)):
-        yield None
-        return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-@contextmanager
-def steps(show: bool = True) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on standard error that says what is being computed and what time is left; nothing without a terminal."""
-    if not (show and is_terminal(stderr=True)):
-        yield lambda step, done, total: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-        yield lambda step, done, total: bar.update(task, description=step, completed=done, total=total)
-
-
 def conversion_facts(done: Conversion, seconds: float) -> dict[str, Any]:
     """A conversion for JSON."""
     return {
@@ -161,6 +133,18 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
             column, justify="right" if column in right else "left", no_wrap=column in right, overflow="fold"
         )
     return made
+
+
+def fitting(out: Console, rows: Table, *dispensable: str) -> Table:
+    """A table without as many of the ``dispensable`` columns, from the first, as there is no room for."""
+    for name in dispensable:
+        if out.measure(rows, options=out.options.update_width(PIPED_WIDTH)).maximum <= out.width:
+            break
+        kept = {str(column.header): column for column in rows.columns if column.header != name}
+        rows = table(*kept, right=[header for header, column in kept.items() if column.justify == "right"])
+        for cells in zip(*(column.cells for column in kept.values()), strict=True):
+            rows.add_row(*cells)
+    return rows
 
 
 # Kinds of legs of which multiples of the noise floor say something.
@@ -323,7 +307,7 @@ def print_ledger(checkpoint: Checkpoint, ledger: Ledger) -> None:
             f"{tensor.nbytes:,}",
             tensor.file.name,
         )
-    out.print(rows)
+    out.print(fitting(out, rows, "file", "canonical name", "bytes", "layout", "role"))
 
 
 def ledger_facts(checkpoint: Checkpoint, ledger: Ledger) -> dict[str, Any]:
@@ -497,7 +481,7 @@ def print_bench(bench: Bench) -> None:
     for title, rows in (("", bench_loads), ("Prefill", bench_prefills), ("Decoding", bench_decodes)):
         if title:
             out.print(f"[bold]{title}[/]")
-        out.print(rows(bench))
+        out.print(fitting(out, rows(bench), "min–max", "peak", "limit"))
     rounds = "1 round" if bench.rounds == 1 else f"{bench.rounds} rounds"
     threads = "1 thread a core" if bench.settings.threads is None else f"{bench.settings.threads} threads"
     read = f"memory is read at {size(bench.bandwidth)}/s; " if bench.bandwidth is not None else ""

@@ -16,14 +16,27 @@ def read_texts(file: Path) -> list[str]:
     """
     try:
         content = file.read_text(encoding="utf-8")
-        if file.suffix != ".jsonl":
-            return [content]
-        texts = [json.loads(line)["text"] for line in content.splitlines() if line.strip()]
     except OSError as error:
         raise TextError(f"{file} cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        kind = "JSONL with a text in every line" if file.suffix == ".jsonl" else "UTF-8 text"
-        raise TextError(f"{file} cannot be read as {kind} ({type(error).__name__}: {error})") from error
-    if not texts or not all(isinstance(text, str) for text in texts):
-        raise TextError(f"{file} has no text in every line; expected JSON objects with a text under 'text'")
-    return texts
+    except ValueError as error:
+        raise TextError(f"{file} cannot be read as UTF-8 text ({error}); save it as UTF-8") from error
+    if file.suffix != ".jsonl":
+        return [content]
+    lines = {number: line for number, line in enumerate(content.splitlines(), 1) if line.strip()}
+    texts = [_text_in(line) for line in lines.values()]
+    if None in texts or not texts:
+        where = f"line {[*lines][texts.index(None)]} has no text" if texts else "it is empty"
+        raise TextError(f"{file} cannot be read as JSONL: {where}; expected {EXPECTED_LINE} in every line")
+    return [text for text in texts if text is not None]
+
+
+EXPECTED_LINE = '{"text": "…"}'
+
+
+def _text_in(line: str) -> str | None:
+    """What stands under ``text`` in a line of JSON; None if there is no text."""
+    try:
+        text = json.loads(line)["text"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return text if isinstance(text, str) else None

@@ -51,7 +51,7 @@ def decode(model: Model) -> float:
 
 def folder(source: Path, out: Path, scheme: Scheme) -> Path:
     """A model folder with one precision, cut as ``scheme`` says."""
-    precisions.PRECISIONS["int8"] = Precision("int8", "_int8", "float32", scheme, "int8", "a trial")
+    precisions.PRECISIONS["int8"] = Precision("int8", "_int8", "float32", scheme, "int8", "a trial", effort=3)
     convert(source, out, precision="int8", force=True, scan=False)
     return out
 

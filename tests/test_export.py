@@ -246,7 +246,7 @@ def test_a_full_disk_leaves_nothing_behind(save: Save, tmp_path: Path, monkeypat
 
     source = save()
     monkeypatch.setattr(data_file, "copy", full)
-    with pytest.raises(GPT2Error, match=r"out was not written: No space left on device$"):
+    with pytest.raises(GPT2Error, match=r"out was not written: No space left on device; make room, or choose an OUT"):
         convert(source, tmp_path / "out")
     assert os.listdir(tmp_path) == ["source"]
 

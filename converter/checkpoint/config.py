@@ -61,6 +61,8 @@ def read_json(file: Path) -> dict[str, Any]:
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{file.parent} has no {file.name}; expected a Hugging Face model folder") from error
+    except PermissionError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file} cannot be read as JSON ({error})") from error
     if not isinstance(values, dict):

@@ -17,6 +17,8 @@ from converter.errors import CheckpointError, HubError
 
 HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w][\w./-]*))?", re.ASCII)
 
+BAR_DELAY = 2.0  # seconds before a download shows its progress
+
 # What comes of an answer that is not the Hub's: a captive portal's page, say.
 NO_ANSWER_OF_THE_HUB = (ValueError, KeyError, TypeError)
 
@@ -125,11 +127,11 @@ def _download(
     from huggingface_hub.errors import RemoteEntryNotFoundError
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
-    class Silent(tqdm):
-        """A progress bar that nobody sees."""
+    class Bar(tqdm):
+        """The Hub's own progress bar: of a download that takes long, if anybody wants it."""
 
         def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **{**options, "disable": True})
+            super().__init__(*args, **options | ({"delay": BAR_DELAY, "leave": False} if bars else {"disable": True}))
 
     try:
         return hf_hub_download(
@@ -138,7 +140,7 @@ def _download(
             revision=revision,
             library_name="gpt2onnx",
             local_files_only=local_files_only,
-            tqdm_class=None if bars else Silent,
+            tqdm_class=Bar,
         )
     except RemoteEntryNotFoundError as error:
         raise HubError(f"{repo} on the Hub has no {name}; expected a complete {kind.name}") from error

@@ -1,9 +1,18 @@
 """The command line: one verb a task, a file for each.
 
-Exit codes: 0 done or match, 1 mismatch, 2 bad input, 3 internal error.
+Exit codes: ``group.EXIT_CODES``.
 """
 
-from converter.cli import bench, check, convert, demo, generate, inspect, run  # noqa: F401 - each adds its commands
+from converter.cli import (  # noqa: F401 - each adds its commands
+    bench,
+    check,
+    completion,
+    convert,
+    demo,
+    generate,
+    inspect,
+    run,
+)
 from converter.cli.group import cli
 
 __all__ = ["cli"]

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.group import cli
-from converter.cli.options import debug_option, json_option, out_argument, provider_option, threads_option
+from converter.cli.options import (
+    OUTPUT_GROUP,
+    PRECISIONS,
+    RUNTIME_GROUP,
+    complete_names,
+    debug_option,
+    json_option,
+    out_argument,
+    provider_option,
+    refuse_unwritable,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from converter.runtime.benching import Settings
@@ -16,9 +27,27 @@ if TYPE_CHECKING:
 DEFAULT_MINUTES = 10.0
 
 
-@cli.command()
+@cli.command(
+    short_help="How fast a model folder runs here, and in what memory.",
+    examples=[
+        "gpt2onnx bench gpt2-onnx",
+        "gpt2onnx bench gpt2-onnx --quick --precision fp32,int8",
+        "gpt2onnx bench gpt2-onnx --quick --batch-sizes 1,4 --plot bench.svg",
+        "gpt2onnx bench gpt2-onnx --quick --json > bench.json",
+    ],
+    groups={
+        "What is measured": ("batch_sizes", "contexts", "prompt_lengths", "new_tokens"),
+        **RUNTIME_GROUP,
+        "Output": ("plot", *OUTPUT_GROUP["Output"]),
+    },
+)
 @out_argument
-@click.option("--precision", metavar="NAMES", help="Of those that OUT holds, with commas between; by default all.")
+@click.option(
+    "--precision",
+    metavar="NAMES",
+    shell_complete=complete_names(PRECISIONS, ","),
+    help="Of those that OUT holds, with commas between; by default all.",
+)
 @click.option("--batch-sizes", metavar="NUMBERS", help="Prompts that run together.  [default: 1,8]")
 @click.option("--contexts", metavar="NUMBERS", help="Tokens in the cache before decoding.  [default: 128,900]")
 @click.option("--prompt-lengths", metavar="NUMBERS", help="Tokens of a prefill.  [default: 16,128,900]")
@@ -33,7 +62,7 @@ DEFAULT_MINUTES = 10.0
 @click.option("--quick", is_flag=True, help="One round, batch 1, at most 128 tokens, unless other options say more.")
 @threads_option
 @provider_option
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw it all into this SVG file.")
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw it all into this SVG file too.")
 @json_option
 @debug_option
 def bench(out: Path, plot: Path | None, as_json: bool, quick: bool, **given: Any) -> None:
@@ -42,23 +71,17 @@ def bench(out: Path, plot: Path | None, as_json: bool, quick: bool, **given: Any
     Prefill, decoding with the cache, load time and memory, for each precision in processes of its own; and how near
     decoding is to the limit that the machine's memory sets: docs/bench.md. It ends after --max-minutes at the latest,
     with what it has; gpt2 needs less. Lengths are cut to the model's positions.
-
-    \b
-    gpt2onnx bench OUT
-    gpt2onnx bench OUT --quick --precision fp32,int8
-    gpt2onnx bench OUT --batch-sizes 1,4,16 --contexts 512 --rounds 5 --plot bench.svg
-    gpt2onnx bench OUT --json > bench.json
     """
     from converter import parity, terminal
+    from converter.cli import progress
     from converter.runtime import benching
 
     if plot is not None:
         parity.require(parity.PLOT_NEEDED, "--plot")
-        if not plot.absolute().parent.is_dir():
-            raise click.UsageError(f"{plot} cannot be written: there is no folder {plot.absolute().parent}")
+        refuse_unwritable(plot)
     settings = bench_settings(quick, **given)
-    with terminal.steps(not as_json) as progress:
-        found = benching.bench(out, settings, progress)
+    with progress.steps() as step:
+        found = benching.bench(out, settings, step)
     if plot is not None:
         from converter.runtime import bench_plot
 

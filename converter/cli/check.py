@@ -11,14 +11,20 @@ import click
 
 from converter.cli.group import MISMATCH, cli
 from converter.cli.options import (
+    OUTPUT_GROUP,
+    SOURCE_GROUP,
     activation_option,
     adapter_option,
+    complete_names,
+    complete_paths,
     debug_option,
     head_option,
     ignore_option,
     json_option,
     out_argument,
     provider_option,
+    refuse_unwritable,
+    source_help,
 )
 
 if TYPE_CHECKING:
@@ -27,11 +33,18 @@ if TYPE_CHECKING:
 
 def run_check(source: str, out: Path, show: bool, **options: Any) -> Report:
     """The report of a check, whose steps are shown as they are taken."""
-    from converter import terminal
+    from converter.cli import progress
     from converter.parity import check as run
 
-    with terminal.steps(show) as progress:
-        return run(source, out, own_process=True, progress=progress, **options)
+    with progress.steps("opening source and folder", show) as step:
+        return run(source, out, own_process=True, progress=step, **options)
+
+
+# What converter.parity's Limits can be told, which takes numpy to say it.
+LIMITS = (
+    "rms", "maximum", "graph_float64", "huggingface_float64", "noise",
+    *(f"{name}.{cost}" for name in ("float16", "bfloat16", "int8", "int4") for cost in ("kl_mean", "perplexity_ratio")),
+)  # fmt: skip
 
 
 def parse_limits(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]) -> dict[str, float]:
@@ -46,9 +59,28 @@ def parse_limits(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str,
     return limits
 
 
-@cli.command()
-@click.argument("source", required=False)
-@click.argument("out", required=False, type=click.Path(path_type=Path))
+@cli.command(
+    short_help="Prove that a model folder is its source.",
+    examples=[
+        "gpt2onnx check openai-community/gpt2 gpt2-onnx",
+        "gpt2onnx check ./my-gpt2 my-gpt2-onnx --text my.txt --report report.html",
+        "gpt2onnx check ./my-gpt2 my-gpt2-onnx --level full --json > report.json",
+        "gpt2onnx check --prove      # would it notice? 44 defects are tried",
+    ],
+    groups={
+        "How it is judged": ("level", "limits", "text", "logits_only", "layers", "also", "provider"),
+        **SOURCE_GROUP,
+        "Output": ("report", "junit", *OUTPUT_GROUP["Output"]),
+    },
+)
+@click.argument("source", required=False, shell_complete=complete_paths("file"), help=source_help)
+@click.argument(
+    "out",
+    required=False,
+    type=click.Path(path_type=Path),
+    shell_complete=complete_paths("dir"),
+    help="The model folder that gpt2onnx convert made of it.",
+)
 @click.option(
     "--level",
     type=click.Choice(["quick", "full"]),
@@ -73,7 +105,8 @@ def parse_limits(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str,
     metavar="NAME=NUMBER",
     multiple=True,
     callback=parse_limits,
-    help="Allow more or less: rms, maximum (× noise floor), graph_float64, huggingface_float64, noise.",
+    shell_complete=complete_names(f"{name}=" for name in LIMITS),
+    help="Allow more or less: rms, maximum (× noise floor), graph_float64, huggingface_float64, noise, int8.kl_mean …",
 )
 @provider_option
 @ignore_option
@@ -107,13 +140,7 @@ def check(
 
     Weights are compared bit for bit; the mathematics in float64 against Hugging Face and a GPT-2 written from
     scratch; float32 against the noise of Hugging Face's own float32. On a mismatch the check says which operation is
-    wrong, and why. Needs torch and transformers.
-
-    \b
-    gpt2onnx check ./my-gpt2 ./my-gpt2-onnx
-    gpt2onnx check ./my-gpt2 ./my-gpt2-onnx --text my-domain.txt --report report.html
-    gpt2onnx check openai-community/gpt2 OUT --level full --json
-    gpt2onnx check --prove                            would it notice? 44 defects in the bundled model
+    wrong, and why: docs/check.md. Needs torch and transformers.
     """
     from converter import parity, terminal
 
@@ -125,13 +152,11 @@ def check(
         raise click.UsageError("give a SOURCE and the model folder OUT that was made from it, or --prove")
     if report is not None:
         parity.require(parity.PAGE_NEEDED, "--report")
-    for file in filter(None, (report, junit)):  # not found out after minutes
-        if not file.absolute().parent.is_dir():
-            raise click.UsageError(f"{file} cannot be written: there is no folder {file.absolute().parent}")
+    refuse_unwritable(report, junit)
     found = run_check(
         source,
         out,
-        show=not as_json,
+        show=True,
         level=level,
         layers=layers or report is not None,
         ignore=ignore,
@@ -174,14 +199,15 @@ def refuse_beside_prove(out: Path | None) -> None:
 def run_prove(source: str | None, as_json: bool) -> None:
     """Seed defects into a conversion of ``source``, by default of the bundled checkpoint."""
     from converter import terminal
+    from converter.cli import progress
     from converter.data import CHECKPOINT
     from converter.parity import require
 
     require()
     from converter.parity.prove import prove as run
 
-    with terminal.steps(not as_json) as progress:
-        proof = run(source or terminal.short(CHECKPOINT), progress=progress)
+    with progress.steps() as step:
+        proof = run(source or terminal.short(CHECKPOINT), progress=step)
     if as_json:
         click.echo(terminal.to_json(proof.to_dict()))
     else:
@@ -190,7 +216,11 @@ def run_prove(source: str | None, as_json: bool) -> None:
         sys.exit(MISMATCH)
 
 
-@cli.command()
+@cli.command(
+    short_help="Are these still the files that were checked?",
+    examples=["gpt2onnx verify gpt2-onnx", "gpt2onnx verify gpt2-onnx --json"],
+    groups=OUTPUT_GROUP,
+)
 @out_argument
 @json_option
 @debug_option
@@ -198,14 +228,13 @@ def verify(out: Path, as_json: bool) -> None:
     """Say whether the files in OUT are still those that were checked; exit with 1 if not.
 
     Needs neither the source, nor torch, nor a network: the check left its verdict and the files' hashes in OUT.
-
-    \b
-    gpt2onnx verify ./my-gpt2-onnx
     """
     from converter import terminal
     from converter.certificate import verify as run
+    from converter.cli import progress
 
-    found = run(out)
+    with progress.line(f"reading {out}"):
+        found = run(out)
     if as_json:
         facts = {"passed": found.passed, "verdict": found.verdict, "changed": found.changed, "missing": found.missing}
         click.echo(terminal.to_json(facts | {"certificate": found.certificate}))

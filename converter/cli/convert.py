@@ -12,12 +12,18 @@ import click
 from converter.cli.check import run_check
 from converter.cli.group import MISMATCH, cli
 from converter.cli.options import (
+    OUTPUT_GROUP,
+    PRECISIONS,
+    SOURCE_GROUP,
     activation_option,
     adapter_option,
+    complete_names,
+    complete_paths,
     debug_option,
     head_option,
     ignore_option,
     json_option,
+    source_help,
 )
 
 # What --to names → the function that writes it (module, name), and the options that it alone heeds.
@@ -28,9 +34,31 @@ TARGETS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 }
 
 
-@cli.command()
-@click.argument("source")
-@click.argument("out", required=False, type=click.Path(path_type=Path))
+@cli.command(
+    short_help="Turn a checkpoint into a model folder.",
+    examples=[
+        "gpt2onnx convert openai-community/gpt2 gpt2-onnx",
+        "gpt2onnx convert user/model@main model-onnx --check",
+        "gpt2onnx convert ./my-gpt2 my-gpt2-onnx --precision fp32,int8",
+        "gpt2onnx convert ./my-gpt2 my-gpt2-onnx --precision int4   # added to it",
+        "gpt2onnx convert ./my-gpt2 --in-place   # beside the weights",
+        "gpt2onnx convert openai-community/gpt2 lora-onnx --adapter ./my-lora",
+        "gpt2onnx convert nanogpt/ckpt.pt my-hf --activation gelu --to hf",
+    ],
+    groups={
+        "The graph": ("precision", "opset", "in_place", "then_check"),
+        **SOURCE_GROUP,
+        **OUTPUT_GROUP,
+    },
+)
+@click.argument("source", shell_complete=complete_paths("file"), help=source_help)
+@click.argument(
+    "out",
+    required=False,
+    type=click.Path(path_type=Path),
+    shell_complete=complete_paths("dir"),
+    help="The folder to write; it appears whole or not at all.",
+)
 @click.option(
     "--to",
     type=click.Choice(list(TARGETS)),
@@ -43,12 +71,16 @@ TARGETS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 )
 @click.option(
     "--precision",
+    metavar="NAMES",
     default="fp32",
+    shell_complete=complete_names(PRECISIONS, ","),
     show_default=True,
     help="fp32, fp16, int8, int4; several with commas between. An OUT of the same SOURCE keeps what it holds.",
 )
 @click.option("--in-place", is_flag=True, help="Add the graph to SOURCE itself; no weights are copied.")
-@click.option("--opset", default=23, show_default=True, help="ONNX opset of the graph, 17 to 25.")
+@click.option(
+    "--opset", metavar="NUMBER", default=23, show_default=True, help="ONNX opset, 17 to 25; lower for old runtimes."
+)
 @click.option("--force", is_flag=True, help="Replace an OUT that gpt2onnx wrote.")
 @click.option("--no-scan", is_flag=True, help="Do not look for NaN and infinity in the weights.")
 @click.option(
@@ -81,19 +113,11 @@ def convert(
 ) -> None:
     """Convert SOURCE into the model folder OUT, or with --to into a checkpoint that other programs read.
 
-    SOURCE is a Hugging Face folder, a Hub id such as openai-community/gpt2 or user/model@revision, or a folder or
-    file of another format: docs/sources.md lists them.
-
-    \b
-    gpt2onnx convert ./my-gpt2 ./my-gpt2-onnx
-    gpt2onnx convert user/model@main OUT --opset 17
-    gpt2onnx convert ./my-gpt2 ./my-gpt2-onnx --precision int8,int4
-    gpt2onnx convert ./my-gpt2 --in-place
-    gpt2onnx convert nanogpt/ckpt.pt OUT --activation gelu
-    gpt2onnx convert openai-community/gpt2 OUT --adapter ./my-lora
-    gpt2onnx convert nanogpt/ckpt.pt OUT --activation gelu --to hf
+    SOURCE is what Hugging Face, nanoGPT, llm.c, Megatron-LM, GGUF or OpenAI wrote: docs/sources.md. What exists here
+    is never looked up on the Hub.
     """
     from converter import terminal
+    from converter.cli import progress
 
     began = time.monotonic()
     refuse_unheeded(to)
@@ -101,7 +125,7 @@ def convert(
         raise click.UsageError("give a folder to write to (OUT)" + (", or --in-place" if to == "onnx" else ""))
     if out is not None and in_place:
         raise click.UsageError("--in-place writes into SOURCE: leave OUT away")
-    with terminal.byte_progress("copying weights", show=not quiet and not as_json) as progress:
+    with progress.amounts(f"writing {out or source}", show=not quiet, at_once=False) as count:
         module, name, heeded = TARGETS[to]
         special = {
             "precision": precision, "in_place": in_place, "opset": opset, "max_shard_size": max_shard_size,
@@ -116,7 +140,7 @@ def convert(
             activation=activation,
             adapter=adapter,
             head=head,
-            progress=progress,
+            progress=count,
         )
     seconds = time.monotonic() - began
     for warning in () if quiet else done.warnings:
@@ -126,7 +150,7 @@ def convert(
     report = None
     if then_check:
         options = {"ignore": ignore, "activation": activation, "adapter": adapter, "head": head}
-        report = run_check(source, done.out, show=not as_json and not quiet, **options)
+        report = run_check(source, done.out, show=not quiet, **options)
     if as_json:
         facts = terminal.conversion_facts(done, seconds)
         click.echo(terminal.to_json(facts | ({"check": report.to_dict()} if report else {})))

@@ -10,24 +10,30 @@ import click
 
 from converter.cli.check import run_check
 from converter.cli.group import MISMATCH, cli
-from converter.cli.options import debug_option
+from converter.cli.options import OUTPUT_GROUP, complete_paths, debug_option
 
 DEMO_PROMPT = "The following"
 DEMO_TOKENS = 120
 
 
-@cli.command()
-@click.argument("out", required=False, type=click.Path(path_type=Path))
+@cli.command(
+    short_help="The whole way, on a small model that ships with the tool.",
+    examples=["gpt2onnx demo", "gpt2onnx demo tiny-onnx"],
+    groups=OUTPUT_GROUP,
+)
+@click.argument(
+    "out",
+    required=False,
+    type=click.Path(path_type=Path),
+    shell_complete=complete_paths("dir"),
+    help="Keep the model folder there; by default it is removed again.",
+)
 @click.option("--force", is_flag=True, help="Replace an OUT that gpt2onnx wrote.")
 @debug_option
 def demo(out: Path | None, force: bool) -> None:
     """Convert, check and run the small GPT-2 that ships with gpt2onnx.
 
-    It was trained on Python's own language reference. The model folder is kept if you name OUT.
-
-    \b
-    gpt2onnx demo
-    gpt2onnx demo ./tiny-onnx
+    It was trained on Python's own language reference.
     """
     import tempfile
 

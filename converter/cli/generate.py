@@ -9,6 +9,8 @@ import click
 
 from converter.cli.group import cli
 from converter.cli.options import (
+    OUTPUT_GROUP,
+    RUNTIME_GROUP,
     debug_option,
     json_option,
     out_argument,
@@ -23,9 +25,29 @@ DEFAULT_PROPOSALS = 10  # of --speculate
 EARLY_STOPPING: dict[str, bool | str] = {"no": False, "yes": True, "never": "never"}  # transformers' values
 
 
-@cli.command()
+@cli.command(
+    short_help="Continue a text, in ONNX Runtime.",
+    examples=[
+        'gpt2onnx generate gpt2-onnx "Once upon a time"',
+        'gpt2onnx generate gpt2-onnx "One" "Another" --temperature 0.8 --seed 1',
+        'gpt2onnx generate gpt2-onnx "Once upon" --temperature 1 --min-p 0.05 --best 3',
+        'gpt2onnx generate gpt2-onnx "Q: Why?" --stop "Q:" --repetition-penalty 1.2',
+        'gpt2onnx generate gpt2-onnx "Once upon a time" --beams 4 --best 2',
+        'gpt2onnx generate gpt2-onnx "$(cat code.py)" --speculate',
+        'echo "From a pipe" | gpt2onnx generate gpt2-onnx -n 50 --quiet',
+    ],
+    groups={
+        "Choosing tokens": (
+            "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty",
+            "seed",
+        ),
+        "Several texts, and beam search": ("best", "beams", "length_penalty", "early_stopping"),
+        **RUNTIME_GROUP,
+        **OUTPUT_GROUP,
+    },
+)  # fmt: skip
 @out_argument
-@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+@click.argument("prompts", nargs=-1, metavar="[PROMPT]...", help="Texts to continue; by default standard input.")
 @click.option("-n", "--max-new-tokens", default=DEFAULT_NEW_TOKENS, show_default=True, help="Tokens to add at most.")
 @click.option("--stop", metavar="TEXT", multiple=True, help="End the text before TEXT. Repeatable.")
 @click.option("--temperature", default=0.0, show_default=True, help="0 takes the likeliest token; 1 draws as trained.")
@@ -89,29 +111,23 @@ def generate(
 
     Several prompts run as one batch. Text streams as it is generated; figures go to standard error. docs/generate.md
     says what each option does, precisely.
-
-    \b
-    gpt2onnx generate OUT "Once upon a time"
-    gpt2onnx generate OUT "The first" "The second" --temperature 0.8 --top-k 40 --seed 1
-    gpt2onnx generate OUT "Once upon a time" --temperature 0.8 --min-p 0.05 --best 3
-    gpt2onnx generate OUT "Q: Why?" --stop "Q:" --repetition-penalty 1.2
-    gpt2onnx generate OUT "Once upon a time" --beams 4 --best 2 --length-penalty 0.8
-    gpt2onnx generate OUT "$(cat code.py)" --speculate
-    echo "From a pipe" | gpt2onnx generate OUT -n 50 -q
     """
     from converter import terminal
+    from converter.cli import progress
     from converter.runtime.session import load
 
     prompts = prompts or (standard_input("a prompt"),)
-    model = load(out, provider, threads, precision, prepack=not no_prepack)
+    with progress.line(f"opening {out}", not quiet):
+        model = load(out, provider, threads, precision, prepack=not no_prepack)
     streams = len(prompts) == 1 == options["best"] == options["beams"] and not as_json and not ids
     stream = terminal.Stream(prompts[0]) if streams else None
-    done = model.generate(
-        [terminal.parse_ids(prompt) for prompt in prompts] if ids else prompts,
-        early_stopping=EARLY_STOPPING[early_stopping],
-        on_text=stream.show if stream else None,
-        **options,
-    )
+    with progress.line("generating", show=stream is None and not quiet):
+        done = model.generate(
+            [terminal.parse_ids(prompt) for prompt in prompts] if ids else prompts,
+            early_stopping=EARLY_STOPPING[early_stopping],
+            on_text=stream.show if stream else None,
+            **options,
+        )
     if as_json:
         click.echo(terminal.to_json(terminal.generation_facts(prompts, done)))
         return

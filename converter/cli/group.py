@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 import traceback
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn
 
 import click
 
@@ -19,9 +20,103 @@ MISMATCH, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
 
 BROKEN_PIPE = 141  # as a shell says of a process that SIGPIPE ended
 
+EXIT_CODES = {
+    0: "done; of check and verify: it is the same model",
+    MISMATCH: "mismatch: check or verify found a difference",
+    BAD_INPUT: "bad input or usage: the message says what to do",
+    INTERNAL_ERROR: "internal error, which is ours: --debug shows where",
+    INTERRUPTED: "interrupted by Ctrl-C; nothing half-written is left behind",
+    BROKEN_PIPE: "whoever read the output is gone, as in gpt2onnx … | head",
+    TERMINATED: "ended by SIGTERM; nothing half-written is left behind",
+}
 
-class Commands(click.Group):
+# Headings of the help → the commands below them, in the order in which a newcomer meets them.
+SECTIONS = {
+    "Begin": ("demo", "completion"),
+    "Convert": ("convert", "check", "verify", "inspect"),
+    "Run": ("generate", "run", "score", "bench"),
+}
+
+Groups = Mapping[str, Sequence[str]]  # headings of options → the names of their parameters
+
+
+class Command(click.Command):
+    """A command whose help shows its options in groups and ends with examples.
+
+    Args:
+        groups: options that stand under a heading of their own; all others come first.
+        examples: lines for a shell. The tests run every one.
+    """
+
+    def __init__(self, *args: Any, groups: Groups | None = None, examples: Sequence[str] = (), **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.groups, self.examples = dict(groups or {}), tuple(examples)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The options, group by group, their descriptions below each other."""
+        shown = {
+            "help" if param is self.get_help_option(ctx) else param.name: param.get_help_record(ctx)
+            for param in self.get_params(ctx)
+            if isinstance(param, click.Option)
+        }
+        grouped = {name for names in self.groups.values() for name in names}
+        headings = {"Options": [name for name in shown if name not in grouped], **self.groups}
+        rows = {
+            heading: [record for name in names if (record := shown.get(name)) is not None]
+            for heading, names in headings.items()
+        }
+        write_sections(formatter, rows)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """The examples, as they are: a line that is broken cannot be copied."""
+        if self.examples:
+            with formatter.section("Examples"):
+                for line in self.examples:
+                    formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+
+
+def write_sections(formatter: click.HelpFormatter, sections: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+    """Headings with rows of two columns, of which the first is equally wide everywhere."""
+    terms = [term for rows in sections.values() for term, _ in rows]
+    width = max((len(term) for term in terms if len(term) <= TERM_WIDTH), default=0)
+    for heading, rows in sections.items():
+        if rows:
+            with formatter.section(heading):
+                formatter.write_dl([(term.ljust(width), text) for term, text in rows], col_max=TERM_WIDTH)
+
+
+TERM_WIDTH = 26  # what is longer stands in a line of its own
+
+
+class Commands(Command, click.Group):
     """The group that turns errors into sentences and exit codes."""
+
+    command_class = Command
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click passes it
+        """In the order of the help."""
+        return [name for names in SECTIONS.values() for name in names]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands, then the few options."""
+
+        def rows(names: Iterable[str]) -> list[tuple[str, str]]:
+            return [(name, self.commands[name].short_help or "") for name in names]
+
+        write_sections(formatter, {heading: rows(names) for heading, names in SECTIONS.items()})
+        super().format_options(ctx, formatter)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Examples and exit codes."""
+        super().format_epilog(ctx, formatter)
+        write_sections(formatter, {"Exit codes": [(str(code), text) for code, text in EXIT_CODES.items()]})
+
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        """Read the command line, which is where --help is printed."""
+        try:
+            return super().make_context(*args, **options)
+        except BrokenPipeError:
+            leave_without_reader()
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; whatever it raises becomes a sentence and an exit code."""
@@ -39,8 +134,7 @@ class Commands(click.Group):
             raise
         except Exception as error:  # the last resort: whatever it is, it is our fault
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
-                sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is left unwritten has no reader any more
-                ctx.exit(BROKEN_PIPE)
+                leave_without_reader()
             self.fail(ctx, f"internal error: {type(error).__name__}: {error} (--debug shows where)", INTERNAL_ERROR)
 
     def fail(self, ctx: click.Context, sentence: str, code: int) -> None:
@@ -51,16 +145,26 @@ class Commands(click.Group):
         ctx.exit(code)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def leave_without_reader() -> NoReturn:
+    """End as a process does that SIGPIPE ends; what is left unwritten has no reader any more."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    raise click.exceptions.Exit(BROKEN_PIPE)
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    examples=[
+        "gpt2onnx demo",
+        "gpt2onnx convert openai-community/gpt2 gpt2-onnx",
+        "gpt2onnx check openai-community/gpt2 gpt2-onnx",
+        'gpt2onnx generate gpt2-onnx "Once upon a time"',
+    ],
+)
 @click.version_option(VERSION, prog_name="gpt2onnx")
 def cli() -> None:
     """Convert GPT-2 checkpoints to ONNX, prove the conversion, and run it.
 
-    \b
-    gpt2onnx demo                                    the whole way, on a small model that ships with the tool
-    gpt2onnx convert openai-community/gpt2 OUT       checkpoint → model folder
-    gpt2onnx check openai-community/gpt2 OUT         is it the same model?
-    gpt2onnx generate OUT "Once upon a time"         run it in ONNX Runtime
-
-    Exit codes: 0 done or match, 1 mismatch, 2 bad input, 3 internal error.
+    demo shows the whole way on a small model that ships with the tool. gpt2onnx COMMAND --help says what each command
+    takes.
     """

@@ -2,14 +2,54 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from reference.config import ACTIVATION_NAMES, HEADS
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
 MAX_THREADS = 1024
+
+PRECISIONS = ("fp32", "fp16", "int8", "int4")  # converter.precisions says what they are, and takes numpy to say it
+
+# Headings of options that several commands have; a command need not have all of them.
+SOURCE_GROUP = {"Reading SOURCE": ("ignore", "activation", "adapter", "head")}
+RUNTIME_GROUP = {"ONNX Runtime": ("precision", "provider", "threads", "no_prepack")}
+OUTPUT_GROUP = {"Output": ("quiet", "as_json", "debug", "help")}
+
+Completer = Callable[[click.Context, click.Parameter, str], "list[CompletionItem[str]]"]
+
+
+def complete_paths(kind: str) -> Completer:
+    """Lets the shell complete paths: ``dir``, or ``file`` for both."""
+
+    def complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type=kind)]
+
+    return complete
+
+
+def complete_names(names: Iterable[str], separator: str = "") -> Completer:
+    """Completes one of ``names``, or with a separator the last of several."""
+    names = tuple(names)
+
+    def complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+        from click.shell_completion import CompletionItem
+
+        before, comma, last = incomplete.rpartition(separator) if separator else ("", "", incomplete)
+        left = [name for name in names if name.startswith(last) and name not in before.split(separator or None)]
+        return [CompletionItem(f"{before}{comma}{name}") for name in left]
+
+    return complete
 
 
 def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -23,31 +63,50 @@ def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+source_help = "A Hugging Face folder, a Hub id (user/model, user/model@revision), or another format's folder or file."
 ignore_option = click.option(
     "--ignore", metavar="GLOB", multiple=True, help="Leave tensors of this name aside, such as 'v_head.*'. Repeatable."
 )
 activation_option = click.option(
-    "--activation", metavar="NAME", help="activation_function of a checkpoint that does not record it, as nanoGPT's."
+    "--activation",
+    metavar="NAME",
+    shell_complete=complete_names(ACTIVATION_NAMES),
+    help="activation_function of a checkpoint that does not record it, as nanoGPT's.",
 )
 adapter_option = click.option(
-    "--adapter", metavar="DIR|ID", help="Merge this PEFT LoRA adapter, a folder or a Hub id, into SOURCE first."
+    "--adapter",
+    metavar="DIR|ID",
+    shell_complete=complete_paths("dir"),
+    help="Merge this PEFT LoRA adapter, a folder or a Hub id, into SOURCE first.",
 )
 head_option = click.option(
     "--head",
     metavar="NAME",
+    shell_complete=complete_names(HEADS),
     help="lm, base (hidden states), sequence-classification, token-classification, question-answering or double-heads; "
     "by default that of SOURCE.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 provider_option = click.option(
-    "--provider", default="cpu", show_default=True, help="ONNX Runtime's execution provider: cpu, cuda, …"
+    "--provider",
+    metavar="NAME",
+    default="cpu",
+    show_default=True,
+    shell_complete=complete_names(("cpu", "cuda")),
+    help="ONNX Runtime's execution provider: cpu, cuda, …",
 )
 precision_option = click.option(
     "--precision",
     metavar="NAME",
+    shell_complete=complete_names(PRECISIONS),
     help="fp32, fp16, int8 or int4, of those that OUT holds; by default the first of these.",
 )
-out_argument = click.argument("out", type=click.Path(path_type=Path))
+out_argument = click.argument(
+    "out",
+    type=click.Path(path_type=Path),
+    shell_complete=complete_paths("dir"),
+    help="A model folder, which gpt2onnx convert wrote.",
+)
 threads_option = click.option(
     "--threads", type=click.IntRange(1, MAX_THREADS), help="Threads of ONNX Runtime; by default one a core."
 )
@@ -55,6 +114,20 @@ threads_option = click.option(
 
 def standard_input(what: str) -> str:
     """The text on standard input, if any is piped there."""
+    mend = f"give {what}, or pipe a text into standard input"
     if sys.stdin is None or sys.stdin.isatty():
-        raise click.UsageError(f"give {what}, or text on standard input")
-    return sys.stdin.read().rstrip("\n")
+        raise click.UsageError(mend)
+    text = sys.stdin.read().rstrip("\n")
+    if not text:
+        raise click.UsageError(f"standard input is empty: {mend}")
+    return text
+
+
+def refuse_unwritable(*files: Path | None) -> None:
+    """Files that could not be written in the end are refused at once, not after minutes."""
+    for file in filter(None, files):
+        folder = file.absolute().parent
+        if not folder.is_dir():
+            raise click.UsageError(f"{file} cannot be written: there is no folder {folder}")
+        if not os.access(folder, os.W_OK):
+            raise click.UsageError(f"{file} cannot be written: you may not write to {folder}")

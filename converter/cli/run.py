@@ -9,6 +9,8 @@ import click
 
 from converter.cli.group import cli
 from converter.cli.options import (
+    OUTPUT_GROUP,
+    RUNTIME_GROUP,
     debug_option,
     json_option,
     out_argument,
@@ -19,9 +21,17 @@ from converter.cli.options import (
 )
 
 
-@cli.command()
+@cli.command(
+    short_help="What other heads say: labels, spans, embeddings, choices.",
+    examples=[
+        'gpt2onnx run classifier-onnx "What a film!"',
+        'gpt2onnx run qa-onnx "Ada was born in London." --question "Where was Ada?"',
+        'gpt2onnx run classifier-onnx "What a film!" "What a bore." --json',
+    ],
+    groups={**RUNTIME_GROUP, **OUTPUT_GROUP},
+)
 @out_argument
-@click.argument("texts", nargs=-1, metavar="[TEXT]...")
+@click.argument("texts", nargs=-1, metavar="[TEXT]...", help="What is read; by default standard input.")
 @click.option("--question", help="What is asked about each TEXT, of a model that answers questions.")
 @click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="Labels to print of each text.")
 @click.option("--ids", is_flag=True, help="Texts are token ids, such as '464 3290'.")
@@ -45,24 +55,22 @@ def run(
 
     Labels with their probabilities, marks for every token, the span that answers a question, how several choices
     compare, or an embedding (the mean of the hidden states): whichever head OUT has.
-
-    \b
-    gpt2onnx run OUT "What a film!"
-    gpt2onnx run OUT "Ada was born in London." --question "Where was Ada born?"
-    gpt2onnx run OUT "one ending" "another ending" --json
     """
     from converter import terminal
+    from converter.cli import progress
     from converter.runtime.heads import load
 
     texts = texts or (standard_input("a text"),)
-    model = load(out, provider, threads, precision)
+    with progress.line(f"opening {out}"):
+        model = load(out, provider, threads, precision)
     asks = model.config.head == "question-answering"
     if asks and question is None and not ids:
         raise click.UsageError("this model answers questions: give one with --question")
     if question is not None and (ids or not asks):
         raise click.UsageError("--question is for texts of a model that answers questions")
     given: list[Any] = [terminal.parse_ids(text) if ids else (question, text) if asks else text for text in texts]
-    answers = model.run(given)
+    with progress.line("running"):
+        answers = model.run(given)
     if as_json:
         pairs = zip(texts, answers, strict=True)
         click.echo(terminal.to_json([{"text": text} | terminal.answer_facts(answer) for text, answer in pairs]))
@@ -70,9 +78,21 @@ def run(
         terminal.print_answers(texts, answers, top)
 
 
-@cli.command()
+@cli.command(
+    short_help="How likely a model finds a text: perplexity, log-probabilities.",
+    examples=[
+        "gpt2onnx score gpt2-onnx held-out.txt",
+        "gpt2onnx score gpt2-onnx documents.jsonl --stride 64 > scores.jsonl",
+        'echo "The following is a text." | gpt2onnx score gpt2-onnx -',
+    ],
+    groups={**RUNTIME_GROUP, **OUTPUT_GROUP},
+)
 @out_argument
-@click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
+@click.argument(
+    "file",
+    type=click.Path(path_type=Path, allow_dash=True),
+    help='Plain text, JSONL with a "text" in each line, or - for standard input.',
+)
 @click.option("--stride", type=int, help="Tokens from window to window of a long text; by default half the positions.")
 @click.option("--batch-size", default=8, show_default=True, help="Windows that are read together.")
 @threads_option
@@ -92,20 +112,22 @@ def score(
 ) -> None:
     """Print how likely the model folder OUT finds the text in FILE: perplexity, and a log-probability for every token.
 
-    FILE is plain text, JSONL with a "text" in each line, or - for standard input. One JSON object a text goes to
-    standard output, a summary to standard error.
-
-    \b
-    gpt2onnx score OUT held-out.txt
-    gpt2onnx score OUT documents.jsonl --stride 256 > scores.jsonl
+    One JSON object a text goes to standard output, a summary to standard error.
     """
     from converter import terminal
+    from converter.cli import progress
+    from converter.errors import TextError
     from converter.runtime.scoring import score as run
     from converter.runtime.session import load
     from converter.texts import read_texts
 
-    texts = [standard_input("a text")] if str(file) == "-" else read_texts(file)
-    scores = run(load(out, provider, threads, precision), texts, stride=stride, batch_size=batch_size)
+    texts = [standard_input("a FILE")] if str(file) == "-" else read_texts(file)
+    if not any(map(str.strip, texts)):
+        raise TextError(f"{file} is empty; expected a text")
+    with progress.line(f"opening {out}", not quiet):
+        model = load(out, provider, threads, precision)
+    with progress.line(f"reading {file}", not quiet):
+        scores = run(model, texts, stride=stride, batch_size=batch_size)
     for one in scores:
         click.echo(terminal.to_json(terminal.score_facts(one), indent=None))
     if not quiet:
