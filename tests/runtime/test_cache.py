@@ -110,6 +110,15 @@ def test_the_cache_lies_where_it_lay_until_it_is_full(models: dict[str, Model]) 
     assert sum(a != b for a, b in itertools.pairwise(places)) == 2  # at 64 slots, and at 128
 
 
+def test_spare_slots_may_hold_anything(models: dict[str, Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = models["in place"], np.random.default_rng(0).integers(61, size=(2, 70))
+    made = InPlaceCache._buffer
+    monkeypatch.setattr(InPlaceCache, "_buffer", lambda *given: np.full_like(made(*given), np.nan))
+    cache, mask = model.empty_cache(2), np.ones_like(ids)
+    parts = [step(model, cache, ids, mask, begin, end) for begin, end in ((0, 9), (9, 10), (10, 69), (69, 70))]
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), model.logits(ids), rtol=1e-4, atol=1e-4)
+
+
 def test_logits_that_were_given_out_stay_as_they_are(models: dict[str, Model]) -> None:
     model, ids = models["in place"], np.array([[1, 2, 3]])
     cache = model.empty_cache(1)
