@@ -8,7 +8,8 @@ The convention, which the pages keep and CONTRIBUTING.md tells:
 - ``<!-- not run: REASON -->`` on the line above says why a block cannot be run here.
 
 Of a printed text words and whole numbers must be as shown. Numbers with a decimal point may be a tenth off, those in
-scientific notation ten times; times, speeds and amounts of memory are not compared. A line ``…`` stands for any lines.
+scientific notation ten times; times, speeds and amounts of memory are not compared. ``…`` stands for anything, on a line
+of its own for any lines.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 NUMBER = re.compile(r"(\d+\.\d+(?:e-?\d+)?|\d+e-?\d+)( ?(?:s|ms|[kMG]B|tokens/s|tok/s)\b)?")
-OUTPUT = "Output"
+ANY_NUMBER = r"\d+(?:\.\d+)?(?:e[-+]?\d+)?"
+OUTPUT, ANYTHING = "Output", "…"
 
 
 @dataclass
@@ -89,7 +90,7 @@ def _bash(block: Block, folder: Path, place: str) -> str:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     one_thread = {"OMP_NUM_THREADS": "1"}  # torch's, with models this small
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block.text],
+        ["bash", "-eu", "-c", block.text],
         cwd=folder, env=os.environ | one_thread | {"PATH": path}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, check=False,
     )  # fmt: skip
@@ -105,8 +106,8 @@ def _python(block: Block, folder: Path, names: dict[str, Any], place: str) -> st
 
 
 def difference(shown: str, printed: str) -> str | None:
-    """What of ``printed`` is not as it is ``shown``, if anything is not."""
-    match = re.fullmatch(_pattern(shown), " ".join(printed.split()))
+    """What of ``printed`` is not as it is ``shown``, if anything is not. Blanks and empty lines do not count."""
+    match = re.fullmatch(_pattern(shown), "".join(f"{line}\n" for line in _lines(printed)))
     if match is None:
         return "another text"
     for expected, found in zip(_compared(shown), match.groups(), strict=True):
@@ -117,22 +118,25 @@ def difference(shown: str, printed: str) -> str | None:
     return None
 
 
-def _compared(shown: str) -> Iterator[str]:
+def _lines(text: str) -> list[str]:
+    """Lines with single blanks."""
+    return [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+
+
+def _compared(shown: str) -> list[str]:
     """The numbers that are compared as numbers."""
-    return (match[1] for match in NUMBER.finditer(shown) if not match[2])
+    return [match[1] for line in _lines(shown) for match in NUMBER.finditer(line) if not match[2]]
 
 
 def _pattern(shown: str) -> str:
     """A regular expression for what may be printed; a group for each number that is compared."""
-    words = []
-    for word in NUMBER.sub(lambda m: m[0].replace(" ", "\0"), shown).split():
-        if word == "…":
-            words.append(r".*?")
-            continue
-        escaped, end = "", 0
-        for match in NUMBER.finditer(word.replace("\0", " ")):
-            number = r"\d+(?:\.\d+)?(?:e[-+]?\d+)?"
-            escaped += re.escape(word[end : match.start()]) + (f"{number}{match[2]}" if match[2] else f"({number})")
-            end = match.end()
-        words.append(escaped + re.escape(word[end:]))
-    return r"\s*".join(words)
+    return "".join(r"(?:.*\n)*?" if line == ANYTHING else f"{_line(line)}\n" for line in _lines(shown))
+
+
+def _line(line: str) -> str:
+    pattern, end = "", 0
+    for match in re.finditer(rf" ?{ANYTHING} ?|{NUMBER.pattern}", line):
+        pattern += re.escape(line[end : match.start()])
+        pattern += ".*?" if ANYTHING in match[0] else ANY_NUMBER + match[2] if match[2] else f"({ANY_NUMBER})"
+        end = match.end()
+    return pattern + re.escape(line[end:])

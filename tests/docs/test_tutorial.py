@@ -59,6 +59,9 @@ def test_files_that_a_page_shows_are_there_for_its_commands(tmp_path: Path) -> N
         ("error 3.0e-07", "error 1.1e-05", False),
         ("first\n…\nlast 1.0", "first\nmore 7.7\nlast 1.0", True),
         ("first\n…\nlast", "first", False),
+        ("…\none … 5.0\n…", "zero 1.0\none 2.0 3.0 5.0\ntwo 5.0", True),
+        ("one … 5.0", "one 5.0 3.0\n", False),
+        ("one\ntwo", "one two", False),
         ("a [b] (c)", "a [b] (c)", True),
     ],
 )
