@@ -93,7 +93,7 @@ def gelus() -> Plot:
         left.legend(loc="upper left")
         right.axhline(0, color=PAINT["noise"], linewidth=0.6)
         right.plot(x, (tanh - exact) * 1e4, color=PAINT["bad"])
-        right.set(xlabel="x", ylabel="(gelu_new − gelu) · 10⁴")
+        right.set(xlabel="x", ylabel="(gelu_new − gelu) · 10⁴", xlim=(-5, 5))
 
     return draw("gelu", "gelu and gelu_new, and their difference", (FULL_WIDTH, 3.4), paint)
 
@@ -108,8 +108,12 @@ def stream() -> Plot:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         at = np.arange(len(layers))
-        axes.bar(at - 0.16, [size(f"h.{i}.attn.c_proj") for i in layers], 0.3, color=PAINT["graph"], label="attention adds")
-        axes.bar(at + 0.16, [size(f"h.{i}.mlp.c_proj") for i in layers], 0.3, color=PAINT["half-1"], label="the MLP adds")
+        axes.bar(
+            at - 0.16, [size(f"h.{i}.attn.c_proj") for i in layers], 0.3, color=PAINT["graph"], label="attention adds"
+        )
+        axes.bar(
+            at + 0.16, [size(f"h.{i}.mlp.c_proj") for i in layers], 0.3, color=PAINT["half-1"], label="the MLP adds"
+        )
         sizes = [size("drop"), *(size(f"h.{i}.mlp_residual") for i in layers)]
         axes.plot([-0.5, *(at + 0.5)], sizes, "o-", color=PAINT["ink"], label="the stream", markersize=4)
         axes.set(xlabel="layer", ylabel="RMS", ylim=(0, None))
@@ -117,7 +121,9 @@ def stream() -> Plot:
         axes.grid(axis="x", visible=False)
         axes.legend(loc="upper left")
 
-    return draw("stream", "RMS of the residual stream and of what each branch adds, layer by layer", (HALF_WIDTH, 3.4), paint)
+    return draw(
+        "stream", "RMS of the residual stream and of what each branch adds, layer by layer", (HALF_WIDTH, 3.4), paint
+    )
 
 
 def errors() -> Plot:
@@ -146,7 +152,12 @@ def errors() -> Plot:
         axes.grid(axis="x", visible=False)
         figure.legend(loc="outside lower center", ncols=3)
 
-    return draw("errors", "Error of every operation against the float64 truth, in the order of the data", (FULL_WIDTH, 4.2), paint)
+    return draw(
+        "errors",
+        "Error of every operation against the float64 truth, in the order of the data",
+        (FULL_WIDTH, 4.2),
+        paint,
+    )
 
 
 def divergence() -> Plot:
@@ -167,7 +178,9 @@ def divergence() -> Plot:
         axes.set(xlabel="KL(truth ‖ precision) at a position, nats", ylabel="share of positions below", ylim=(0, 1))
         axes.legend(loc="upper left")
 
-    return draw("divergence", "Distribution over positions of the KL divergence of each precision", (HALF_WIDTH, 3.6), paint)
+    return draw(
+        "divergence", "Distribution over positions of the KL divergence of each precision", (HALF_WIDTH, 3.6), paint
+    )
 
 
 FIGURES: dict[str, Callable[[], Plot]] = {

@@ -46,8 +46,8 @@ def functions() -> dict[str, Any]:
 def code(file: str, name: str) -> str:
     """Lines of a Python file as a block, numbered as they are there."""
     found = excerpts.code(file, name)
-    title = f"{file}, lines {found.first} to {found.last}" if found.last > found.first else f"{file}, line {found.first}"
-    return f'```python title="{title}" linenums="{found.first}"\n{found.text}\n```'
+    lines = f"lines {found.first} to {found.last}" if found.last > found.first else f"line {found.first}"
+    return f'```python title="{file}, {lines}" linenums="{found.first}"\n{found.text}\n```'
 
 
 def readme(heading: str) -> str:
@@ -65,6 +65,6 @@ def for_the_site(markdown: str) -> str:
     return NOT_ON_THE_SITE.sub(r"`\1`", LINK_OF_README.sub(r"](\1.md)", markdown))
 
 
-def formula(source: str, language: str, css_class: str, options: Any, md: Any, **_: Any) -> str:
+def formula(source: str, _language: str, css_class: str, *_: Any, **_options: Any) -> str:
     """TeX as MathML."""
     return f'<div class="{css_class}">{latex2mathml.converter.convert(source, display="block")}</div>'

@@ -1,7 +1,9 @@
-"""What pages say in numbers: tables and sentences of a real run, and of the project's own tables. All return Markdown."""
+"""What pages say in numbers: tables and sentences of a real run, and of the project's own tables, as Markdown."""
 
 from __future__ import annotations
 
+import functools
+import html
 import json
 import math
 from collections import Counter
@@ -13,7 +15,7 @@ from typing import Any
 import figures
 import onnx
 import torch
-from run import folder, ledger, report, run, shown, tokenizer
+from run import SENTENCE, folder, ledger, report, run, shown, tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,7 +27,7 @@ from reference.config import GPT2Config
 from reference.model import GPT2
 
 __all__ = [
-    "cached", "figure", "gelu_gap", "guesses", "layouts", "legs", "lens", "likeliest", "nodes", "operators",
+    "cached", "figure", "gelu_gap", "guesses", "layouts", "legs", "lens", "likeliest", "looks_at", "nodes", "operators",
     "precisions", "rounding", "sentence", "shapes", "sizes", "squares", "tensors", "tokens", "transposed",
 ]  # fmt: skip
 
@@ -79,7 +81,7 @@ def sizes() -> str:
         ("`B`", "texts in the batch", 1, "", ""),
         ("`S`", "tokens that are read now", len(run().ids), "", ""),
         *(
-            (f"`{letter}`", f"{meaning}, `{key}`", *(f"{getattr(c, key):,}" for c in models.values()))
+            (f"`{letter}`" if letter else "", f"{meaning}, `{key}`", *(f"{getattr(c, key):,}" for c in models.values()))
             for letter, meaning, key in (
                 ("E", "width of the model", "n_embd"),
                 ("H", "attention heads", "n_head"),
@@ -97,8 +99,6 @@ def sizes() -> str:
 
 def sentence() -> str:
     """What the run read."""
-    from run import SENTENCE
-
     return SENTENCE
 
 
@@ -165,6 +165,7 @@ def symbolic(weight: Weight) -> str:
     return f"[{', '.join(map(str, weight.shape(sizes)))}]"
 
 
+@functools.cache
 def graph() -> onnx.GraphProto:
     """The ONNX graph of the run's model."""
     return onnx.load(model_file(folder()), load_external_data=False).graph
@@ -189,18 +190,24 @@ def tensors() -> str:
                     " and ".join(f"`{op}`" for op in users[name]),
                 )
             )
-    titles = ("tensor of the file", "shape", "layout", "`reference.GPT2` of `nn.Linear` takes it", "read in the graph by")
+    titles = (
+        "tensor of the file",
+        "shape",
+        "layout",
+        "`reference.GPT2` of `nn.Linear` takes it",
+        "read in the graph by",
+    )
     return table(titles, rows)
 
 
 def nodes(layer: int) -> str:
-    """The nodes of one layer of the graph."""
-    rows = []
+    """The nodes of one layer of the graph: those that put out its values or read its weights."""
+    weights, rows = {tensor.name for tensor in graph().initializer}, []
     for node in graph().node:
-        if any(name.startswith(f"h.{layer}.") for name in (*node.output, *node.input)):
+        own = [*node.output, *(name for name in node.input if name in weights)]
+        if any(name.startswith(f"h.{layer}.") for name in own):
             fed = [name for name in node.input if name]
-            if any(name.startswith(f"h.{layer}.") for name in node.output) or node.op_type in ("MatMul", "Split"):
-                rows.append((f"`{node.op_type}`", *(" ".join(f"`{n}`" for n in names) for names in (fed, node.output))))
+            rows.append((f"`{node.op_type}`", *(" ".join(f"`{n}`" for n in names) for names in (fed, node.output))))
     return table(("operator", "takes", "gives"), rows)
 
 
@@ -249,8 +256,15 @@ def cached() -> str:
     keys = list(first.past_key_values[0][0].shape), list(second.past_key_values[0][0].shape)
     return (
         f"Reading the {ids.size(1)} tokens as {half} and then {ids.size(1) - half} makes the keys of a layer "
-        f"`{keys[0]}` and then `{keys[1]}`, and gives the same logits: the largest difference is {error:.0e}"
+        f"`{keys[0]}` and then `{keys[1]}`, and gives the same logits, {f'to {error:.0e}' if error else 'bit for bit'}"
     )
+
+
+def looks_at(head: int, token: str) -> str:
+    """At what a token of the run looks most in a head that is drawn."""
+    weights = run().values[f"h.{figures.ATTENTION_LAYER}.attn.sdpa.dropout"][0, head, run().tokens.index(token)]
+    most = int(weights.argmax())
+    return f"<code>{html.escape(run().tokens[most])}</code> ({weights[most]:.0%})"
 
 
 def gelu_gap() -> str:
@@ -290,11 +304,10 @@ def transposed() -> str:
 
 
 def squares() -> str:
-    """Of how many weights of a layer a shape says nothing."""
-    names = [w.name.partition("h.{i}.")[2] for w in TABLE if w.layout is Layout.CONV1D]
-    square = [n for n, w in zip(names, (w for w in TABLE if w.layout is Layout.CONV1D), strict=True)
-              if len(set(w.shape(replace(run().config, n_inner=run().config.n_embd)))) == 1]  # fmt: skip
-    return ", ".join(f"`{name}`" for name in square)
+    """Of which weights a shape says nothing, if the MLP is as wide as the stream."""
+    config = replace(run().config, n_inner=run().config.n_embd)
+    square = [w.name for w in TABLE if w.layout is Layout.CONV1D and len(set(w.shape(config))) == 1]
+    return ", ".join(f"`{name.partition('h.{i}.')[2]}`" for name in square)
 
 
 def rounding() -> str:

@@ -8,8 +8,8 @@ The convention, which the pages keep and CONTRIBUTING.md tells:
 - ``<!-- not run: REASON -->`` on the line above says why a block cannot be run here.
 
 Of a printed text words and whole numbers must be as shown. Numbers with a decimal point may be a tenth off, those in
-scientific notation ten times; times, speeds and amounts of memory are not compared. ``…`` stands for anything, on a line
-of its own for any lines.
+scientific notation ten times; times, speeds and amounts of memory are not compared. ``…`` stands for anything, on a
+line of its own for any lines.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 FENCE = re.compile(
-    r"(?P<above><!-- not run: (?P<reason>[^\n]+?) -->\n)?"
-    r"^(?P<margin> *)```(?P<language>bash|python|text)(?: title=\"(?P<title>[^\"]+)\")?[^\n]*\n(?P<text>.*?)^(?P=margin)```$",
+    r"(?:<!-- not run: (?P<reason>[^\n]+?) -->\n)?"
+    r"^(?P<margin> *)```(?P<language>bash|python|text)(?: title=\"(?P<title>[^\"]+)\")?[^\n]*\n"
+    r"(?P<text>.*?)^(?P=margin)```$",
     re.MULTILINE | re.DOTALL,
 )
 NUMBER = re.compile(r"(\d+\.\d+(?:e-?\d+)?|\d+e-?\d+)( ?(?:s|ms|[kMG]B|tokens/s|tok/s)\b)?")

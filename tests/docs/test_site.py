@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import re
@@ -134,6 +135,13 @@ def test_every_excerpt_of_the_walk_through_has_its_place(excerpts: ModuleType) -
     assert {"reference/model.py", "converter/graph/model.py"} <= {file for file, _ in named}
     for file, name in named:
         assert excerpts.code(file, name).text
+
+
+def test_the_walk_through_leaves_no_class_of_the_model_out() -> None:
+    tree = ast.parse((ROOT / "reference" / "model.py").read_text(encoding="utf-8"))
+    classes = {node.name for node in tree.body if isinstance(node, ast.ClassDef)} - {"GPT2Output"}
+    shown = set(re.findall(r'code\("reference/model.py", "(\w+)', walk_through()))
+    assert classes - shown == set()
 
 
 @pytest.mark.parametrize(
