@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 
 import click
 
 from converter.cli import cli
 
+PAGE = re.compile(r"docs/(\w+)\.md")  # how --help names a page of the documentation
 VERBATIM = "\b"  # click's mark of a paragraph that is not to be wrapped
 
 
@@ -24,10 +26,11 @@ def _command(name: str, top: click.Context) -> Iterator[str]:
     context = click.Context(command, info_name=name, parent=top)
     yield f"## gpt2onnx {name} {{ #{name} }}"
     for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
-        yield _block(paragraph.removeprefix(VERBATIM)) if paragraph.startswith(VERBATIM) else paragraph
+        verbatim = paragraph.startswith(VERBATIM)
+        yield _block(paragraph.removeprefix(VERBATIM)) if verbatim else PAGE.sub(r"[\1](../\1.md)", paragraph)
     yield _block(" ".join([context.command_path, *command.collect_usage_pieces(context)]), "text")
     records = (param.get_help_record(context) for param in command.get_params(context))
-    rows = (f"| `{names}` | {_cell(said)} |" for names, said in filter(None, records))
+    rows = (f"| `{names}` | {_cell(said)} |" for names, said in filter(None, records) if said)
     yield "\n".join(["| option | |", "| --- | --- |", *rows])
 
 

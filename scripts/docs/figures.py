@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from run import report, run
 
 from converter.parity.plots import FULL_WIDTH, HALF_WIDTH, PAINT, Plot, draw, logarithmic
-from converter.parity.taps import OPERATIONS
+from converter.parity.taps import OPERATIONS, TapReport
 from reference.activations import gelu, gelu_tanh
 from reference.model import causal_mask
 
@@ -131,7 +132,7 @@ def errors() -> Plot:
     located = report().localisation
     assert located is not None
     taps = located.taps
-    drawn: dict[str, tuple[Callable[..., float], dict[str, object]]] = {
+    drawn: dict[str, tuple[Callable[[TapReport], float], dict[str, Any]]] = {
         "Hugging Face, float32": (lambda tap: tap.huggingface, {"color": PAINT["noise"], "linewidth": 2.4}),
         "the graph in ONNX Runtime, float32": (lambda tap: tap.onnx, {"color": PAINT["ink"]}),
         "the graph widened to float64": (lambda tap: tap.onnx_float64, {"color": PAINT["graph"]}),
@@ -140,7 +141,7 @@ def errors() -> Plot:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         for name, (error, style) in drawn.items():
-            axes.plot([max(error(tap), 1e-17) for tap in taps], marker=".", markersize=3, label=name, **style)  # type: ignore[arg-type]
+            axes.plot([error(tap) or np.nan for tap in taps], marker=".", markersize=3, label=name, **style)
         logarithmic(axes, y=True)
         first = [at for at, tap in enumerate(taps) if tap.name.endswith(OPERATIONS[0]) and tap.layer is not None]
         for at in (*first, first[-1] + len(OPERATIONS)):
