@@ -150,7 +150,7 @@ def power_of_ten(value: float, _position: int = 0) -> str:
     return power if digits == "1" else f"{digits}·{power}"
 
 
-def _logarithmic(axes: Axes, x: bool = False, y: bool = False) -> None:
+def logarithmic(axes: Axes, x: bool = False, y: bool = False) -> None:
     """Powers of ten on one axis, or on both; where there are few of them, what is between too."""
     for axis, set_scale in ((axes.xaxis, axes.set_xscale),) * x + ((axes.yaxis, axes.set_yscale),) * y:
         if not math.isfinite(axis.get_minpos()):
@@ -281,7 +281,7 @@ def maxima(localisation: Localisation) -> Plot:
         axes.plot(*zip(*inside, strict=True), ".", color=PAINT["noise"], markersize=3, label="each operation")
         axes.plot(layers, largest, "o-", color=PAINT["ink"], markersize=3.5, label="the largest")
         axes.axhline(FLOAT16_MAXIMUM, color=PAINT["bad"], linestyle="--", label="float16 holds 65504")
-        _logarithmic(axes, y=True)
+        logarithmic(axes, y=True)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="layer", ylabel="largest absolute value")
         _legend(figure)
@@ -375,7 +375,7 @@ def _along(
         axes = lower if leg.kind is Kind.SEMANTICS else upper
         axes.plot(at, values, label=_name(leg), marker=marker, **styles[leg.name])
     for axes in (upper, lower):
-        _logarithmic(axes, y=True)
+        logarithmic(axes, y=True)
     lower.set_xlabel("position in the text")
     return upper, lower
 
@@ -405,7 +405,7 @@ def histogram(details: Details) -> Plot:
                 axes.stairs(density, edges / scale, fill=True, color=style["color"], alpha=0.15, linewidth=0)
             axes.stairs(density, edges / scale, label=_name(leg) + note, **style)
         axes.axvline(maximum, color=PAINT["bad"], linestyle="--", label="limit of the largest error")
-        _logarithmic(axes, x=True)
+        logarithmic(axes, x=True)
         axes.set(xlabel="absolute error of a logit ÷ scale", ylabel="share of logits per octave")
         _legend(figure)
 
@@ -491,7 +491,7 @@ def calibration(details: Details, leg: Measured) -> Plot:
             right.plot(true[change > 0], change[change > 0], label=_name(other), **looks)
         right.set(xlabel="p of the truth", ylabel="|p of the leg ÷ p of the truth − 1|")
         for axes in (left, right):
-            _logarithmic(axes, x=True, y=True)
+            logarithmic(axes, x=True, y=True)
         _legend(figure)
 
     label = f"Probability of the token that follows, of {_name(leg)} against the truth's, and their relative difference"

@@ -1,0 +1,119 @@
+"""A real run of the checkpoint that ships with the project, looked at from inside."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from converter.checkpoint import open_checkpoint
+from converter.data import CHECKPOINT
+from converter.weights import Ledger, account
+from reference.config import GPT2Config
+from reference.model import GPT2
+
+if TYPE_CHECKING:
+    from converter.parity.report import Report
+
+SENTENCE = 'When an exception is raised, the interpreter looks for a matching "except"'
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
+
+torch.set_num_threads(1)  # a model as small as this only loses time to threads that wait for each other
+
+
+@dataclass(frozen=True)
+class Run:
+    """What passed through the from-scratch GPT-2 in float64 while it read ``SENTENCE``.
+
+    Attributes:
+        model: the model.
+        tokens: the sentence's pieces, with a blank as ``␣``.
+        ids: their numbers.
+        values: the path of each module → what it put out, without the cache.
+        logits: ``[1, S, V]``.
+    """
+
+    model: GPT2
+    tokens: list[str]
+    ids: list[int]
+    values: dict[str, Tensor]
+    logits: Tensor
+
+    @property
+    def config(self) -> GPT2Config:
+        """The architecture."""
+        return self.model.config
+
+
+@functools.cache
+def tokenizer() -> Tokenizer:
+    """The checkpoint's own."""
+    return Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
+
+
+def shown(token: int) -> str:
+    """A token as text, its blanks made visible."""
+    return tokenizer().decode([token]).replace(" ", "␣").replace("\n", "⏎")
+
+
+@functools.cache
+def run() -> Run:
+    """The run, done once."""
+    model = GPT2.from_pretrained(CHECKPOINT, dtype=torch.float64)
+    ids = tokenizer().encode(SENTENCE).ids
+    values, logits = observe(model, ids)
+    return Run(model, [shown(i) for i in ids], ids, values, logits)
+
+
+@torch.no_grad()
+def observe(model: GPT2, ids: list[int]) -> tuple[dict[str, Tensor], Tensor]:
+    """What each module puts out for a text, and the logits."""
+    values: dict[str, Tensor] = {}
+
+    def keep(path: str) -> Any:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            values[path] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(path)) for path, module in model.named_modules() if path]
+    try:
+        logits = model(torch.tensor([ids])).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+    return values, logits
+
+
+@functools.cache
+def ledger() -> Ledger:
+    """The checkpoint's tensors, accounted for."""
+    return account(open_checkpoint(CHECKPOINT))
+
+
+@functools.cache
+def folder() -> Path:
+    """A model folder of every precision."""
+    from converter.export import convert
+
+    out = Path(mkdtemp(prefix="gpt2onnx-docs-")) / "tiny-onnx"
+    convert(CHECKPOINT, out, precision=PRECISIONS)
+    return out
+
+
+@functools.cache
+def report() -> Report:
+    """The check of that folder, operation by operation."""
+    import transformers
+
+    from converter.parity import check
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    return check(CHECKPOINT, folder(), layers=True, own_process=True)
