@@ -104,7 +104,7 @@ def test_a_short_text_is_repeated_and_said_to_be(tmp_path: Path) -> None:
         ("few.txt", b"The", CheckError, "is too short: it gives 1 tokens, a check needs at least 48"),
         ("bytes.txt", b"\xff\xfe", TextError, "cannot be read as UTF-8 text"),
         ("bad.jsonl", b"{", TextError, "cannot be read as JSONL"),
-        ("other.jsonl", b'{"content": "x"}', TextError, "JSONL with a text in every line"),
+        ("other.jsonl", b'{"content": "x"}', TextError, "cannot be read as JSONL: line 1 has no text"),
     ],
 )
 def test_a_text_that_cannot_be_used_is_refused(
