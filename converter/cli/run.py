@@ -126,8 +126,8 @@ def score(
         raise TextError(f"{file} is empty; expected a text")
     with progress.line(f"opening {out}", not quiet):
         model = load(out, provider, threads, precision)
-    with progress.line(f"reading {file}", not quiet):
-        scores = run(model, texts, stride=stride, batch_size=batch_size)
+    with progress.amounts(f"reading {file}", not quiet) as counted:
+        scores = run(model, texts, stride=stride, batch_size=batch_size, progress=counted)
     for one in scores:
         click.echo(terminal.to_json(terminal.score_facts(one), indent=None))
     if not quiet:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +70,7 @@ def score(
     *,
     stride: int | None = None,
     batch_size: int = DEFAULT_BATCH,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Score]:
     """Score each of ``texts``.
 
@@ -81,6 +82,7 @@ def score(
         texts: a text, several, or lists of token ids.
         stride: 1 to ``n_positions``; half of them by default. Shorter is more exact, and slower.
         batch_size: windows that are read together; it changes nothing else.
+        progress: told how many tokens have been read, of how many.
 
     Raises:
         PromptError: a text is empty or holds ids that the model does not have, there is no tokenizer, or an option is
@@ -98,11 +100,15 @@ def score(
     scores: list[list[float | None]] = [[None] * len(row) for row in ids]
     every = [window for text, row in enumerate(ids) for window in windows(text, len(row), size, stride)]
     every.sort(key=lambda window: window.end - window.begin)  # of like length, so that little is padded
+    read, total = 0, sum(window.end - window.begin for window in every)
     for at in range(0, len(every), batch_size):
         batch = every[at : at + batch_size]
         rows = [ids[window.text][window.begin : window.end] for window in batch]
         for window, found in zip(batch, log_probs(model, rows), strict=True):
             scores[window.text][window.first : window.end] = found[window.first - window.begin :]
+        read += sum(map(len, rows))
+        if progress is not None:
+            progress(read, total)
     return [Score(row, found) for row, found in zip(ids, scores, strict=True)]
 
 

@@ -51,6 +51,7 @@ OPEN_ERRORS = (
     ort_state.InvalidGraph,
     ort_state.InvalidArgument,
     ort_state.InvalidProtobuf,
+    ort_state.ModelRequiresCompilation,  # what 1.32 says of a data file that it may not read
     ort_state.NoSuchFile,
     ort_state.NotImplemented,
     ort_state.RuntimeException,

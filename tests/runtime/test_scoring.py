@@ -142,3 +142,11 @@ def test_the_command_line_prints_a_json_object_for_each_text(bundled: Path, tmp_
     assert piped.stderr == ""
     refused = CliRunner().invoke(cli, ["score", str(bundled), str(tmp_path / "absent")])
     assert refused.exit_code == 2
+
+
+def test_progress_counts_every_token_that_is_read(pair: tuple[Model, GPT2]) -> None:
+    seen: list[tuple[int, int]] = []
+    score(pair[0], [[1, 2, 3], list(range(40))], stride=12, batch_size=2, progress=lambda *counts: seen.append(counts))
+    assert seen[-1] == (3 + 24 + 24 + 16, 3 + 24 + 24 + 16)  # windows begin 12 apart: at 0, 12 and 24
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert len(seen) == 2
