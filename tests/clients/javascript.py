@@ -14,7 +14,8 @@ ENVIRONMENT = "js"
 NODE, CHROMIUM, ONNXRUNTIME = (f"../js/{name}.mjs" for name in ("run_node", "run_chromium", "run_onnxruntime"))
 
 WHAT = ("single", "batch", "pipeline", "beams")  # that transformers.js is asked
-CANNOT = {"beams": "wrong tokens"}  # it knows the option and takes the likeliest token all the same
+CANNOT = {"beams": "wrong tokens"}
+NOTES = {"beams": "it knows the option and takes the likeliest token all the same"}
 
 Reply = dict[str, Any]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ INSTALLED_AS = {
     "transformers": "transformers",
 }
 JAVASCRIPT = "js"  # the environment of all others
-RUNTIME = "onnxruntime-"  # what the names of environments begin with that hold ONNX Runtime alone
+RUNTIME = re.compile(r"onnxruntime-(\d[\d.]*)")  # the environments that hold ONNX Runtime alone
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ def write(page: Path, seen: list[Seen], environments: Path) -> None:
 
 def tables(seen: list[Seen], environments: Path) -> str:
     """What each client answered, by precision; ONNX Runtimes of other ages in a table of their own."""
-    runtimes = [row for row in seen if row.client.startswith(RUNTIME)]
-    others = [row for row in seen if row not in runtimes]
+    runtimes = [row for row in seen if RUNTIME.fullmatch(row.client)]
+    others = sorted((row for row in seen if row not in runtimes), key=lambda row: row.client.lower())
     clients = dict.fromkeys(row.client for row in others)
     versions = {client: pins(environments / INSTALLED_AS.get(client, JAVASCRIPT)) for client in clients}
     parts = ["## Clients", grid(others, ("client", "")), markdown([("client", "installed as"), *versions.items()])]
@@ -62,7 +63,7 @@ def grid(seen: list[Seen], titles: tuple[str, str]) -> str:
     columns = list(dict.fromkeys(row.precision for row in seen))
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for row in seen:
-        cells.setdefault((row.client.removeprefix(RUNTIME), row.what), {})[row.precision] = cell(row, reasons)
+        cells.setdefault((RUNTIME.sub(r"\1", row.client), row.what), {})[row.precision] = cell(row, reasons)
     rows = [
         (*titles, *columns),
         *((*names, *(found.get(name, "") for name in columns)) for names, found in cells.items()),

@@ -14,7 +14,7 @@ import pytest
 from converter import convert
 from converter.data import CHECKPOINT
 from converter.precisions import PRECISIONS
-from tests.clients.javascript import CANNOT, CHROMIUM, ENVIRONMENT, NODE, WHAT, Reply, asked, wanted
+from tests.clients.javascript import CANNOT, CHROMIUM, ENVIRONMENT, NODE, NOTES, WHAT, Reply, asked, wanted
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +42,8 @@ def test_it_answers_as_hugging_face_does(
     hold: Callable[..., None],
 ) -> None:
     precision, reply = answered
-    cannot = CANNOT.get(what, "")
-    hold("transformers.js, Chromium", precision, what, reply, wanted(expected, folder, precision, what), cannot)
+    cannot = CANNOT.get(what, ""), NOTES.get(what, "")
+    hold("transformers.js, Chromium", precision, what, reply, wanted(expected, folder, precision, what), *cannot)
 
 
 def test_it_answers_as_node_does(

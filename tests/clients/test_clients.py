@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from converter import convert, to_huggingface, to_reference
+from converter.clients import UNSUPPORTED
 from converter.data import CHECKPOINT
 from converter.precisions import PRECISIONS
 from tests.clients.table import INSTALLED_AS
@@ -77,6 +78,10 @@ def test_answers_as_hugging_face_does(
     wanted = expected(precision, SAME_AS.get(what, what))
     reply, cannot = replies[client, precision], exception(client, precision, what)
     hold(client, precision, what, reply, wanted, cannot, NOTES.get((client, what), ""))
+
+
+def test_model_cards_name_every_precision_that_does_not_run() -> None:
+    assert set(UNSUPPORTED) == {(client, precision) for client, precision, what in CANNOT if precision and not what}
 
 
 def test_transformers_opens_what_is_converted_back_from_another_layout(

@@ -23,18 +23,18 @@ RUNTIMES = {
     "1.23.2": (23, 11),
     "1.32.0": (26, 13),
 }
-NEW_IR, NEW_OPSET = "Unsupported model IR version", "is under development"
+NEW_IR, NEW_OPSET = "Unsupported model IR version", "is under development and support for this is limited"
 
 # (version, precision) → why not, whatever the opset; and why not some precision of an opset that is supported.
 NO_KERNEL = {
     ("1.15.0", "int8"): "MatMulNBits(-1) is not a registered function/op",
     ("1.15.0", "int4"): "MatMulNBits(-1) is not a registered function/op",
-    ("1.17.3", "int8"): "has input size 6 not in range",
-    ("1.17.3", "int4"): "has input size 6 not in range",
-    ("1.19.2", "int8"): "Only 4b quantization is supported",
-    ("1.19.2", "int4"): "Only 4b quantization is supported",
-    ("1.20.1", "int8"): "Only 4b quantization is supported",
-    ("1.20.1", "int4"): "Only 4b quantization is supported",
+    ("1.17.3", "int8"): "MatMulNBits_node_30) has input size 6 not in range [min=3, max=4]",
+    ("1.17.3", "int4"): "MatMulNBits_node_30) has input size 6 not in range [min=3, max=4]",
+    ("1.19.2", "int8"): "Only 4b quantization is supported for MatMulNBits op",
+    ("1.19.2", "int4"): "Only 4b quantization is supported for MatMulNBits op",
+    ("1.20.1", "int8"): "Only 4b quantization is supported for MatMulNBits op",
+    ("1.20.1", "int4"): "Only 4b quantization is supported for MatMulNBits op",
 }
 NOT_QUITE = {
     ("1.15.0", 18, "fp16"): "Unrecognized attribute: axes for operator ReduceMean",

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from converter import convert, load
 from converter.data import CHECKPOINT
 from converter.precisions import PRECISIONS
-from tests.clients.javascript import CANNOT, ENVIRONMENT, NODE, WHAT, Reply, asked, wanted
+from tests.clients.javascript import CANNOT, ENVIRONMENT, NODE, NOTES, WHAT, Reply, asked, wanted
 
 OFFICIAL = Path(__file__).parents[3] / "shared" / "gpt2-tokenizer"
 PROMPT, NEW_TOKENS = "Once upon a time", 40  # of the model card
@@ -91,8 +91,8 @@ def test_it_answers_as_hugging_face_does(
     hold: Callable[..., None],
 ) -> None:
     precision, reply = answered
-    cannot = CANNOT.get(what, "")
-    hold("transformers.js, Node", precision, what, reply, wanted(expected, folder, precision, what), cannot)
+    cannot = CANNOT.get(what, ""), NOTES.get(what, "")
+    hold("transformers.js, Node", precision, what, reply, wanted(expected, folder, precision, what), *cannot)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
