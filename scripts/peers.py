@@ -342,6 +342,7 @@ class Bench:
                 with self.rows[name].noting("first tokens"):
                     prompts = random_prompts(SANITY_PROMPTS, SANITY_LENGTH, seed=0)
                     self.rows[name].sanity = worker.generate(prompts, SANITY_NEW)["tokens"]
+                    worker.generate(*WARM)
             for number in range(self.plan.rounds):
                 for shape, new_tokens in self.plan.small.items():
                     click.echo(f"round {number + 1}: batch {shape.batch}, context {shape.context}", err=True)
@@ -359,7 +360,7 @@ class Bench:
 
     def time_large(self, name: str, worker: Worker, number: int) -> None:
         with self.rows[name].noting("first tokens"):
-            worker.generate(random_prompts(1, SANITY_LENGTH, seed=0), SANITY_NEW)  # as warm as in the small batches
+            worker.generate(*WARM)
         for shape, new_tokens in self.plan.large.items():
             click.echo(f"round {number + 1}: batch {shape.batch}, context {shape.context}, {name}", err=True)
             self.time(name, worker, shape, new_tokens, number)
@@ -589,3 +590,7 @@ def random_prompts(batch: int, length: int, seed: int) -> list[list[int]]:
     """The same ones for every candidate."""
     rng = random.Random(f"{batch} {length} {seed}")
     return [[rng.randrange(VOCABULARY) for _ in range(length)] for _ in range(batch)]
+
+
+# A text that every model writes before it is measured: what a runtime prepares as it goes is prepared then.
+WARM = random_prompts(1, SANITY_LENGTH, seed=0), 96
