@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from converter import manifest, precisions, tokenizer
 from converter.checkpoint.config import parse_config, read_json
@@ -21,14 +23,6 @@ from converter.runtime.huge_pages import Mover, regions
 from converter.runtime.in_place import rewritten, untiled
 from converter.weights import LM
 from reference.config import GPT2Config
-
-try:
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
-except ImportError as error:
-    raise ProviderError(
-        "ONNX Runtime is not installed; install it with: pip install 'gpt2onnx[cpu]', or 'gpt2onnx[gpu]' for CUDA"
-    ) from error
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
