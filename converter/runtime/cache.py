@@ -104,7 +104,10 @@ class GrowingCache(Cache):
     def __init__(self, model: Model, batch: int) -> None:
         self.model, self.devices = model, [device_of(model.device)] * (2 * model.config.n_layer)
         shape = [batch, model.config.n_head, 0, model.config.head_dim]
-        empty = ort_state.OrtValue.ortvalue_from_shape_and_type(shape, model.cache_type, self.devices[0])
+        # ONNX Runtime 1.23 takes a tensor without an address for none at all, and numpy gives even an empty array one.
+        self.nothing = np.empty(shape, model.cache_type)
+        on_device = ort_state.OrtValue.ortvalue_from_shape_and_type
+        empty = on_cpu(self.nothing) if model.device == "cpu" else on_device(shape, model.cache_type, self.devices[0])
         self.values = [empty] * len(self.devices)
 
     def step(self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int) -> np.ndarray:
