@@ -277,7 +277,9 @@ def load(
     before = regions()
     quantized = next((row.name for row in PRECISIONS.values() if row.scheme and file.match(row.model)), None)
     if quantized and not prepack:
-        raise ConfigError(f"{quantized} runs only as it is laid out anew, else {SLOWER} times slower: leave prepack on")
+        raise ConfigError(
+            f"{quantized} would run {SLOWER} times slower from the file as it is: leave --no-prepack (prepack=False) away"
+        )
     with untiled():
         session = open_session(file, name, threads, prepack, graph)
     cache = [f"past_key_values.{i}.{part}" for i in range(config.n_layer) for part in ("key", "value")]
