@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -219,12 +220,12 @@ def folder_rows(
         Row(RUNTIME_LEG, Kind.NUMERICS, partial(runtime, FULL)),
         Row(FLOAT64_LEG, Kind.SEMANTICS, widened, limit=limits.graph_float64, cases=cases),
     ]
-    first, file = next(iter(graphs.items()))
-    rewrites = config.head == "lm" and options.provider == "cpu" and rewritten(file) is not None
+    asked = config.head == "lm" and options.provider == "cpu"
+    can = ((file, in_place(name)) for name, file in graphs.items() if asked and rewritten(file) is not None)
     return [
         *((graphs[FULL], row) for row in exact if FULL in graphs),
         *((file, lossy(precision)) for precision, file in graphs.items() if precision != FULL),
-        *([(file, in_place(first))] if rewrites else []),
+        *islice(can, 1),
         *((file, other(file)) for file in options.also),
     ]
 

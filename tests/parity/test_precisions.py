@@ -87,6 +87,12 @@ def test_a_folder_without_float32_is_checked_by_what_it_has(only: Callable[[str]
     assert "mathematics" not in found.verdict  # which a graph of 8 bits cannot prove
 
 
+def test_the_first_graph_whose_cache_can_be_in_place_is_judged_so(tmp_path: Path) -> None:
+    convert(CHECKPOINT, tmp_path / "out", precision="fp16,int8")
+    names = [leg.name for leg in check(CHECKPOINT, tmp_path / "out").legs if "in place" in leg.name]
+    assert names == ["ONNX Runtime int8, cache in place"]
+
+
 def spoil(folder: Path, name: str, change: Callable[[np.ndarray], None]) -> None:
     """Change a tensor of a folder's only data file in place."""
     [file] = (folder / "onnx").glob("*_data")
