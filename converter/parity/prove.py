@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint import open_checkpoint
-from converter.errors import CheckError
+from converter.errors import CheckError, GPT2Error
 from converter.export import convert
 from converter.parity.baseline import Baseline, measure_source
 from converter.parity.cases import Level
@@ -45,8 +45,9 @@ class Trial:
         caught: with all files compared; changed weights, by their bits.
         caught_by_logits: with nothing but the logits to go by.
         named, named_by_logits: whether the diagnosis named the cause.
-        said: what the diagnosis said, from the logits alone.
+        said: what the diagnosis said, from the logits alone; or the error that ended the trial.
         verdict: with all files compared.
+        ended_in_error: whether the check gave no verdict at all, which is a miss.
     """
 
     defect: str
@@ -57,6 +58,7 @@ class Trial:
     named_by_logits: bool
     said: str
     verdict: str
+    ended_in_error: bool = False
 
     @property
     def passed(self) -> bool:
@@ -194,8 +196,11 @@ def _trial(laboratory: Laboratory, mutation: Mutation) -> Trial | None:
     if laboratory.unspoilt(copy):
         return None
     bits = mutation.variant is None and laboratory.weights_changed(copy)
-    whole = laboratory.examine(copy, files=True)
-    logits = laboratory.examine(copy, files=False)
+    try:
+        whole = laboratory.examine(copy, files=True)
+        logits = laboratory.examine(copy, files=False)
+    except GPT2Error as error:
+        return Trial(mutation.name, mutation.causes, False, False, False, False, str(error), "", ended_in_error=True)
     return Trial(
         defect=mutation.name,
         causes=mutation.causes,

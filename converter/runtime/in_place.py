@@ -19,11 +19,12 @@ from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import AttributeProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from converter.version import PRODUCER
 
 ATTENTION, MICROSOFT = "Attention", "com.microsoft"
+MASK = "attention_mask"
 HEAD_DIM_MULTIPLE = 8  # the operator refuses others
 PACKED = ("", "")  # where keys and values would be, if they did not lie behind the queries
 NO_ROTATION = ("", "", "")  # cos_cache, sin_cache, position_ids
@@ -74,9 +75,12 @@ def rewritten(file: Path) -> bytes | None:
         return None
     whole = {tuple(node.output): node.input[0] for node in graph.node if node.op_type == "Split"}
     nodes = [_in_place(node, whole) if node.op_type == ATTENTION else node for node in graph.node]
-    inputs = [value for value in graph.input if value.name != "attention_mask"]
+    nodes = _needed(nodes, [value.name for value in graph.output])
+    if any(map(_uses_mask, nodes)):
+        return None
+    inputs = [value for value in graph.input if value.name != MASK]
     inputs += [helper.make_tensor_value_info(name, *what) for name, what in GIVEN.items()]
-    _replace(graph.node, _needed(nodes, [value.name for value in graph.output]))
+    _replace(graph.node, nodes)
     _replace(graph.input, inputs)
     for value in (*cache, *graph.output[1:]):
         value.type.tensor_type.shape.dim[2].dim_param = "slots"
@@ -127,6 +131,12 @@ def _needed(nodes: Sequence[NodeProto], outputs: Iterable[str]) -> list[NodeProt
             kept.append(node)
             wanted.update(node.input)
     return kept[::-1]
+
+
+def _uses_mask(node: NodeProto) -> bool:
+    """Whether a node still reads the mask, which is gone, or may read it inside of a subgraph."""
+    subgraphs = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
+    return MASK in node.input or any(attribute.type in subgraphs for attribute in node.attribute)
 
 
 def _replace(field: Any, values: Sequence[Any]) -> None:

@@ -80,7 +80,8 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 def cell(row: Seen, reasons: dict[str, int]) -> str:
     """ "ok", or the number of the reason."""
     failure = row.outcome.removeprefix(CANNOT) if row.outcome.startswith(CANNOT) else ""
-    numbers = [f"[{reasons.setdefault(text, len(reasons) + 1)}]" for text in (failure, row.note) if text]
+    # Escaped, as MkDocs takes [1] [2] for a link.
+    numbers = [rf"\[{reasons.setdefault(text, len(reasons) + 1)}\]" for text in (failure, row.note) if text]
     return " ".join([*([] if failure else [row.outcome]), *numbers])
 
 

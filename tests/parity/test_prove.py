@@ -14,7 +14,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from converter.errors import GPT2Error
+from converter.data import CHECKPOINT
+from converter.errors import CheckError, GPT2Error
 from converter.parity import folder, prove
 from converter.parity.diagnosis import Diagnosis
 from converter.parity.mutations import MUTATIONS, Copy, Mutation, elements, scaled_matrix
@@ -129,6 +130,14 @@ def test_a_proof_is_json(proof: tuple[Proof, Any]) -> None:
     assert plain["schema"].startswith("gpt2onnx/proof/")
 
 
+def test_every_defect_in_the_bundled_checkpoint_is_caught_and_named() -> None:
+    """As README promises it. This model's heads are wide enough for a cache in place, those of the small one are not."""
+    found = prove.prove(CHECKPOINT)
+    assert [(trial.defect, trial.said) for trial in found.trials if not trial.passed] == []
+    assert found.passed
+    assert len(found.trials) == 44
+
+
 # --- a check that is blind --------------------------------------------------------------------------------------------
 
 
@@ -167,6 +176,27 @@ def test_a_check_that_feeds_no_padding_is_found_out(source: Path, monkeypatch: p
     assert not found.passed
     assert [trial.passed for trial in found.trials if trial.defect == "padding not masked"] == [False]
     assert [trial.passed for trial in found.trials if trial.defect != "padding not masked"] == [True]
+
+
+def test_a_trial_that_ends_in_an_error_is_missed_and_the_others_go_on(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only(monkeypatch, *A_FEW)
+    usual = Laboratory.examine
+
+    def examine(laboratory: Laboratory, copy: Copy, files: bool) -> Any:
+        if "epsilon" in seeded[-1]:
+            raise CheckError("model.onnx cannot be run")
+        return usual(laboratory, copy, files)
+
+    seeded = [""]
+    monkeypatch.setattr(Laboratory, "examine", examine)
+    found = prove.prove(source, lambda name, done, total: seeded.append(name))
+    assert {trial.defect: trial.passed for trial in found.trials} == {name: "epsilon" not in name for name in A_FEW}
+    (missed,) = (trial for trial in found.trials if not trial.passed)
+    assert missed.ended_in_error
+    assert missed.said == "model.onnx cannot be run"
+    assert not found.passed
 
 
 @pytest.mark.parametrize("silent", [True, False])

@@ -81,6 +81,42 @@ def test_a_graph_with_queries_and_keys_swapped_stays_what_it_is(save: Save, tmp_
     np.testing.assert_allclose(swapped.logits(ids), load(tmp_path / "out", in_place=False).logits(ids), atol=1e-4)
 
 
+def read_mask(model: onnx.ModelProto) -> None:
+    """Count positions over the mask, as an exporter without position_ids would."""
+    node = next(node for node in model.graph.node if "position_ids" in node.input)
+    model.graph.node.insert(0, onnx.helper.make_node("Sub", ["attention_mask", "attention_mask"], ["nothing"]))
+    model.graph.node.insert(1, onnx.helper.make_node("ReduceSum", ["nothing"], ["none_at_all"], keepdims=0))
+    model.graph.node.insert(2, onnx.helper.make_node("Add", ["position_ids", "none_at_all"], ["positions"]))
+    node.input[list(node.input).index("position_ids")] = "positions"
+
+
+def read_mask_in_a_branch(model: onnx.ModelProto) -> None:
+    """A branch may read any value of the graph around it."""
+    node = next(node for node in model.graph.node if "position_ids" in node.input)
+    value = onnx.helper.make_tensor_value_info("chosen", onnx.TensorProto.INT64, None)
+    body = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["position_ids"], ["chosen"])], "b", [], [value])
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "always"))
+    branch = onnx.helper.make_node("If", ["always"], ["positions"], then_branch=body, else_branch=body)
+    model.graph.node.insert(0, branch)
+    node.input[list(node.input).index("position_ids")] = "positions"
+
+
+@pytest.mark.parametrize("change", [read_mask, read_mask_in_a_branch])
+def test_a_graph_that_reads_the_mask_elsewhere_is_run_as_it_is(
+    save: Save, tmp_path: Path, change: Callable[[onnx.ModelProto], None]
+) -> None:
+    convert(save(n_embd=24), tmp_path / "out")
+    file, ids = tmp_path / "out/onnx/model.onnx", np.random.default_rng(0).integers(61, size=(2, 9))
+    sound = load(tmp_path / "out").logits(ids)
+    model = onnx.load(file, load_external_data=False)
+    change(model)
+    onnx.save(model, file)
+    opened = load(tmp_path / "out")
+    assert not opened.in_place
+    np.testing.assert_allclose(opened.logits(ids), sound, atol=1e-5 * sound.std())
+    assert len(opened.generate([[1, 2]], max_new_tokens=3).new_ids[0]) == 3
+
+
 @pytest.mark.parametrize("before", [None, "0"])
 def test_the_environment_is_as_it_was_and_has_the_last_word(
     save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str | None
