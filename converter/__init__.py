@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from converter.version import VERSION as __version__  # noqa: N811
 
 if TYPE_CHECKING:
-    from converter.export import Conversion, convert
-    from converter.parity import check
+    from converter.folder.convert import Conversion, convert
+    from converter.folder.save import to_huggingface, to_reference
+    from converter.parity.check import check
     from converter.runtime.generation import Generation
     from converter.runtime.heads import HeadModel
     from converter.runtime.heads import load as load_head
     from converter.runtime.session import Model, load
-    from converter.save import to_huggingface, to_reference
 
 __all__ = [
     "Conversion",
@@ -35,16 +35,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Conversion": "converter.export",
+    "Conversion": "converter.folder.convert",
     "Generation": "converter.runtime.generation",
     "HeadModel": "converter.runtime.heads",
     "Model": "converter.runtime.session",
-    "check": "converter.parity",
-    "convert": "converter.export",
+    "check": "converter.parity.check",
+    "convert": "converter.folder.convert",
     "load": "converter.runtime.session",
     "load_head": "converter.runtime.heads",
-    "to_huggingface": "converter.save",
-    "to_reference": "converter.save",
+    "to_huggingface": "converter.folder.save",
+    "to_reference": "converter.folder.save",
 }
 _NAMES_THERE = {"load_head": "load"}
 

@@ -33,7 +33,7 @@ from make_checkpoint import SIZES as MADE_SIZES
 from make_sources import FORMATS
 from processes import Run, measure
 
-from converter.weights import parameters
+from converter.weights.table import parameters
 
 HERE = Path(__file__).resolve().parent
 GPT2ONNX = [sys.executable, "-m", "converter.cli"]

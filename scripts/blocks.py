@@ -17,11 +17,12 @@ import numpy as np
 from benchmark import checkpoint
 from quality import quality, windows
 
-from converter import convert, load, precisions
+from converter import convert, load
 from converter.data import CHECKPOINT
-from converter.precisions import Precision, Scheme
-from converter.quantize import Blocks
 from converter.runtime.session import Model
+from converter.weights import precisions
+from converter.weights.precisions import Precision, Scheme
+from converter.weights.quantize import Blocks
 
 NEW_TOKENS, PROMPT = 64, 128
 

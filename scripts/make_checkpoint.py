@@ -17,7 +17,7 @@ import click
 import numpy as np
 
 from converter.checkpoint.folder import companions
-from converter.weights import Layout, parameters
+from converter.weights.table import Layout, parameters
 from reference.config import GPT2Config
 
 SIZES = {

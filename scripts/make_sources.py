@@ -15,9 +15,10 @@ from pathlib import Path
 import click
 import numpy as np
 
-from converter.checkpoint import gguf_file, h5_file, nanogpt, open_checkpoint
+from converter.checkpoint import gguf_file, h5_file, nanogpt
 from converter.checkpoint.linear import PROJECTIONS
-from converter.weights import account
+from converter.checkpoint.open import open_checkpoint
+from converter.weights.ledger import account
 from reference.config import GPT2Config
 
 Weights = dict[str, np.ndarray]  # Hugging Face's name, without a prefix → the mapped tensor

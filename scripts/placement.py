@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from converter.runtime.session import CPU_PROVIDER, config_of, model_file, provider_name, session_options
+from converter.runtime.ort import CPU_PROVIDER, provider_name, session_options
+from converter.runtime.session import config_of, model_file
 from reference.config import GPT2Config
 
 PROMPT_TOKENS = 5

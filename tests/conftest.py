@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from converter.data import CHECKPOINT
-from converter.export import convert
+from converter.folder.convert import convert
 from reference.config import HEADS
 
 torch.set_num_threads(1)  # models as small as these only lose time to threads that wait for each other

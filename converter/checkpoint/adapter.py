@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from converter.checkpoint import safetensors_file, torch_file
-from converter.checkpoint.config import read_json
 from converter.checkpoint.folder import Reader, read_weights
+from converter.checkpoint.source import ADAPTER_CONFIG
 from converter.checkpoint.tensor import STRIDED_BYTES, Computed, LazyTensor, to_float32
 from converter.errors import CheckpointError
+from converter.files import read_json
 
 if TYPE_CHECKING:
-    from converter.checkpoint import Checkpoint
+    from converter.checkpoint.source import Checkpoint
 
-CONFIG = "adapter_config.json"
 WEIGHT_FILES: tuple[tuple[str, Reader], ...] = (  # in PEFT's own order
     ("adapter_model.safetensors", safetensors_file.read),
     ("adapter_model.bin", torch_file.read),
@@ -97,7 +97,7 @@ class Adapter:
     @property
     def config(self) -> Path:
         """The file of ``values``."""
-        return self.file.with_name(CONFIG)
+        return self.file.with_name(ADAPTER_CONFIG)
 
 
 @dataclass(frozen=True)
@@ -171,10 +171,10 @@ def read(folder: Path) -> Adapter:
     Raises:
         CheckpointError: it is not there, damaged, of another kind than LoRA, or asks for what is not heeded.
     """
-    if not (folder / CONFIG).is_file():
-        raise CheckpointError(f"{folder} has no {CONFIG}; expected the folder of a PEFT adapter")
-    values = read_json(folder / CONFIG)
-    _refuse_unknown(folder / CONFIG, values)
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise CheckpointError(f"{folder} has no {ADAPTER_CONFIG}; expected the folder of a PEFT adapter")
+    values = read_json(folder / ADAPTER_CONFIG)
+    _refuse_unknown(folder / ADAPTER_CONFIG, values)
     present = [(folder / name, reader) for name, reader in WEIGHT_FILES if (folder / name).is_file()]
     if not present:
         raise CheckpointError(f"{folder} has no {' or '.join(name for name, _ in WEIGHT_FILES)}")
@@ -194,7 +194,9 @@ def read(folder: Path) -> Adapter:
         elif part in REPLACED and _replaces(values, known, module, part):
             place, kind = replaced, f"{module}.{REPLACED[part]}"
         else:
-            raise CheckpointError(f"{file}: tensor {tensor.name} is nothing that {CONFIG} says the adapter holds")
+            raise CheckpointError(
+                f"{file}: tensor {tensor.name} is nothing that {ADAPTER_CONFIG} says the adapter holds"
+            )
         if kind in place:
             raise CheckpointError(f"{file} holds {place[kind].name} and {tensor.name}, which are the same")
         place[kind] = tensor
@@ -312,7 +314,7 @@ def _refuse_incomplete(adapter: Adapter, tensors: Mapping[str, LazyTensor]) -> N
     """The modules that the config targets and those that have an update are the same; PEFT only warns."""
     for module in adapter.updates:
         if not _targeted(adapter.values, adapter.modules[module]):
-            raise CheckpointError(f"{adapter.file} has an update of {module}, which {CONFIG} does not target")
+            raise CheckpointError(f"{adapter.file} has an update of {module}, which {ADAPTER_CONFIG} does not target")
     named = {m: known for m, known in adapter.modules.items() if m in adapter.updates and m not in LINEAR}
     before = next((known.removesuffix(m) for m, known in named.items()), "transformer.")
     for name in tensors:
@@ -320,7 +322,7 @@ def _refuse_incomplete(adapter: Adapter, tensors: Mapping[str, LazyTensor]) -> N
         adaptable = CONV1D.fullmatch(module) or module in (*EMBEDDINGS, *LINEAR)
         missing = part == "weight" and adaptable and module not in adapter.updates
         if missing and _targeted(adapter.values, module if module in LINEAR else before + module):
-            raise CheckpointError(f"{adapter.file} has no update of {module}, which {CONFIG} targets")
+            raise CheckpointError(f"{adapter.file} has no update of {module}, which {ADAPTER_CONFIG} targets")
 
 
 def _targeted(values: Mapping[str, Any], known: str) -> bool:
@@ -369,7 +371,8 @@ def _refuse_ambiguous(adapter: Adapter, checkpoint: Checkpoint) -> bool:
     alone = "wte.weight" in adapter.replaced and "lm_head.weight" not in adapter.replaced
     if tied and alone and not _saved(adapter.values, adapter.modules["wte"]):
         raise CheckpointError(
-            f"{adapter.file} holds a wte.weight that {CONFIG} does not name in modules_to_save, and no lm_head.weight"
+            f"{adapter.file} holds a wte.weight that {ADAPTER_CONFIG} does not name in modules_to_save, "
+            f"and no lm_head.weight"
         )
     return tied
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -49,25 +48,6 @@ def dead_keys(values: Mapping[str, Any]) -> list[str]:
     """The keys of a ``config.json`` that no GPT-2 reads: another project's, or a misunderstanding."""
     known = {field.name for field in fields(GPT2Config)} | OTHER_KEYS | ALIASES.keys() | REFUSED.keys()
     return sorted(values.keys() - known)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in ``file``.
-
-    Raises:
-        ConfigError: it is absent, unreadable, or something else than a JSON object.
-    """
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{file.parent} has no {file.name}; expected a Hugging Face model folder") from error
-    except PermissionError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{file} cannot be read as JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file} holds a {type(values).__name__}; expected a JSON object")
-    return values
 
 
 def parse_config(values: Mapping[str, Any], file: Path, head: str | None = None) -> GPT2Config:

@@ -7,9 +7,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from converter.checkpoint import h5_file, msgpack_file, safetensors_file, torch_file
-from converter.checkpoint.config import read_json
 from converter.checkpoint.tensor import LazyTensor
 from converter.errors import CheckpointError
+from converter.files import read_json, refuse_lfs_pointer
 
 Reader = Callable[[Path], dict[str, LazyTensor]]
 
@@ -28,7 +28,6 @@ WEIGHT_FILES: tuple[tuple[str, Reader], ...] = (
 # What an index calls a tensor → what its reader does, where these differ.
 RENAMED: dict[Reader, Callable[[str], str]] = {h5_file.read: h5_file.hf_name, msgpack_file.read: msgpack_file.hf_name}
 
-LFS_POINTER = b"version https://git-lfs"  # what a clone without Git LFS has in the place of a large file
 
 # What travels with the weights where it is there: everything a client reads beside them.
 COMPANIONS = (
@@ -85,9 +84,7 @@ def read_weights(file: Path, reader: Reader) -> dict[str, LazyTensor]:
     Raises:
         CheckpointError: it is damaged, or only a pointer to where the weights are.
     """
-    with file.open("rb") as opened:
-        if opened.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise CheckpointError(f"{file} is a Git LFS pointer and not the weights; fetch them with: git lfs pull")
+    refuse_lfs_pointer(file)
     return reader(file)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from converter.checkpoint import gguf_file, huggingface, llmc, megatron, nanogpt, openai, reference_file
-from converter.checkpoint.folder import LFS_POINTER
-from converter.checkpoint.source import Format, Options, Source, starts_with
+from converter.checkpoint.source import Format, Options, Source
 from converter.errors import CheckpointError, ConfigError
+from converter.files import refuse_lfs_pointer, starts_with
 
 FORMATS: tuple[Format, ...] = (
     openai.FORMAT,
@@ -37,8 +37,7 @@ def read(path: Path, options: Options) -> Source:
             return known.read(path, options)
     if path.is_dir():
         return read(_lone_file(path), options)
-    if starts_with(path, LFS_POINTER):
-        raise CheckpointError(f"{path} is a Git LFS pointer and not the weights; fetch them with: git lfs pull")
+    refuse_lfs_pointer(path)
     if starts_with(path, *huggingface.TORCH_MAGICS) or path.suffix in huggingface.SUFFIXES:
         raise ConfigError(f"{path.parent} has no config.json, which says what the weights in {path.name} are")
     known_names = ", ".join(dict.fromkeys(known.name for known in FORMATS))

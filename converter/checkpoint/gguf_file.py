@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from converter.checkpoint.source import Format, Options, Source, starts_with
+from converter.checkpoint.source import Format, Options, Source
 from converter.checkpoint.tensor import DTYPES, Computed, LazyTensor
 from converter.errors import CheckpointError, TokenizerError
+from converter.files import starts_with
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -376,7 +377,7 @@ def write_tokenizer(file: Path, values: Metadata, folder: Path) -> None:
     Raises:
         TokenizerError: the metadata is damaged.
     """
-    from converter.clients import write_json
+    from converter.files import write_json
 
     try:
         tokenizer = _tokenizer(values)

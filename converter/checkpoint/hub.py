@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from converter.checkpoint import adapter
 from converter.checkpoint.folder import COMPANIONS, WEIGHT_FILES, shards
+from converter.checkpoint.source import ADAPTER_CONFIG
 from converter.errors import CheckpointError, HubError
 
 HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w][\w./-]*))?", re.ASCII)
@@ -33,7 +34,7 @@ class Kind(NamedTuple):
 
 
 MODEL = Kind("model", "config.json", tuple(file for file, _ in WEIGHT_FILES), COMPANIONS)
-ADAPTER = Kind("adapter", adapter.CONFIG, tuple(file for file, _ in adapter.WEIGHT_FILES))
+ADAPTER = Kind("adapter", ADAPTER_CONFIG, tuple(file for file, _ in adapter.WEIGHT_FILES))
 
 
 def is_hub_id(source: str) -> bool:

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from converter.checkpoint import h5_file, msgpack_file, safetensors_file, torch_file
-from converter.checkpoint.config import read_json
 from converter.checkpoint.folder import WEIGHT_FILES, Reader, choose_weight_file, read_folder, read_weights
 from converter.checkpoint.folder import companions as names_of_companions
 from converter.checkpoint.source import Format, Options, Source, tied
+from converter.files import read_json
 
 CONFIG = "config.json"
 

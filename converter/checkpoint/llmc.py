@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from converter.checkpoint.linear import PROJECTIONS, config_values
-from converter.checkpoint.source import Format, Options, Source, starts_with
+from converter.checkpoint.source import Format, Options, Source
 from converter.checkpoint.tensor import DTYPES, LazyTensor
 from converter.errors import CheckpointError
+from converter.files import starts_with
 
 NAME = "llm.c"
 HEADER_BYTES = 256 * 4

@@ -13,11 +13,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from converter.checkpoint.config import ALIASES, read_json
-from converter.checkpoint.folder import LFS_POINTER, choose_weight_file
-from converter.checkpoint.source import Format, Options, Source, starts_with, tied
+from converter.checkpoint.config import ALIASES
+from converter.checkpoint.folder import choose_weight_file
+from converter.checkpoint.source import Format, Options, Source, tied
 from converter.checkpoint.tensor import LazyTensor
 from converter.errors import CheckpointError, ConfigError
+from converter.files import read_json, refuse_lfs_pointer
 
 HPARAMS, CONFIG, STATE, INDEX = "hparams.json", "config.json", "checkpoint", ".index"
 
@@ -179,8 +180,7 @@ def read_bundle(index: Path) -> dict[str, LazyTensor]:
     Raises:
         CheckpointError: a data file is missing or truncated, or the index is damaged.
     """
-    if starts_with(index, LFS_POINTER):
-        raise CheckpointError(f"{index} is a Git LFS pointer and not the weights; fetch them with: git lfs pull")
+    refuse_lfs_pointer(index)
     try:
         entries = dict(read_table(index))
         header = parse(entries.pop(b""))
@@ -226,8 +226,7 @@ class Shards:
         if shard not in self.sizes:
             if not file.is_file():
                 raise CheckpointError(f"{file} is missing; {Path(self.prefix).name}{INDEX} names it, download it too")
-            if starts_with(file, LFS_POINTER):
-                raise CheckpointError(f"{file} is a Git LFS pointer and not the weights; fetch them with: git lfs pull")
+            refuse_lfs_pointer(file)
             self.sizes[shard] = file.stat().st_size
         return file
 

@@ -12,6 +12,8 @@ from converter.cli import (  # noqa: F401 - each adds its commands
     generate,
     inspect,
     run,
+    score,
+    verify,
 )
 from converter.cli.group import cli
 

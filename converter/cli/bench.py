@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from converter.cli import terminal
 from converter.cli.group import cli
 from converter.cli.options import (
     OUTPUT_GROUP,
@@ -22,7 +23,9 @@ from converter.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from converter.runtime.benching import Settings
+    from rich.table import Table
+
+    from converter.runtime.benching import Bench, Settings, Spread
 
 DEFAULT_MINUTES = 10.0
 
@@ -72,8 +75,8 @@ def bench(out: Path, plot: Path | None, as_json: bool, quick: bool, **given: Any
     decoding is to the limit that the machine's memory sets: docs/bench.md. It ends after --max-minutes at the latest,
     with what it has; gpt2 needs less. Lengths are cut to the model's positions.
     """
-    from converter import parity, terminal
     from converter.cli import progress
+    from converter.parity import check as parity
     from converter.runtime import benching
 
     if plot is not None:
@@ -89,13 +92,13 @@ def bench(out: Path, plot: Path | None, as_json: bool, quick: bool, **given: Any
     if as_json:
         click.echo(terminal.to_json(found.to_dict()))
     else:
-        terminal.print_bench(found)
+        print_bench(found)
 
 
 def bench_settings(quick: bool, **given: Any) -> Settings:
     """What options ask for; of those that are not given, what ``quick`` does or what is the default."""
-    from converter import precisions
     from converter.runtime import benching
+    from converter.weights import precisions
 
     asked: dict[str, Any] = dict(benching.QUICK) if quick else {}
     for name, value in given.items():
@@ -108,3 +111,67 @@ def bench_settings(quick: bool, **given: Any) -> Settings:
         else:
             asked[name] = value
     return benching.Settings(**asked)
+
+
+def print_bench(bench: Bench) -> None:
+    """How fast a model folder runs, precision by precision, and what a limit was computed from."""
+    out = terminal.console()
+    for title, rows in (("", bench_loads), ("Prefill", bench_prefills), ("Decoding", bench_decodes)):
+        if title:
+            out.print(f"[bold]{title}[/]")
+        out.print(terminal.fitting(out, rows(bench), "min–max", "peak", "limit"))
+    rounds = "1 round" if bench.rounds == 1 else f"{bench.rounds} rounds"
+    threads = "1 thread a core" if bench.settings.threads is None else f"{bench.settings.threads} threads"
+    read = f"memory is read at {terminal.size(bench.bandwidth)}/s; " if bench.bandwidth is not None else ""
+    runtime = f"ONNX Runtime {bench.environment['onnxruntime']}, {bench.settings.provider}, {threads}"
+    out.print(f"Medians and extremes of {rounds}; {read}{runtime}; {bench.seconds:.0f} s.")
+    if any(row.share_of_limit is not None and row.share_of_limit > 1 for one in bench.precisions for row in one.decode):
+        out.print("note: above 100 % of the limit, weights come out of the processor's caches, not out of memory")
+    if bench.missing:
+        minutes = f"{bench.settings.max_minutes:g} minutes"
+        out.print(f"note: not measured within {minutes}: {'; '.join(bench.missing)}", markup=False)
+
+
+def bench_loads(bench: Bench) -> Table:
+    """What it takes to have each precision open, and to run it."""
+    numbers = ("load s", "min–max", "memory", "peak", "weights read")
+    rows = terminal.table("precision", *numbers, right=numbers)
+    for one in bench.precisions:
+        memory = [terminal.size(spread.median) if spread else "–" for spread in (one.resident_bytes, one.peak_bytes)]
+        rows.add_row(one.precision, *spread_cells(one.load_seconds), *memory, terminal.size(one.weight_bytes))
+    return rows
+
+
+def bench_prefills(bench: Bench) -> Table:
+    """The precisions below each other, for each batch and length of prompts."""
+    numbers = ("batch", "prompt", "ms", "min–max", "tokens/s")
+    rows = terminal.table(*numbers[:2], "precision", *numbers[2:], right=numbers)
+    for same in zip(*(one.prefill for one in bench.precisions), strict=True):
+        for one, row in zip(bench.precisions, same, strict=True):
+            took = row.milliseconds
+            speed = f"{1000 * row.batch_size * row.prompt_length / took.median:,.0f}" if took else "–"
+            place = (str(row.batch_size), str(row.prompt_length), one.precision)
+            rows.add_row(*place, *spread_cells(took), speed)
+    return rows
+
+
+def bench_decodes(bench: Bench) -> Table:
+    """Likewise for each batch and context."""
+    numbers = ("batch", "context", "tokens/s", "min–max", "limit", "of limit")
+    rows = terminal.table(*numbers[:2], "precision", *numbers[2:], right=numbers)
+    for same in zip(*(one.decode for one in bench.precisions), strict=True):
+        for one, row in zip(bench.precisions, same, strict=True):
+            limit = f"{row.limit:,.0f}" if row.limit is not None else "–"
+            share = f"{row.share_of_limit:.0%}" if row.share_of_limit is not None else "–"
+            place = (str(row.batch_size), str(row.context), one.precision)
+            rows.add_row(*place, *spread_cells(row.tokens_per_second), limit, share)
+    return rows
+
+
+def spread_cells(spread: Spread | None) -> tuple[str, str]:
+    """A median, and the extremes."""
+    if spread is None:
+        return "–", ""
+    digits = 3 if spread.median < 1 else 2 if spread.median < 10 else 1 if spread.median < 1000 else 0
+    low, high = (f"{value:,.{digits}f}" for value in (spread.minimum, spread.maximum))
+    return f"{spread.median:,.{digits}f}", f"{low}–{high}"

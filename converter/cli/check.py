@@ -1,4 +1,4 @@
-"""``gpt2onnx check`` and ``verify``."""
+"""``gpt2onnx check``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from converter.cli import check_tables, terminal
 from converter.cli.group import MISMATCH, cli
 from converter.cli.options import (
     OUTPUT_GROUP,
@@ -21,20 +22,19 @@ from converter.cli.options import (
     head_option,
     ignore_option,
     json_option,
-    out_argument,
     provider_option,
     refuse_unwritable,
     source_help,
 )
 
 if TYPE_CHECKING:
-    from converter.parity.report import Report
+    from converter.parity.report.report import Report
 
 
 def run_check(source: str, out: Path, show: bool, **options: Any) -> Report:
     """The report of a check, whose steps are shown as they are taken."""
     from converter.cli import progress
-    from converter.parity import check as run
+    from converter.parity.check import check as run
 
     with progress.steps("opening source and folder", show) as step:
         return run(source, out, own_process=True, progress=step, **options)
@@ -142,7 +142,7 @@ def check(
     scratch; float32 against the noise of Hugging Face's own float32. On a mismatch the check says which operation is
     wrong, and why: docs/check.md. Needs torch and transformers.
     """
-    from converter import parity, terminal
+    from converter.parity import check as parity
 
     if prove:
         refuse_beside_prove(out)
@@ -170,17 +170,17 @@ def check(
         head=head,
     )
     if report is not None:
-        from converter.parity import page
+        from converter.parity.report import page
 
         page.write(found, report, shlex.join(["gpt2onnx", *sys.argv[1:]]))
     if junit is not None:
-        from converter.parity import junit as xml
+        from converter.parity.report import junit as xml
 
         xml.write(found, junit)
     if as_json:
         click.echo(terminal.to_json(found.to_dict()))
     else:
-        terminal.print_report(found, layers)
+        check_tables.print_report(found, layers)
     if not found.passed or found.other_faults:
         sys.exit(MISMATCH)
 
@@ -198,47 +198,18 @@ def refuse_beside_prove(out: Path | None) -> None:
 
 def run_prove(source: str | None, as_json: bool) -> None:
     """Seed defects into a conversion of ``source``, by default of the bundled checkpoint."""
-    from converter import terminal
     from converter.cli import progress
     from converter.data import CHECKPOINT
-    from converter.parity import require
+    from converter.parity.check import require
 
     require()
-    from converter.parity.prove import prove as run
+    from converter.parity.seeded.prove import prove as run
 
     with progress.steps() as step:
         proof = run(source or terminal.short(CHECKPOINT), progress=step)
     if as_json:
         click.echo(terminal.to_json(proof.to_dict()))
     else:
-        terminal.print_proof(proof)
+        check_tables.print_proof(proof)
     if not proof.passed:
-        sys.exit(MISMATCH)
-
-
-@cli.command(
-    short_help="Are these still the files that were checked?",
-    examples=["gpt2onnx verify gpt2-onnx", "gpt2onnx verify gpt2-onnx --json"],
-    groups=OUTPUT_GROUP,
-)
-@out_argument
-@json_option
-@debug_option
-def verify(out: Path, as_json: bool) -> None:
-    """Say whether the files in OUT are still those that were checked; exit with 1 if not.
-
-    Needs neither the source, nor torch, nor a network: the check left its verdict and the files' hashes in OUT.
-    """
-    from converter import terminal
-    from converter.certificate import verify as run
-    from converter.cli import progress
-
-    with progress.line(f"reading {out}"):
-        found = run(out)
-    if as_json:
-        facts = {"passed": found.passed, "verdict": found.verdict, "changed": found.changed, "missing": found.missing}
-        click.echo(terminal.to_json(facts | {"certificate": found.certificate}))
-    else:
-        click.echo(found.verdict)
-    if not found.passed:
         sys.exit(MISMATCH)

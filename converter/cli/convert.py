@@ -6,10 +6,13 @@ import importlib
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from converter.cli import terminal
 from converter.cli.check import run_check
+from converter.cli.check_tables import print_report
 from converter.cli.group import MISMATCH, cli
 from converter.cli.options import (
     OUTPUT_GROUP,
@@ -26,11 +29,14 @@ from converter.cli.options import (
     source_help,
 )
 
+if TYPE_CHECKING:
+    from converter.folder.convert import Conversion
+
 # What --to names → the function that writes it (module, name), and the options that it alone heeds.
 TARGETS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "onnx": ("converter.export", "convert", ("precision", "in_place", "opset", "then_check")),
-    "hf": ("converter.save", "to_huggingface", ("max_shard_size",)),
-    "reference": ("converter.save", "to_reference", ()),
+    "onnx": ("converter.folder.convert", "convert", ("precision", "in_place", "opset", "then_check")),
+    "hf": ("converter.folder.save", "to_huggingface", ("max_shard_size",)),
+    "reference": ("converter.folder.save", "to_reference", ()),
 }
 
 
@@ -116,7 +122,6 @@ def convert(
     SOURCE is what Hugging Face, nanoGPT, llm.c, Megatron-LM, GGUF or OpenAI wrote: docs/sources.md. What exists here
     is never looked up on the Hub.
     """
-    from converter import terminal
     from converter.cli import progress
 
     began = time.monotonic()
@@ -146,16 +151,16 @@ def convert(
     for warning in () if quiet else done.warnings:
         click.echo(f"gpt2onnx: warning: {warning}", err=True)
     if not as_json and not quiet:
-        click.echo(terminal.conversion_line(done, seconds))
+        click.echo(conversion_line(done, seconds))
     report = None
     if then_check:
         options = {"ignore": ignore, "activation": activation, "adapter": adapter, "head": head}
         report = run_check(source, done.out, show=not quiet, **options)
     if as_json:
-        facts = terminal.conversion_facts(done, seconds)
+        facts = conversion_facts(done, seconds)
         click.echo(terminal.to_json(facts | ({"check": report.to_dict()} if report else {})))
     elif report is not None and not (quiet and report.passed):
-        terminal.print_report(report)
+        print_report(report)
     if report is not None and not report.passed:
         sys.exit(MISMATCH)
 
@@ -167,3 +172,25 @@ def refuse_unheeded(to: str) -> None:
     for option in ctx.command.params:
         if option.name in special and ctx.get_parameter_source(option.name) is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--to {to} does not heed {option.opts[0]}: leave it away")
+
+
+def conversion_facts(done: Conversion, seconds: float) -> dict[str, Any]:
+    """A conversion for JSON."""
+    return {
+        "out": str(done.out),
+        "parameters": done.ledger.parameters,
+        "bytes_written": done.bytes_written,
+        "seconds": round(seconds, 3),
+        "peak_memory_bytes": terminal.peak_memory(),
+        "quantized": dict(done.quantized),
+        "warnings": list(done.warnings),
+    }
+
+
+def conversion_line(done: Conversion, seconds: float) -> str:
+    """A conversion in a line."""
+    peak = terminal.peak_memory()
+    memory = f", peak memory {terminal.size(peak)}" if peak is not None else ""
+    written = f"{terminal.size(done.bytes_written)} written in {seconds:.2f} s"
+    shares = "".join(f", {share:.1%} of them quantized to {name}" for name, share in done.quantized.items())
+    return f"{done.out}: {done.ledger.parameters:,} parameters{shares}, {written}{memory}"

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import click
 
+from converter.cli import terminal
 from converter.cli.check import run_check
+from converter.cli.check_tables import print_report
+from converter.cli.convert import conversion_line
+from converter.cli.generate import Stream, generation_line
 from converter.cli.group import MISMATCH, cli
 from converter.cli.options import OUTPUT_GROUP, complete_paths, debug_option
 
@@ -45,33 +49,33 @@ def demo(out: Path | None, force: bool) -> None:
 
 
 def _demo(out: Path, force: bool) -> None:
-    from converter import parity, terminal
     from converter.data import CHECKPOINT
-    from converter.export import convert as run_convert
+    from converter.folder.convert import convert as run_convert
+    from converter.parity import check as parity
     from converter.runtime.session import load
 
     source = terminal.short(CHECKPOINT)
     click.echo(f"$ gpt2onnx convert {source} {out}")
     began = time.monotonic()
     done = run_convert(source, out, force=force)
-    click.echo(terminal.conversion_line(done, time.monotonic() - began))
+    click.echo(conversion_line(done, time.monotonic() - began))
 
     click.echo(f"\n$ gpt2onnx check {source} {out}")
     passed = True
     if parity.available():
         report = run_check(str(source), out, show=True)
-        terminal.print_report(report)
+        print_report(report)
         passed = report.passed
     else:
         click.echo("skipped: it needs torch and transformers (pip install 'gpt2onnx[check]')")
 
     click.echo(f"\n$ gpt2onnx generate {out} '{DEMO_PROMPT}' -n {DEMO_TOKENS} --temperature 0.7 --top-k 20 --seed 11")
-    model, stream = load(out), terminal.Stream(DEMO_PROMPT)
+    model, stream = load(out), Stream(DEMO_PROMPT)
     generation = model.generate(
         [DEMO_PROMPT], max_new_tokens=DEMO_TOKENS, temperature=0.7, top_k=20, seed=11,
         on_text=stream.show,
     )  # fmt: skip
     stream.end()
-    click.echo(terminal.generation_line(generation, model.config.n_positions), err=True)
+    click.echo(generation_line(generation, model.config.n_positions), err=True)
     if not passed:
         sys.exit(MISMATCH)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from converter.cli import terminal
 from converter.cli.group import cli
 from converter.cli.options import (
     OUTPUT_GROUP,
@@ -19,6 +21,10 @@ from converter.cli.options import (
     standard_input,
     threads_option,
 )
+
+if TYPE_CHECKING:
+    from converter.runtime.generation import Generation
+    from converter.runtime.speculation import Speculation
 
 DEFAULT_NEW_TOKENS = 128
 DEFAULT_PROPOSALS = 10  # of --speculate
@@ -112,7 +118,6 @@ def generate(
     Several prompts run as one batch. Text streams as it is generated; figures go to standard error. docs/generate.md
     says what each option does, precisely.
     """
-    from converter import terminal
     from converter.cli import progress
     from converter.runtime.session import load
 
@@ -120,7 +125,7 @@ def generate(
     with progress.line(f"opening {out}", not quiet):
         model = load(out, provider, threads, precision, prepack=not no_prepack)
     streams = len(prompts) == 1 == options["best"] == options["beams"] and not as_json and not ids
-    stream = terminal.Stream(prompts[0]) if streams else None
+    stream = Stream(prompts[0]) if streams else None
     with progress.line("generating", show=stream is None and not quiet):
         done = model.generate(
             [terminal.parse_ids(prompt) for prompt in prompts] if ids else prompts,
@@ -129,11 +134,76 @@ def generate(
             **options,
         )
     if as_json:
-        click.echo(terminal.to_json(terminal.generation_facts(prompts, done)))
+        click.echo(terminal.to_json(generation_facts(prompts, done)))
         return
     if stream is not None:
         stream.end()
     else:
-        terminal.print_rows(prompts, done, ids)
+        print_rows(prompts, done, ids)
     if not quiet:
-        click.echo(terminal.generation_line(done, model.config.n_positions), err=True)
+        click.echo(generation_line(done, model.config.n_positions), err=True)
+
+
+class Stream:
+    """One prompt and its continuation as it grows; nothing before the first token, as a prompt may be refused."""
+
+    def __init__(self, prompt: str) -> None:
+        self.pending = prompt
+
+    def show(self, _row: int, text: str) -> None:
+        """Show the next piece of text."""
+        click.echo(self.pending + text, nl=False)
+        self.pending = ""
+
+    def end(self) -> None:
+        """End the line."""
+        click.echo(self.pending)
+
+
+def print_rows(prompts: Sequence[str], done: Generation, ids: bool) -> None:
+    """Several continuations, one after the other; of several for one prompt, beams' with their scores."""
+    for number, (old, new, text) in enumerate(zip(done.prompt_ids, done.new_ids, done.texts, strict=True)):
+        if len(done.texts) > 1:
+            score = f" ({done.scores[number]:.4f})" if done.scores else ""
+            click.echo(f"--- {number + 1} of {len(done.texts)}{score}")
+        click.echo(" ".join(map(str, old + new)) if ids else prompts[number // done.best] + text)
+
+
+def generation_facts(prompts: Sequence[str], done: Generation) -> dict[str, Any]:
+    """A generation for JSON."""
+    rows: list[dict[str, Any]] = [
+        {"prompt": prompts[number // done.best], "text": text, "prompt_ids": old, "new_ids": new, "ended": ended}
+        for number, (text, old, new, ended) in enumerate(
+            zip(done.texts, done.prompt_ids, done.new_ids, done.ended, strict=True)
+        )
+    ]
+    for row, score in zip(rows, done.scores, strict=False):
+        row["score"] = score
+    facts = {
+        "rows": rows,
+        "prefill_seconds": round(done.prefill_seconds, 4),
+        "decode_seconds": round(done.decode_seconds, 4),
+        "tokens_per_second": round(done.tokens_per_second, 1),
+    }
+    return facts if done.speculation is None else facts | {"speculation": speculation_facts(done.speculation)}
+
+
+def speculation_facts(found: Speculation) -> dict[str, Any]:
+    """What was proposed and what of it was right, for JSON."""
+    return {
+        "runs": found.runs,
+        "proposed": found.proposed,
+        "accepted": found.accepted,
+        "acceptance": round(found.acceptance, 4),
+        "tokens_per_run": round(found.tokens_per_run, 3),
+    }
+
+
+def generation_line(done: Generation, n_positions: int) -> str:
+    """A generation's figures in a line, and whether the model's positions ended it."""
+    new = sum(map(len, done.new_ids))
+    full = sum(ended == "n_positions" for ended in done.ended)
+    line = f"{new} tokens, {done.tokens_per_second:.0f} tokens/s after {done.prefill_seconds * 1000:.0f} ms of prefill"
+    if (found := done.speculation) is not None:
+        line += f"; {found.accepted} of {found.proposed} proposals right, {found.tokens_per_run:.2f} tokens a run"
+    return line + (f"; stopped at the model's {n_positions} positions" if full else "")

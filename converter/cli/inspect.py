@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
 import click
 
+from converter.checkpoint.config import dead_keys
+from converter.cli import terminal
 from converter.cli.group import cli
 from converter.cli.options import (
     OUTPUT_GROUP,
@@ -17,6 +22,10 @@ from converter.cli.options import (
     json_option,
     source_help,
 )
+
+if TYPE_CHECKING:
+    from converter.checkpoint.source import Checkpoint
+    from converter.weights.ledger import Ledger
 
 
 @cli.command(
@@ -35,16 +44,71 @@ def inspect(
     source: str, ignore: tuple[str, ...], activation: str | None, adapter: str | None, head: str | None, as_json: bool
 ) -> None:
     """Show what SOURCE is: its config, its size, and what becomes of each of its tensors."""
-    from converter import terminal
-    from converter.checkpoint import open_checkpoint
+    from converter.checkpoint.open import open_checkpoint
     from converter.cli import progress
-    from converter.weights import account
+    from converter.weights.ledger import account
 
     checkpoint = open_checkpoint(source, bars=progress.seen(), activation=activation, adapter=adapter, head=head)
     ledger = account(checkpoint, ignore)
     if as_json:
-        click.echo(terminal.to_json(terminal.ledger_facts(checkpoint, ledger)))
+        click.echo(terminal.to_json(ledger_facts(checkpoint, ledger)))
     else:
-        terminal.print_ledger(checkpoint, ledger)
+        print_ledger(checkpoint, ledger)
     for warning in (*ledger.warnings, *checkpoint.notes):
         click.echo(f"gpt2onnx: warning: {warning}", err=True)
+
+
+def print_ledger(checkpoint: Checkpoint, ledger: Ledger) -> None:
+    """A source's config and what becomes of each tensor."""
+    out = terminal.console()
+    out.print(
+        f"{checkpoint.name}: GPT-2 with {ledger.parameters:,} parameters, "
+        f"{len(ledger.entries)} tensors in {checkpoint.weight_file} ({checkpoint.format})",
+        markup=False,
+    )
+    out.print(
+        ", ".join(f"{key} {value}" for key, value in asdict(ledger.config).items() if value is not None), markup=False
+    )
+    if dead := dead_keys(checkpoint.config_values):
+        out.print(f"not read by any GPT-2: {', '.join(dead)}", markup=False)
+    numbers = ("shape", "bytes")
+    rows = terminal.table("source name", "canonical name", "role", "layout", "dtype", *numbers, "file", right=numbers)
+    for entry in ledger.entries:
+        tensor = entry.tensor
+        rows.add_row(
+            tensor.name,
+            entry.name,
+            entry.role,
+            entry.layout or "–",
+            tensor.dtype,
+            " × ".join(map(str, tensor.shape)) or "scalar",
+            f"{tensor.nbytes:,}",
+            tensor.file.name,
+        )
+    out.print(terminal.fitting(out, rows, "file", "canonical name", "bytes", "layout", "role"))
+
+
+def ledger_facts(checkpoint: Checkpoint, ledger: Ledger) -> dict[str, Any]:
+    """A source for JSON."""
+    return {
+        "name": checkpoint.name,
+        "format": checkpoint.format,
+        "weight_file": checkpoint.weight_file,
+        "config": asdict(ledger.config),
+        "dead_keys": dead_keys(checkpoint.config_values),
+        "parameters": ledger.parameters,
+        "warnings": list(ledger.warnings),
+        "tensors": [
+            {
+                "source": entry.tensor.name,
+                "name": entry.name,
+                "role": entry.role,
+                "layout": entry.layout,
+                "dtype": entry.tensor.dtype,
+                "shape": list(entry.tensor.shape),
+                "bytes": entry.tensor.nbytes,
+                "file": entry.tensor.file.name,
+            }
+            for entry in ledger.entries
+        ],
+    }

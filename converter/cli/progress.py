@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from converter.terminal import is_terminal
+from converter.cli.terminal import is_terminal
 
 if TYPE_CHECKING:
     from rich.live import Live

@@ -1,12 +1,15 @@
-"""``gpt2onnx run`` and ``score``: what a model says of a text."""
+"""``gpt2onnx run``: what the head of a model says of a text."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
+from converter.cli import terminal
 from converter.cli.group import cli
 from converter.cli.options import (
     OUTPUT_GROUP,
@@ -19,6 +22,7 @@ from converter.cli.options import (
     standard_input,
     threads_option,
 )
+from converter.runtime.answers import Answer, Choice, Embedding, Labels, Span, TokenLabels
 
 
 @cli.command(
@@ -56,7 +60,6 @@ def run(
     Labels with their probabilities, marks for every token, the span that answers a question, how several choices
     compare, or an embedding (the mean of the hidden states): whichever head OUT has.
     """
-    from converter import terminal
     from converter.cli import progress
     from converter.runtime.heads import load
 
@@ -73,62 +76,48 @@ def run(
         answers = model.run(given)
     if as_json:
         pairs = zip(texts, answers, strict=True)
-        click.echo(terminal.to_json([{"text": text} | terminal.answer_facts(answer) for text, answer in pairs]))
+        click.echo(terminal.to_json([{"text": text} | answer_facts(answer) for text, answer in pairs]))
     else:
-        terminal.print_answers(texts, answers, top)
+        print_answers(texts, answers, top)
 
 
-@cli.command(
-    short_help="How likely a model finds a text: perplexity, log-probabilities.",
-    examples=[
-        "gpt2onnx score gpt2-onnx held-out.txt",
-        "gpt2onnx score gpt2-onnx documents.jsonl --stride 64 > scores.jsonl",
-        'echo "The following is a text." | gpt2onnx score gpt2-onnx -',
-    ],
-    groups={**RUNTIME_GROUP, **OUTPUT_GROUP},
-)
-@out_argument
-@click.argument(
-    "file",
-    type=click.Path(path_type=Path, allow_dash=True),
-    help='Plain text, JSONL with a "text" in each line, or - for standard input.',
-)
-@click.option("--stride", type=int, help="Tokens from window to window of a long text; by default half the positions.")
-@click.option("--batch-size", default=8, show_default=True, help="Windows that are read together.")
-@threads_option
-@precision_option
-@provider_option
-@click.option("-q", "--quiet", is_flag=True, help="Print the JSON lines and no summary.")
-@debug_option
-def score(
-    out: Path,
-    file: Path,
-    stride: int | None,
-    batch_size: int,
-    threads: int | None,
-    precision: str | None,
-    provider: str,
-    quiet: bool,
-) -> None:
-    """Print how likely the model folder OUT finds the text in FILE: perplexity, and a log-probability for every token.
+def print_answers(texts: Sequence[str], answers: Sequence[Answer], top: int) -> None:
+    """What a head says of each text, one after the other."""
+    for number, (text, answer) in enumerate(zip(texts, answers, strict=True)):
+        if len(texts) > 1 and not isinstance(answer, Choice):
+            click.echo(f"--- {number + 1} of {len(texts)}")
+        for line in answer_lines(text, answer, top):
+            click.echo(line)
 
-    One JSON object a text goes to standard output, a summary to standard error.
-    """
-    from converter import terminal
-    from converter.cli import progress
-    from converter.errors import TextError
-    from converter.runtime.scoring import score as run
-    from converter.runtime.session import load
-    from converter.texts import read_texts
 
-    texts = [standard_input("a FILE")] if str(file) == "-" else read_texts(file)
-    if not any(map(str.strip, texts)):
-        raise TextError(f"{file} is empty; expected a text")
-    with progress.line(f"opening {out}", not quiet):
-        model = load(out, provider, threads, precision)
-    with progress.amounts(f"reading {file}", not quiet) as counted:
-        scores = run(model, texts, stride=stride, batch_size=batch_size, progress=counted)
-    for one in scores:
-        click.echo(terminal.to_json(terminal.score_facts(one), indent=None))
-    if not quiet:
-        click.echo(terminal.score_line(scores), err=True)
+def answer_lines(text: str, answer: Answer, top: int) -> Iterator[str]:
+    """An answer for people; an embedding is its numbers, for whatever it is piped to."""
+    match answer:
+        case Labels(scores, probabilities):
+            for label, score in list(scores.items())[:top]:
+                yield f"{score:7.2%}  {label}" if probabilities else f"{score:12.6g}  {label}"
+        case TokenLabels(tokens):
+            width = max(len(repr(token)) for _, _, token, _, _ in tokens)
+            for start, end, token, label, p in tokens:
+                yield f"{start:5}–{end:<5} {token!r:{width}}  {label}  {p:.2%}"
+        case Span(found, start, end, p):
+            yield f"{found.strip()}  ({p:.2%}, characters {start} to {end})"
+        case Choice(p, _):
+            yield f"{p:7.2%}  {text}"
+        case Embedding():
+            yield " ".join(f"{value:.6g}" for value in answer.mean)
+
+
+def answer_facts(answer: Answer) -> dict[str, Any]:
+    """An answer for JSON."""
+    match answer:
+        case Labels(scores):
+            return {"labels": scores}
+        case TokenLabels(tokens):
+            return {
+                "tokens": [dict(zip(("start", "end", "text", "label", "probability"), t, strict=True)) for t in tokens]
+            }
+        case Embedding(tokens):
+            return {"mean": answer.mean.tolist(), "tokens": tokens.tolist()}
+        case _:
+            return asdict(answer)

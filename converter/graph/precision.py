@@ -11,9 +11,9 @@ from typing import Any
 
 import onnx_ir as ir
 
-from converter import precisions
 from converter.graph.module import Module, Parameter
-from converter.quantize import Blocks
+from converter.weights import precisions
+from converter.weights.quantize import Blocks
 
 MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
 

@@ -15,16 +15,18 @@ import numpy as np
 import torch
 
 from converter import tokenizer
-from converter.checkpoint import Checkpoint
+from converter.checkpoint.source import Checkpoint
 from converter.errors import CheckError
-from converter.parity import legs, metrics
-from converter.parity.cases import Case, Level, grid, held_out_tokens, tokens_of
-from converter.parity.huggingface import HuggingFace
-from converter.parity.legs import Leg
-from converter.parity.memory import release_memory
-from converter.parity.truth import truths
-from converter.parity.verdict import Judge, Kind, Limits, Measured
-from converter.weights import Ledger, Role
+from converter.parity.legs import leg as legs
+from converter.parity.legs.cases import Case, Level, grid, held_out_tokens, tokens_of
+from converter.parity.legs.huggingface import HuggingFace
+from converter.parity.legs.leg import Leg
+from converter.parity.legs.memory import release_memory
+from converter.parity.legs.truth import truths
+from converter.parity.verdict import metrics
+from converter.parity.verdict.judge import Judge, Kind, Measured
+from converter.parity.verdict.limits import Limits
+from converter.weights.ledger import Ledger, Role
 
 
 @dataclass(frozen=True)

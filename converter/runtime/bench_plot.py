@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from converter.errors import OutputError
+from converter.files import reason
 from converter.runtime.benching import Bench, Spread
-from converter.staging import reason
 
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text

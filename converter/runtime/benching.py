@@ -27,14 +27,16 @@ from typing import Any
 
 import numpy as np
 
-from converter import manifest, precisions
-from converter.data_file import Spec
 from converter.errors import BenchError, GPT2Error
-from converter.precisions import PRECISIONS
+from converter.folder import manifest
 from converter.runtime.cache import Cache
-from converter.runtime.session import Model, config_of, load, model_file, provider_name
+from converter.runtime.ort import provider_name
+from converter.runtime.session import Model, config_of, load, model_file
 from converter.version import VERSION
-from converter.weights import LM, parameters
+from converter.weights import precisions
+from converter.weights.data_file import Spec
+from converter.weights.precisions import PRECISIONS
+from converter.weights.table import LM, parameters
 from reference.config import GPT2Config
 
 SCHEMA = "gpt2onnx/bench/1"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
-if TYPE_CHECKING:
-    from converter.runtime.session import Model
+from converter.runtime.decoder import Decoder
+from converter.runtime.ort import CPU, device_of, empty_on, on_cpu, run_values
 
 FED = ("input_ids", "attention_mask")  # what every graph takes
 STEP_FED = (*FED, "position_ids", "num_logits_to_keep")  # and beside the cache that of a language model
@@ -24,48 +22,12 @@ IN_PLACE_FED = (
     "total_sequence_length",
 )
 
-# The element types that a cache may have.
-CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
-
 # Added to the score of a padding token: no probability is left of it beside any real token, and a row of nothing but
 # padding stays finite, as it would not with minus infinity or, once a score is added, with float32's lowest number.
 MASKED = -1e30
 
 # Slots are made a quarter more than are needed, so that few steps copy the cache, and in multiples of 64.
 SPARE_SHARE, SLOT_MULTIPLE = 4, 64
-
-
-def device_of(name: str) -> Any:
-    """A device as ONNX Runtime's own calls want it."""
-    return onnxruntime.OrtDevice.make(name, 0)._get_c_device()
-
-
-CPU = device_of("cpu")
-
-
-def on_cpu(array: np.ndarray) -> Any:
-    """An OrtValue that is a view of an array, which must outlive it."""
-    return ort_state.OrtValue.ortvalue_from_numpy(array, CPU)
-
-
-def run_values(
-    session: onnxruntime.InferenceSession,
-    feeds: dict[str, Any],
-    outputs: Sequence[str],
-    devices: Sequence[Any],
-    given: Sequence[Any] = (),
-) -> list[Any]:
-    """Run a session on OrtValues (of ``ort_state``); outputs are written into those given, or left on their devices.
-
-    This is what an IO binding does, in one call: to bind 25 values by name took 40 µs of each token.
-    """
-    fed, fetched = ort_state.OrtValueVector(), ort_state.OrtValueVector()
-    for value in feeds.values():
-        fed.push_back(value)
-    for value in given:
-        fetched.push_back(value)
-    session.run_with_ortvaluevector(onnxruntime.RunOptions(), list(feeds), fed, outputs, fetched, devices)
-    return [fetched[i] for i in range(len(outputs))]  # an iterator over the vector takes eight times as long
 
 
 class Cache(ABC):
@@ -101,13 +63,13 @@ class Cache(ABC):
 class GrowingCache(Cache):
     """The cache as the shipped graph has it: every step returns a new one, longer by its tokens."""
 
-    def __init__(self, model: Model, batch: int) -> None:
+    def __init__(self, model: Decoder, batch: int) -> None:
         self.model, self.devices = model, [device_of(model.device)] * (2 * model.config.n_layer)
         shape = [batch, model.config.n_head, 0, model.config.head_dim]
         # ONNX Runtime 1.23 takes a tensor without an address for none at all, and numpy gives even an empty array one.
         self.nothing = np.empty(shape, model.cache_type)
-        on_device = ort_state.OrtValue.ortvalue_from_shape_and_type
-        empty = on_cpu(self.nothing) if model.device == "cpu" else on_device(shape, model.cache_type, self.devices[0])
+        on_device = self.devices[0]
+        empty = on_cpu(self.nothing) if model.device == "cpu" else empty_on(on_device, shape, model.cache_type)
         self.values = [empty] * len(self.devices)
 
     def step(self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int) -> np.ndarray:
@@ -142,7 +104,7 @@ class InPlaceCache(Cache):
     Nothing is copied but when they are full, and when rows leave or change places.
     """
 
-    def __init__(self, model: Model, batch: int) -> None:
+    def __init__(self, model: Decoder, batch: int) -> None:
         self.model, self.batch = model, batch
         self.buffers = [self._buffer(batch, 0) for _ in range(model.config.n_layer)]
         self.values: list[Any] = []

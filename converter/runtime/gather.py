@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnx import TensorProto, helper
 
-if TYPE_CHECKING:
-    import onnxruntime
+from converter.runtime.ort import open_session
 
-    from converter.runtime.session import Model
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 GATHER_OPSET, GATHER_IR = 17, 8  # as old as the oldest graph that is written
 
 
-def open_gather(model: Model, axis: int) -> onnxruntime.InferenceSession:
-    """A session that takes ``indices`` int64 and a cache under its names as inputs, and gives it as the outputs."""
-    from converter.runtime.session import open_session
+def open_gather(
+    pasts: Sequence[str], presents: Sequence[str], cache_type: Any, axis: int, provider: str
+) -> InferenceSession:
+    """Open a session that takes ``indices`` int64 and a cache named ``pasts``, and returns it as ``presents``.
 
-    element = helper.np_dtype_to_tensor_dtype(np.dtype(model.cache_type))
-    pasts, presents = model.cache_names
+    Args:
+        cache_type: the cache's element type, numpy's.
+        axis: 0 to take rows, 2 to take slots.
+        provider: ONNX Runtime's name of the execution provider.
+    """
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(cache_type))
     graph = helper.make_graph(
         [
             helper.make_node("Gather", [past, "indices"], [present], axis=axis)
@@ -36,5 +42,4 @@ def open_gather(model: Model, axis: int) -> onnxruntime.InferenceSession:
     )
     opset = [helper.make_opsetid("", GATHER_OPSET)]
     made = helper.make_model(graph, opset_imports=opset, ir_version=GATHER_IR)
-    provider = model.session.get_providers()[0]
     return open_session(Path("a graph of Gather"), provider, threads=1, graph=made.SerializeToString())

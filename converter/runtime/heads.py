@@ -10,25 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime
 
 from converter import tokenizer
-from converter.answers import Answer, Choice, Embedding, Labels, Span, TokenLabels
-from converter.checkpoint.config import read_json
 from converter.errors import ModelFolderError, PromptError
+from converter.files import read_json
+from converter.folder.staging import second_graph
+from converter.runtime.answers import Answer, Choice, Embedding, Labels, Span, TokenLabels
 from converter.runtime.cache import FED
-from converter.runtime.session import (
-    config_of,
-    model_file,
-    open_session,
-    provider_name,
-    refuse_another_interface,
-    refuse_ids,
-)
-from converter.staging import second_graph
+from converter.runtime.ort import open_session, provider_name
+from converter.runtime.session import config_of, model_file, refuse_another_interface, refuse_ids
 from reference.config import MULTIPLE_CHOICE, GPT2Config
 
 if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
     from tokenizers import Encoding, Tokenizer
 
 # An answer is no longer than this many tokens, as in transformers' pipeline.
@@ -49,7 +43,7 @@ class HeadModel:
 
     folder: Path
     config: GPT2Config
-    session: onnxruntime.InferenceSession
+    session: InferenceSession
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:

@@ -11,9 +11,7 @@ knows none on the left (it counts it among the tokens). https://github.com/micro
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,24 +35,6 @@ GIVEN = {  # inputs in place of the attention mask
     "seqlens_k": (TensorProto.INT32, ["batch_size"]),
     "total_sequence_length": (TensorProto.INT32, []),
 }
-
-
-# The tiled attention saves the memory of a layer's scores, and was slower wherever it was measured: prefill of
-# 900 tokens took 1.15 to 1.5 times as long on 2 and on 16 threads. ONNX Runtime reads this as a graph is opened.
-UNTILED = "ORT_GQA_DISABLE_FLASH_ATTENTION"
-
-
-@contextmanager
-def untiled() -> Iterator[None]:
-    """Graphs opened meanwhile compute the scores of a layer at once, unless the environment says otherwise."""
-    if UNTILED in os.environ:
-        yield
-        return
-    os.environ[UNTILED] = "1"
-    try:
-        yield
-    finally:
-        del os.environ[UNTILED]
 
 
 def rewritten(file: Path) -> bytes | None:

@@ -10,75 +10,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
-from converter import manifest, precisions, tokenizer
-from converter.checkpoint.config import parse_config, read_json
-from converter.clients import token_ids
-from converter.errors import ConfigError, ModelFolderError, PromptError, ProviderError
-from converter.precisions import PRECISIONS
-from converter.runtime.cache import CACHE_TYPES, IN_PLACE_FED, STEP_FED, Cache, GrowingCache, InPlaceCache
+from converter import tokenizer
+from converter.checkpoint.config import parse_config
+from converter.errors import ConfigError, ModelFolderError, PromptError
+from converter.files import read_json
+from converter.folder import manifest
+from converter.folder.clients import token_ids
+from converter.runtime.cache import IN_PLACE_FED, STEP_FED, Cache, GrowingCache, InPlaceCache
+from converter.runtime.decoder import Decoder, cache_names
 from converter.runtime.huge_pages import Mover, regions
-from converter.runtime.in_place import rewritten, untiled
-from converter.weights import LM
+from converter.runtime.in_place import rewritten
+from converter.runtime.ort import CPU_PROVIDER, open_session, provider_name, untiled
+from converter.weights import precisions
+from converter.weights.precisions import PRECISIONS
+from converter.weights.table import LM
 from reference.config import GPT2Config
 
 if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
     from tokenizers import Tokenizer
 
     from converter.runtime.generation import Generation
 
 MODEL_FILES = ("onnx/model.onnx", "model.onnx")  # where a folder without our manifest may have its graph
 
-CPU_PROVIDER = "CPUExecutionProvider"
-WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # for a graph that comes as bytes
-
 # As measured on gpt2: MatMulNBits takes its weights apart at every step unless they were laid out for it before.
 SLOWER = 30
-
-LOG_ERRORS_ONLY = 3  # num_logits_to_keep, an input with a default, draws a warning at every load otherwise
-
-# What ONNX Runtime raises for a graph it cannot open.
-OPEN_ERRORS = (
-    ort_state.Fail,
-    ort_state.InvalidGraph,
-    ort_state.InvalidArgument,
-    ort_state.InvalidProtobuf,
-    ort_state.ModelRequiresCompilation,  # what 1.32 says of a data file that it may not read
-    ort_state.NoSuchFile,
-    ort_state.NotImplemented,
-    ort_state.RuntimeException,
-)
-
-
-def provider_name(provider: str) -> str:
-    """ONNX Runtime's name of an execution provider: ``cuda`` → ``CUDAExecutionProvider``.
-
-    Raises:
-        ProviderError: the installed ONNX Runtime does not have it.
-    """
-    offered = {name.removesuffix("ExecutionProvider").lower(): name for name in onnxruntime.get_available_providers()}
-    if provider.lower() not in offered:
-        mend = "; install onnxruntime-gpu in place of onnxruntime" if provider.lower() in ("cuda", "tensorrt") else ""
-        raise ProviderError(
-            f"the installed ONNX Runtime has no provider {provider}; it offers {', '.join(offered)}{mend}"
-        )
-    return offered[provider.lower()]
-
-
-def session_options(threads: int | None = None, prepack: bool = True) -> onnxruntime.SessionOptions:
-    """How the runtime is used, here and in ``check``: its defaults, its log reduced to errors.
-
-    Without ``prepack`` the matrices are multiplied as they lie in the mapped file, not in copies laid out for speed.
-    """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = LOG_ERRORS_ONLY
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    if not prepack:
-        options.add_session_config_entry("session.disable_prepacking", "1")
-    return options
 
 
 def model_file(folder: Path, precision: str | None = None) -> Path:
@@ -109,22 +67,15 @@ def model_file(folder: Path, precision: str | None = None) -> Path:
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Decoder):
     """A model folder, opened.
 
     Attributes:
-        folder: where it is.
-        config: the architecture.
-        session: the ONNX Runtime session.
-        device: where the runtime keeps the cache, ``cpu`` or ``cuda``.
+        folder, config, session, device: see ``Decoder``.
         in_place: whether the cache grows where it lies: see ``converter.runtime.in_place``.
         mover: what puts the weights on large pages: see ``converter.runtime.huge_pages``.
     """
 
-    folder: Path
-    config: GPT2Config
-    session: onnxruntime.InferenceSession
-    device: str = "cpu"
     in_place: bool = False
     mover: Mover | None = None
 
@@ -152,18 +103,6 @@ class Model:
         pad = self.token_ids["pad_token_id"]
         return pad[0] if isinstance(pad, list) else pad
 
-    @cached_property
-    def cache_names(self) -> tuple[list[str], list[str]]:
-        """The cache's names as inputs and as outputs."""
-        parts = [f"{i}.{part}" for i in range(self.config.n_layer) for part in ("key", "value")]
-        return [f"past_key_values.{part}" for part in parts], [f"present.{part}" for part in parts]
-
-    @cached_property
-    def cache_type(self) -> Any:
-        """The cache's element type, numpy's."""
-        name = self.cache_names[0][0]
-        return next(CACHE_TYPES[value.type] for value in self.session.get_inputs() if value.name == name)
-
     def empty_cache(self, batch: int) -> Cache:
         """A cache of ``batch`` rows that holds no token."""
         return (InPlaceCache if self.in_place else GrowingCache)(self, batch)
@@ -186,18 +125,6 @@ class Model:
         if self.mover is not None:
             self.mover.step()
         return cache.step(input_ids, attention_mask, position_ids, keep)
-
-    def gather(self, axis: int) -> onnxruntime.InferenceSession:
-        """A session that takes rows (axis 0) or slots (axis 2) of a cache, where it lies."""
-        from converter.runtime.gather import open_gather
-
-        if axis not in self._gathers:
-            self._gathers[axis] = open_gather(self, axis)
-        return self._gathers[axis]
-
-    @cached_property
-    def _gathers(self) -> dict[int, onnxruntime.InferenceSession]:
-        return {}
 
     def logits(self, ids: Sequence[int] | Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
         """The logits after each token: ``[tokens]`` ids give ``[tokens, vocab_size]``, ``[batch, tokens]`` one more.
@@ -282,7 +209,7 @@ def load(
         )
     with untiled():
         session = open_session(file, name, threads, prepack, graph)
-    cache = [f"past_key_values.{i}.{part}" for i in range(config.n_layer) for part in ("key", "value")]
+    cache, _ = cache_names(config.n_layer)
     shapes = refuse_another_interface(file, session, {*(STEP_FED if graph is None else IN_PLACE_FED), *cache})
     shape = shapes[cache[0]]
     if [shape[1], shape[3]] != [config.n_head, config.head_dim]:
@@ -303,35 +230,7 @@ def config_of(folder: Path) -> GPT2Config:
     return parse_config(read_json(folder / "config.json"), folder / "config.json")
 
 
-def open_session(
-    file: Path, provider: str, threads: int | None = None, prepack: bool = True, graph: bytes | None = None
-) -> onnxruntime.InferenceSession:
-    """A graph in ONNX Runtime, whose name for the provider is given; another ``graph`` over the weights of the file's.
-
-    Raises:
-        ModelFolderError: it cannot be opened.
-        ProviderError: the provider does not work on this machine.
-    """
-    onnxruntime.disable_telemetry_events()  # what runs here is nobody else's business
-    options = session_options(threads, prepack)
-    options.add_session_config_entry(WEIGHTS_FOLDER, os.fspath(file.parent))
-    try:
-        session = onnxruntime.InferenceSession(graph or os.fspath(file), options, providers=[provider])
-    except OPEN_ERRORS as error:
-        raise ModelFolderError(
-            f"{file} cannot be opened by ONNX Runtime {onnxruntime.__version__} ({error})"
-        ) from error
-    if session.get_providers()[0] != provider:
-        short = provider.removesuffix("ExecutionProvider").lower()
-        raise ProviderError(
-            f"ONNX Runtime has the provider {short} but cannot use it on this machine; try --provider cpu"
-        )
-    return session
-
-
-def refuse_another_interface(
-    file: Path, session: onnxruntime.InferenceSession, expected: set[str]
-) -> dict[str, list[Any]]:
+def refuse_another_interface(file: Path, session: InferenceSession, expected: set[str]) -> dict[str, list[Any]]:
     """The shapes of a graph's inputs, which must be those that follow from ``config.json``.
 
     Raises:

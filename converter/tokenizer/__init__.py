@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converter.clients import write_json
 from converter.errors import TokenizerError
+from converter.files import write_json
 from converter.tokenizer.byte_level import END_OF_TEXT
 from converter.tokenizer.frame import prompt_ids
 from converter.tokenizer.kinds import BYTE_LEVEL, Found, find

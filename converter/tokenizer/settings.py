@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converter.checkpoint.config import read_json
 from converter.errors import TokenizerError
+from converter.files import read_json
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer

@@ -13,8 +13,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from run import report, run
 
-from converter.parity.plots import FULL_WIDTH, HALF_WIDTH, PAINT, Plot, draw, logarithmic
-from converter.parity.taps import OPERATIONS, TapReport
+from converter.parity.diagnosis.taps import OPERATIONS, TapReport
+from converter.parity.report.plots import FULL_WIDTH, HALF_WIDTH, PAINT, Plot, draw, logarithmic
 from reference.activations import gelu, gelu_tanh
 from reference.model import causal_mask
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from converter.data import HELD_OUT
 from converter.runtime.session import model_file
-from converter.weights import TABLE, Layout, Weight, parameters
+from converter.weights.table import TABLE, Layout, Weight, parameters
 from reference.activations import gelu, gelu_tanh
 from reference.config import GPT2Config
 from reference.model import GPT2

@@ -12,14 +12,14 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.open import open_checkpoint
 from converter.data import CHECKPOINT
-from converter.weights import Ledger, account
+from converter.weights.ledger import Ledger, account
 from reference.config import GPT2Config
 from reference.model import GPT2
 
 if TYPE_CHECKING:
-    from converter.parity.report import Report
+    from converter.parity.report.report import Report
 
 SENTENCE = 'When an exception is raised, the interpreter looks for a matching "except"'
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
@@ -100,7 +100,7 @@ def ledger() -> Ledger:
 @functools.cache
 def folder() -> Path:
     """A model folder of every precision."""
-    from converter.export import convert
+    from converter.folder.convert import convert
 
     out = Path(mkdtemp(prefix="gpt2onnx-docs-")) / "tiny-onnx"
     convert(CHECKPOINT, out, precision=PRECISIONS)
@@ -112,7 +112,7 @@ def report() -> Report:
     """The check of that folder, operation by operation."""
     import transformers
 
-    from converter.parity import check
+    from converter.parity.check import check
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

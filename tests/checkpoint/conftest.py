@@ -27,8 +27,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from converter import convert, load, to_huggingface, to_reference
-from converter.checkpoint import LazyTensor
-from converter.checkpoint.tensor import to_float32
+from converter.checkpoint.tensor import LazyTensor, to_float32
 from converter.errors import CheckpointError
 
 DTYPES = (

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import converter
-from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.checkpoint.open import open_checkpoint
+from converter.checkpoint.source import Checkpoint
 from converter.checkpoint.tensor import Computed
 from converter.cli import cli
 from converter.errors import CheckpointError, GPT2Error, OutputError
-from converter.weights import account
+from converter.weights.ledger import account
 
 SIZES = {"vocab_size": 61, "n_positions": 24, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 72}
 CONFIG: dict[str, Any] = {

@@ -14,9 +14,10 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converter.checkpoint import open_checkpoint
-from converter.checkpoint.config import ALIASES, dead_keys, parse_config, read_json
+from converter.checkpoint.config import ALIASES, dead_keys, parse_config
+from converter.checkpoint.open import open_checkpoint
 from converter.errors import ConfigError
+from converter.files import read_json
 from reference.config import ACTIVATION_NAMES, GPT2Config
 
 FILE = Path("some") / "config.json"

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from converter.checkpoint import open_checkpoint
 from converter.checkpoint.folder import choose_weight_file, companions, read_folder
+from converter.checkpoint.open import open_checkpoint
 from converter.errors import CheckpointError, ConfigError
 
 AssertSame = Callable[..., None]

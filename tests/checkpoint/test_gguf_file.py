@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 import converter
 from converter import tokenizer
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.open import open_checkpoint
 from converter.checkpoint.source import Options
 from converter.checkpoint.tensor import STRIDED_BYTES, LazyTensor
 from converter.data import CHECKPOINT, HELD_OUT
 from converter.errors import CheckpointError, ConfigError, GPT2Error, TokenizerError
-from converter.weights import Role, account
+from converter.weights.ledger import Role, account
 
 gguf = pytest.importorskip("gguf")
 

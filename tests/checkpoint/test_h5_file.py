@@ -20,10 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from converter.checkpoint import open_checkpoint
 from converter.checkpoint.h5_file import hf_name, read
+from converter.checkpoint.open import open_checkpoint
 from converter.errors import CheckpointError
-from converter.weights import account
+from converter.weights.ledger import account
 
 IDS = torch.tensor([5, 60, 0, 17, 17, 3, 42])
 CONV1D = ("c_attn.bias", "c_proj.bias", "c_fc.bias")

@@ -12,10 +12,11 @@ import torch
 from torch.nn import functional as F
 
 from converter import convert
-from converter.checkpoint import formats, llmc, open_checkpoint
+from converter.checkpoint import formats, llmc
+from converter.checkpoint.open import open_checkpoint
 from converter.checkpoint.source import Options
 from converter.errors import CheckpointError, ConfigError, WeightsError
-from converter.weights import account
+from converter.weights.ledger import account
 
 V, T, E, L, H = 61, 24, 12, 3, 3
 PADDED = 64

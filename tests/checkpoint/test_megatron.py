@@ -18,10 +18,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from converter.checkpoint import formats, megatron, open_checkpoint
+from converter.checkpoint import formats, megatron
+from converter.checkpoint.open import open_checkpoint
 from converter.checkpoint.source import Options
 from converter.errors import CheckpointError, ConfigError
-from converter.weights import account
+from converter.weights.ledger import account
 
 V, T, E, L, H, INNER = 64, 24, 12, 3, 3, 20
 D = E // H

@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from converter.checkpoint import open_checkpoint
 from converter.checkpoint.msgpack_file import CHUNKED, MAX_DEPTH, hf_name, read
+from converter.checkpoint.open import open_checkpoint
 from converter.errors import CheckpointError
-from converter.weights import account
+from converter.weights.ledger import account
 
 IDS = torch.tensor([5, 60, 0, 17, 17, 3, 42])
 KERNELS = ("c_attn.weight", "c_proj.weight", "c_fc.weight", "lm_head.weight")

@@ -13,11 +13,12 @@ import torch
 from torch.nn import functional as F
 
 from converter import convert
-from converter.checkpoint import formats, nanogpt, open_checkpoint
+from converter.checkpoint import formats, nanogpt
+from converter.checkpoint.open import open_checkpoint
 from converter.checkpoint.source import Options
 from converter.checkpoint.tensor import Computed, LazyTensor
 from converter.errors import CheckpointError, ConfigError
-from converter.weights import Role, account
+from converter.weights.ledger import Role, account
 
 V, T, E, L, H = 61, 24, 12, 3, 3
 ARGS = {"n_layer": L, "n_head": H, "n_embd": E, "block_size": T, "bias": True, "vocab_size": V, "dropout": 0.2}

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from converter import convert, tokenizer
-from converter.checkpoint import LazyTensor, open_checkpoint
+from converter.checkpoint.open import open_checkpoint
 from converter.checkpoint.openai import MAGIC, MAX_INDEX_BYTES, crc32c, hf_name, read_bundle
+from converter.checkpoint.tensor import LazyTensor
 from converter.data import CHECKPOINT
 from converter.errors import CheckpointError, ConfigError, GPT2Error
-from converter.weights import account
+from converter.weights.ledger import account
 
 IDS = torch.tensor([5, 60, 0, 17, 17, 3, 42])
 HPARAMS = {"n_vocab": 61, "n_ctx": 24, "n_embd": 12, "n_head": 3, "n_layer": 3}

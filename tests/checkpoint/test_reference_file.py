@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from converter.checkpoint import open_checkpoint, reference_file, safetensors_file
+from converter.checkpoint import reference_file, safetensors_file
+from converter.checkpoint.open import open_checkpoint
 from converter.checkpoint.tensor import LazyTensor
 from converter.errors import CheckpointError, ConfigError
-from converter.weights import Role, account
+from converter.weights.ledger import Role, account
 from reference import GPT2, GPT2Config
 from reference.config import STATE_FILE, STATE_KEY
 

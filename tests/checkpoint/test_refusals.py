@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.open import open_checkpoint
 from converter.errors import CheckpointError, GPT2Error
-from converter.export import convert
-from converter.weights import account
+from converter.folder.convert import convert
+from converter.weights.ledger import account
 from tests.checkpoint import test_gguf_file as gguf
 from tests.checkpoint import test_megatron as megatron
 from tests.checkpoint import test_nanogpt as nanogpt

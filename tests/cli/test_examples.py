@@ -24,7 +24,7 @@ from converter.checkpoint.folder import companions
 from converter.cli import cli
 from converter.cli.group import Command
 from converter.data import CHECKPOINT
-from converter.parity import mutations
+from converter.parity.seeded import mutations
 from reference.config import GPT2Config
 from reference.model import GPT2
 from tests.checkpoint.test_adapter import MODULES, pairs
@@ -98,8 +98,8 @@ def test_the_examples_of_the_help_work(
             shutil.rmtree(out)
     if command.name == "check":  # --prove tries two defects in a small model: tests/parity tries them all
         monkeypatch.setattr("converter.data.CHECKPOINT", workplace / "my-gpt2")
-        monkeypatch.setattr("converter.parity.prove.MUTATIONS", mutations.MUTATIONS[:2])
-        monkeypatch.setattr("converter.parity.prove.elements", lambda config: ())
+        monkeypatch.setattr("converter.parity.seeded.prove.MUTATIONS", mutations.MUTATIONS[:2])
+        monkeypatch.setattr("converter.parity.seeded.prove.elements", lambda config: ())
     for line in command.examples:
         if set(line) & set(IN_A_SHELL):
             done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)

@@ -13,8 +13,8 @@ from click.testing import Result
 from converter.cli import cli, options
 from converter.cli.check import LIMITS
 from converter.cli.group import EXIT_CODES, SECTIONS, Command
-from converter.parity.verdict import Limits
-from converter.precisions import PRECISIONS
+from converter.parity.verdict.limits import Limits
+from converter.weights.precisions import PRECISIONS
 
 Run = Callable[..., Result]
 

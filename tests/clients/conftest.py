@@ -18,7 +18,7 @@ import pytest
 
 from converter import convert, load
 from converter.data import CHECKPOINT
-from converter.precisions import PRECISIONS
+from converter.weights.precisions import PRECISIONS
 from tests.clients.table import Seen, write
 
 HERE = Path(__file__).parent

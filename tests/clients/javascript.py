@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from converter.precisions import PRECISIONS
+from converter.weights.precisions import PRECISIONS
 
 ENVIRONMENT = "js"
 NODE, CHROMIUM, ONNXRUNTIME = (f"../js/{name}.mjs" for name in ("run_node", "run_chromium", "run_onnxruntime"))

@@ -13,7 +13,7 @@ import pytest
 
 from converter import convert
 from converter.data import CHECKPOINT
-from converter.precisions import PRECISIONS
+from converter.weights.precisions import PRECISIONS
 from tests.clients.javascript import CANNOT, CHROMIUM, ENVIRONMENT, NODE, NOTES, WHAT, Reply, asked, wanted
 
 

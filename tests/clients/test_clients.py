@@ -12,9 +12,9 @@ import torch
 import transformers
 
 from converter import convert, to_huggingface, to_reference
-from converter.clients import UNSUPPORTED
 from converter.data import CHECKPOINT
-from converter.precisions import PRECISIONS
+from converter.folder.clients import UNSUPPORTED
+from converter.weights.precisions import PRECISIONS
 from tests.clients.table import INSTALLED_AS
 
 USUAL = ("single", "batch", "beams")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from converter.precisions import PRECISIONS
+from converter.weights.precisions import PRECISIONS
 from tests.clients.javascript import ENVIRONMENT, ONNXRUNTIME, Reply, asked, wanted
 
 

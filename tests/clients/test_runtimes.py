@@ -10,7 +10,7 @@ from onnx import helper
 
 from converter import convert
 from converter.data import CHECKPOINT
-from converter.precisions import PRECISIONS
+from converter.weights.precisions import PRECISIONS
 
 OPSETS = range(17, 26)
 # Version → the newest opset that it supports officially, and the newest IR version that it reads.

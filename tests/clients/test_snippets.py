@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from converter import load
-from converter.clients import runs
-from converter.precisions import PRECISIONS
+from converter.folder.clients import runs
+from converter.weights.precisions import PRECISIONS
 from tests.clients.table import INSTALLED_AS
 
 PROMPT, NEW_TOKENS = "Once upon a time", 40

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from converter import convert, load
 from converter.data import CHECKPOINT
-from converter.precisions import PRECISIONS
+from converter.weights.precisions import PRECISIONS
 from tests.clients.javascript import CANNOT, ENVIRONMENT, NODE, NOTES, WHAT, Reply, asked, wanted
 
 OFFICIAL = Path(__file__).parents[3] / "shared" / "gpt2-tokenizer"

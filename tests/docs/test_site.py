@@ -19,7 +19,7 @@ import pytest
 import converter
 from converter import errors
 from converter.cli import cli
-from converter.weights import TABLE
+from converter.weights.table import TABLE
 
 ROOT = Path(__file__).parents[2]
 
@@ -142,7 +142,7 @@ def test_an_excerpt_is_lines_of_the_file_as_they_stand(excerpts: ModuleType) -> 
     ]
     assert found.text.startswith("def forward")
     assert "addmm" in excerpts.code("reference/model.py", "Conv1D").text
-    assert excerpts.code("converter/weights.py", "BUFFERS").text.startswith("BUFFERS = (")
+    assert excerpts.code("converter/weights/table.py", "BUFFERS").text.startswith("BUFFERS = (")
 
 
 def test_every_excerpt_of_the_walk_through_has_its_place(excerpts: ModuleType) -> None:

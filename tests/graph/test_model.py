@@ -13,11 +13,12 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from converter.checkpoint import open_checkpoint
-from converter.export import convert
+from converter.checkpoint.open import open_checkpoint
+from converter.folder.convert import convert
 from converter.graph.build import MAX_OPSET, MIN_OPSET
-from converter.parity.widen import widened_session
-from converter.weights import account, parameters
+from converter.parity.legs.widen import widened_session
+from converter.weights.ledger import account
+from converter.weights.table import parameters
 from reference.model import GPT2
 
 Save = Callable[..., Path]

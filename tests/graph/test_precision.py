@@ -11,7 +11,7 @@ from onnx.reference import ReferenceEvaluator
 
 from converter.graph.build import MIN_OPSET
 from converter.graph.precision import QuantizedEmbedding
-from converter.quantize import Blocks, dequantize, quantize_rows
+from converter.weights.quantize import Blocks, dequantize, quantize_rows
 
 ROWS = 7
 

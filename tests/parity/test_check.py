@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from converter import check, convert
 from converter.data import CHECKPOINT
 from converter.errors import GPT2Error
-from converter.parity.report import Report
+from converter.parity.report.report import Report
 from converter.runtime import in_place
 
 Save = Callable[..., Path]

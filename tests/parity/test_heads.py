@@ -17,13 +17,14 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
-from converter import certificate, check, convert
+from converter import check, convert
 from converter.cli import cli
 from converter.errors import CheckError
-from converter.parity import folder as folder_module
-from converter.parity.cases import Level, grid
-from converter.parity.metrics import scale
-from converter.parity.report import Report
+from converter.folder import certificate
+from converter.parity import examine as folder_module
+from converter.parity.legs.cases import Level, grid
+from converter.parity.report.report import Report
+from converter.parity.verdict.metrics import scale
 from reference import heads as reference_heads
 from reference.config import HEADS, GPT2Config
 

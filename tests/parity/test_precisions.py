@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from converter import check, convert
 from converter.data import CHECKPOINT
-from converter.parity.report import Report
-from converter.parity.verdict import BUDGETS, Kind
+from converter.parity.report.report import Report
+from converter.parity.verdict.judge import Kind
+from converter.parity.verdict.limits import BUDGETS
 
 Save = Callable[..., Path]
 LOSSY = ("fp16", "int8", "int4")

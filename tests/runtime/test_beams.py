@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from converter.data import CHECKPOINT
-from converter.export import convert
+from converter.folder.convert import convert
 from converter.runtime.session import Model, load
 
 Save = Callable[..., Path]

@@ -23,7 +23,6 @@ from converter import convert, load
 from converter.cli import cli
 from converter.data import CHECKPOINT
 from converter.errors import BenchError
-from converter.precisions import PRECISIONS
 from converter.runtime import benching
 from converter.runtime.benching import (
     Cell,
@@ -39,6 +38,7 @@ from converter.runtime.benching import (
     weight_bytes,
 )
 from converter.runtime.session import Model, config_of
+from converter.weights.precisions import PRECISIONS
 from reference.config import GPT2Config
 
 Save = Callable[..., Path]

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converter.export import convert
+from converter.folder.convert import convert
 from converter.runtime import cache as caches
 from converter.runtime.cache import MASKED, GrowingCache, InPlaceCache, attention_bias
 from converter.runtime.session import Model, load

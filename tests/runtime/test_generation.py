@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from converter.data import CHECKPOINT, HELD_OUT
 from converter.errors import PromptError
-from converter.export import convert
+from converter.folder.convert import convert
 from converter.runtime.options import Options
 from converter.runtime.rows import Row
 from converter.runtime.session import Model, load

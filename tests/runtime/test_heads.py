@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from converter import convert
-from converter.answers import Choice, Embedding, Labels, Span, TokenLabels
 from converter.errors import GPT2Error, ModelFolderError, PromptError
+from converter.runtime.answers import Choice, Embedding, Labels, Span, TokenLabels
 from converter.runtime.heads import MAX_ANSWER_TOKENS, batch_of, load, softmax
 
 Make = Callable[..., Any]

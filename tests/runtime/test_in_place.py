@@ -10,10 +10,11 @@ import numpy as np
 import onnx
 import pytest
 
-from converter.export import convert
+from converter.folder.convert import convert
 from converter.runtime import session
 from converter.runtime.cache import GrowingCache, InPlaceCache
-from converter.runtime.in_place import UNTILED, rewritten
+from converter.runtime.in_place import rewritten
+from converter.runtime.ort import UNTILED
 from converter.runtime.session import load
 
 Save = Callable[..., Path]

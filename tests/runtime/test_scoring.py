@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from converter.cli import cli
 from converter.data import CHECKPOINT, HELD_OUT
 from converter.errors import PromptError
-from converter.export import convert
+from converter.folder.convert import convert
 from converter.runtime.scoring import CHUNK_TOKENS, perplexity, score, windows
 from converter.runtime.session import Model, load
 from reference import GPT2

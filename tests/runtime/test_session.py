@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from converter.errors import ConfigError, GPT2Error, ModelFolderError, PromptError, ProviderError
-from converter.export import convert
+from converter.folder.convert import convert
 from converter.runtime import session
 from converter.runtime.cache import GrowingCache
 from converter.runtime.session import load

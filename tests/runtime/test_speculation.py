@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from converter.errors import PromptError
-from converter.export import convert
+from converter.folder.convert import convert
 from converter.runtime.batch import Batch
 from converter.runtime.session import Model, load
 from converter.runtime.speculation import Lookup

@@ -1,0 +1,92 @@
+"""Sources: from a folder or a Hub id to a mapping of tensor name → lazy tensor."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from converter.checkpoint.adapter import merge
+from converter.checkpoint.config import parse_config
+from converter.checkpoint.formats import read
+from converter.checkpoint.hub import ADAPTER, MODEL, Kind, fetch, is_hub_id
+from converter.checkpoint.source import Checkpoint, Options
+from converter.errors import CheckpointError, ConfigError
+from reference.config import HEADS
+
+
+def open_checkpoint(
+    source: str | os.PathLike[str],
+    bars: bool = False,
+    activation: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    head: str | None = None,
+) -> Checkpoint:
+    """Open a checkpoint: a Hugging Face folder, a Hub id such as ``openai-community/gpt2`` or ``user/model@revision``,
+    or a folder or file of another format (see docs/sources.md).
+
+    What exists on this machine is never looked up on the network.
+
+    Args:
+        bars: let a download show its progress on standard error.
+        activation: ``activation_function`` of a checkpoint that does not record it.
+        adapter: the folder or Hub id of a PEFT LoRA adapter, to be merged into it.
+        head: one of ``reference.config.HEADS``; by default what the config names, or else what the tensors are.
+
+    Raises:
+        ConfigError: it is not a GPT-2, or one with parts that GPT-2 does not have.
+        CheckpointError: it does not exist, is incomplete or damaged.
+    """
+    if head is not None and head not in HEADS:
+        raise ConfigError(f"there is no head {head!r}; expected one of {', '.join(HEADS)}")
+    path, name = _locate(source, MODEL, bars)
+    try:
+        found = read(path, Options(activation))
+        folder = path if path.is_dir() else path.parent
+        described = folder / "config.json"
+        recorded = found.values.get("activation_function")
+        if activation is not None and recorded not in (None, activation):
+            raise ConfigError(f"{source} records its activation, {recorded}; leave --activation {activation} away")
+        config = parse_config(found.values, described if described.is_file() else folder / found.weight_file, head)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
+    checkpoint = Checkpoint(
+        name=name,
+        format=found.format,
+        folder=folder,
+        weight_file=found.weight_file,
+        config=config,
+        config_values=dict(found.values),
+        tensors=dict(found.tensors),
+        companions=dict(found.companions),
+        transformers_reads=found.transformers_reads,
+        notes=found.notes,
+        tokenizer=found.tokenizer,
+        asked_head=head,
+    )
+    if adapter is None:
+        return checkpoint
+    try:
+        return merge(checkpoint, *_locate(adapter, ADAPTER, bars))
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or adapter} cannot be read: {error.strerror or error}") from error
+
+
+# What is asked for where a path does not exist and is no Hub id.
+EXPECTED = {
+    MODEL: "a Hugging Face model folder, or a Hub id such as openai-community/gpt2",
+    ADAPTER: "the folder of a PEFT adapter, or a Hub id such as user/lora",
+}
+
+
+def _locate(source: str | os.PathLike[str], kind: Kind, bars: bool) -> tuple[Path, str]:
+    """Where a model or adapter lies, and its name; what does not exist here is fetched from the Hub."""
+    path = Path(source)
+    try:
+        exists, name = path.exists(), path.resolve().name
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL byte, links in a circle
+        raise CheckpointError(f"{os.fspath(source)!r} cannot be a folder ({error})") from error
+    if exists:
+        return path, name
+    if not is_hub_id(os.fspath(source)):
+        raise CheckpointError(f"there is no folder {source}; expected {EXPECTED[kind]}")
+    return fetch(os.fspath(source), bars, kind)

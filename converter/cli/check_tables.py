@@ -1,0 +1,155 @@
+"""The tables of ``gpt2onnx check``: legs, layers, causes, and the matrix of seeded defects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from converter.cli import terminal
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from converter.parity.diagnosis.taps import Localisation, TapReport
+    from converter.parity.report.report import Report
+    from converter.parity.seeded.prove import Proof
+    from converter.parity.verdict.judge import LegReport
+
+# Kinds of legs of which multiples of the noise floor say something.
+FLOORED = ("numerics", "noise floor", "another file")
+
+
+# Columns of the table of legs: its heading, and what stands there for a leg.
+LEG_COLUMNS: dict[str, Callable[[LegReport], str]] = {
+    "RMS error": lambda leg: f"{leg.rms:.1e}",
+    "max error": lambda leg: f"{leg.maximum:.1e}",
+    "RMS ÷ floor": lambda leg: f"{leg.rms_floors:.2f}" if leg.kind in FLOORED else "",
+    "max ÷ floor": lambda leg: f"{leg.maximum_floors:.2f}" if leg.kind in FLOORED else "",
+    "other top-1": lambda leg: str(leg.flips),
+    "near ties": lambda leg: str(leg.near_ties),
+    "top-5": lambda leg: f"{leg.top_k:.1%}",
+    "KL mean": lambda leg: f"{leg.kl_mean:.0e}",
+    "perplexity": lambda leg: f"{leg.perplexity_ratio:.5f}" if leg.scored else "–",
+}
+
+
+# As many as the terminal has room for, from the left.
+FIXED_WIDTH, COLUMN_WIDTH = 58, 13
+
+
+LEAST_COLUMNS = 2
+
+
+FINDINGS_SHOWN = 5
+
+
+FLOAT32_STEP = 2.0**-23
+
+
+def print_report(report: Report, layers: bool = False) -> None:
+    """The verdict on a model folder, with the table of legs it rests on and, on a mismatch, why."""
+    out = terminal.console()
+    room = max(LEAST_COLUMNS, (out.width - FIXED_WIDTH) // COLUMN_WIDTH)
+    numbers = tuple(LEG_COLUMNS)[:room]
+    wide = room > LEAST_COLUMNS
+    legs = terminal.table("leg", *(["proves"] if wide else []), *numbers, "verdict", right=numbers)
+
+    def row(name: str, proves: str, values: list[str], verdict: str) -> None:
+        legs.add_row(name, *([proves] if wide else []), *values, verdict)
+
+    blank = [""] * len(numbers)
+    if report.exactness:
+        row(f"{report.initializers} initializers", "bit for bit", blank, mark(bool(report.exactness_faults)))
+        row("config and tokenizer", "as the source's", blank, mark(bool(report.beside_faults)))
+    for leg in report.legs:
+        row(leg.name, leg.kind, [LEG_COLUMNS[number](leg) for number in numbers], leg_mark(leg))
+    out.print(legs)
+    out.print(
+        f"Errors are shares of the logits' scale, {report.scale:.3g}; noise floor {report.floor_rms:.1e} RMS, "
+        f"{report.floor_maximum:.1e} max. {max(leg.positions for leg in report.legs)} positions of {report.text}; "
+        f"{report.settings['provider']}; {report.seconds:.1f} s."
+    )
+    if report.localisation is not None and layers:
+        print_layers(out, report.localisation, report.passed)
+    for note in report.notes:
+        out.print(f"note: {note}", markup=False)
+    print_diagnosis(out, report)
+    for fault in report.other_faults:
+        out.print(f"note: {fault}", markup=False)
+    out.print(f"[{'green' if report.passed else 'red'} bold]{'MATCH' if report.passed else 'MISMATCH'}[/]: ", end="")
+    out.print(report.verdict, markup=False)
+
+
+def mark(fault: bool) -> str:
+    """Pass or fail."""
+    return "[red]FAIL[/]" if fault else "[green]pass[/]"
+
+
+def leg_mark(leg: LegReport) -> str:
+    """What is said of a leg in a word; those that measure are not judged but for a fault of their own."""
+    if leg.kind == "half precision":
+        return "in budget" if leg.within_budget else "over budget"
+    return "–" if leg.kind == "noise floor" and not leg.fault else mark(bool(leg.fault))
+
+
+def print_diagnosis(out: Console, report: Report) -> None:
+    """Where the error arises and what explains it."""
+    located, diagnosis = report.localisation, report.diagnosis
+    if located is not None and located.first:
+        out.print(f"first divergence: {located.first}, in the case {located.case!r}", markup=False)
+    for finding in diagnosis.findings[:FINDINGS_SHOWN] if diagnosis is not None else ():
+        out.print(f"cause ({finding.cause}): {finding.sentence} [{finding.evidence}]", markup=False)
+    if diagnosis is not None and len(diagnosis.findings) > FINDINGS_SHOWN:
+        out.print(f"and {len(diagnosis.findings) - FINDINGS_SHOWN} more; --json lists them all")
+
+
+def print_layers(out: Console, located: Localisation, passed: bool) -> None:
+    """The error of every operation, a layer a line: of ONNX Runtime ÷ of Hugging Face, or on a mismatch in float64."""
+    operations = list(dict.fromkeys(tap.name.split(".", 2)[2] for tap in located.taps if tap.layer is not None))
+    rows = terminal.table("layer", *operations, "largest value", right=(*operations, "largest value"))
+
+    def cell(tap: TapReport) -> str:
+        if not passed:
+            return f"{tap.onnx_float64:.0e}"
+        return f"{tap.onnx / max(tap.huggingface, FLOAT32_STEP):.1f}"
+
+    layers: dict[int, list[TapReport]] = {}
+    for tap in located.taps:
+        if tap.layer is not None:
+            layers.setdefault(tap.layer, []).append(tap)
+    for layer, taps in layers.items():
+        rows.add_row(f"h.{layer}", *map(cell, taps), f"{max(tap.largest for tap in taps):.4g}")
+    out.print(rows)
+    others = ", ".join(f"{tap.name} {cell(tap)}" for tap in located.taps if tap.layer is None)
+    what = "ONNX Runtime's error as a multiple of Hugging Face's" if passed else "error in float64"
+    out.print(f"{what}, on {located.case!r}; {others}. float16 holds values up to 65504.", markup=False)
+
+
+def print_proof(proof: Proof) -> None:
+    """The matrix of seeded defects."""
+    out = terminal.console()
+    rows = terminal.table(
+        "seeded defect", "with files", "logits alone", "named", "what the diagnosis said of the logits"
+    )
+    for trial in proof.trials:
+        rows.add_row(
+            trial.defect,
+            "[green]caught[/]" if trial.caught else "[red]MISSED[/]",
+            "[green]caught[/]" if trial.caught_by_logits else "[red]MISSED[/]",
+            "[green]yes[/]" if trial.named and trial.named_by_logits else "[red]NO[/]",
+            trial.said.replace("[", "\\["),
+        )
+    out.print(rows)
+    for name in proof.skipped:
+        out.print(f"note: {name}: not possible in this model", markup=False)
+    out.print(
+        f"{proof.matrix} times 1 + {proof.smallest:.1e} is still noticed by the logits alone; {proof.seconds:.0f} s.",
+        markup=False,
+    )
+    missed = sum(not trial.passed for trial in proof.trials)
+    if not proof.sound:
+        out.print("[red bold]MISSED[/]: the sound conversion did not pass")
+    elif missed:
+        out.print(f"[red bold]MISSED[/]: {missed} of {len(proof.trials)} defects were not caught or not named")
+    else:
+        out.print(f"[green bold]PROVEN[/]: all {len(proof.trials)} defects were caught and named")

@@ -1,0 +1,121 @@
+"""What the command line shows: lines and tables. In a terminal with colour, piped as plain text."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from converter.errors import PromptError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+PIPED_WIDTH = 250  # of a table that nobody wraps
+
+
+def console(stderr: bool = False) -> Console:
+    """rich's console; without a terminal it neither colours nor cuts."""
+    from rich.console import Console
+
+    class Printer(Console):
+        """A console that leaves it to the command line what a closed pipe means; rich would exit with 1."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError(errno.EPIPE, "the reader of the output is gone")
+
+    return Printer(
+        stderr=stderr,
+        width=None if is_terminal(stderr) else PIPED_WIDTH,
+        color_system=None if os.environ.get("NO_COLOR") else "auto",  # rich would leave bold and dim
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def is_terminal(stderr: bool = False) -> bool:
+    """Whether somebody looks at standard output, or standard error; either may be closed."""
+    stream = sys.stderr if stderr else sys.stdout
+    return stream is not None and stream.isatty()
+
+
+def to_json(values: Any, indent: int | None = 2) -> str:
+    """JSON that every parser takes: numbers that are not finite, which JSON does not have, become null."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(values), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def short(path: Path) -> Path:
+    """A path from here if it lies below, else as it is."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def size(nbytes: float) -> str:
+    """A number of bytes for people: ``497.8 MB``."""
+    for unit in ("B", "kB", "MB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.2f} GB"
+
+
+def peak_memory() -> int | None:
+    """The most memory this process has held, mapped files included, in bytes; None where nobody counts."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def table(*columns: str, right: Sequence[str] = ()) -> Table:
+    """An empty table; ``right`` names the columns of numbers."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    made = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        made.add_column(
+            column, justify="right" if column in right else "left", no_wrap=column in right, overflow="fold"
+        )
+    return made
+
+
+def fitting(out: Console, rows: Table, *dispensable: str) -> Table:
+    """A table without as many of the ``dispensable`` columns, from the first, as there is no room for."""
+    for name in dispensable:
+        if out.measure(rows, options=out.options.update_width(PIPED_WIDTH)).maximum <= out.width:
+            break
+        kept = {str(column.header): column for column in rows.columns if column.header != name}
+        rows = table(*kept, right=[header for header, column in kept.items() if column.justify == "right"])
+        for cells in zip(*(column.cells for column in kept.values()), strict=True):
+            rows.add_row(*cells)
+    return rows
+
+
+def parse_ids(text: str) -> list[int]:
+    """``'464 3290'`` or ``'464,3290'`` as token ids.
+
+    Raises:
+        PromptError: something else is among them.
+    """
+    parts = text.replace(",", " ").split()
+    if not all(re.fullmatch(r"-?[0-9]{1,18}", part) for part in parts):
+        raise PromptError(f"{text!r} is not a list of token ids; expected numbers, such as '464 3290'")
+    return [int(part) for part in parts]

@@ -1,0 +1,39 @@
+"""``gpt2onnx verify``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from converter.cli import terminal
+from converter.cli.group import MISMATCH, cli
+from converter.cli.options import OUTPUT_GROUP, debug_option, json_option, out_argument
+
+
+@cli.command(
+    short_help="Are these still the files that were checked?",
+    examples=["gpt2onnx verify gpt2-onnx", "gpt2onnx verify gpt2-onnx --json"],
+    groups=OUTPUT_GROUP,
+)
+@out_argument
+@json_option
+@debug_option
+def verify(out: Path, as_json: bool) -> None:
+    """Say whether the files in OUT are still those that were checked; exit with 1 if not.
+
+    Needs neither the source, nor torch, nor a network: the check left its verdict and the files' hashes in OUT.
+    """
+    from converter.cli import progress
+    from converter.folder.certificate import verify as run
+
+    with progress.line(f"reading {out}"):
+        found = run(out)
+    if as_json:
+        facts = {"passed": found.passed, "verdict": found.verdict, "changed": found.changed, "missing": found.missing}
+        click.echo(terminal.to_json(facts | {"certificate": found.certificate}))
+    else:
+        click.echo(found.verdict)
+    if not found.passed:
+        sys.exit(MISMATCH)

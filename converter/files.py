@@ -1,0 +1,62 @@
+"""JSON files, and what the operating system and Git LFS leave in the place of a file."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from converter.errors import CheckpointError, ConfigError
+
+LFS_POINTER = b"version https://git-lfs"  # how the text begins that a clone without Git LFS has for a large file
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in ``file``.
+
+    Raises:
+        ConfigError: it is absent, unreadable, or something else than a JSON object.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{file.parent} has no {file.name}; expected a Hugging Face model folder") from error
+    except PermissionError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{file} cannot be read as JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} holds a {type(values).__name__}; expected a JSON object")
+    return values
+
+
+def write_json(file: Path, values: Mapping[str, Any]) -> None:
+    """A JSON file as a person would want to read it."""
+    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def reason(error: OSError) -> str:
+    """What the operating system said, and of which file."""
+    text = error.strerror or str(error)
+    # A full disk is reported of the file that was read.
+    return f"{text} ({error.filename})" if error.filename and error.errno != errno.ENOSPC else text
+
+
+def starts_with(file: Path, *magics: bytes) -> bool:
+    """Whether ``file`` is a file that begins with one of these bytes."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as opened:
+        return opened.read(max(map(len, magics))).startswith(magics)
+
+
+def refuse_lfs_pointer(file: Path) -> None:
+    """Refuse what a clone without Git LFS has in the place of a large file.
+
+    Raises:
+        CheckpointError: ``file`` is such a pointer.
+    """
+    if starts_with(file, LFS_POINTER):
+        raise CheckpointError(f"{file} is a Git LFS pointer and not the weights; fetch them with: git lfs pull")

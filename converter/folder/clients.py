@@ -1,0 +1,103 @@
+"""What each client of a model folder wants beside the graph: config.json and genai_config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from converter.weights.precisions import Precision
+from reference.config import HEADS, GPT2Config, head_of
+
+# transformers' GPT2Config has this where a config.json says nothing.
+DEFAULT_TOKEN_ID = 50256
+
+# (client, precision) → why it does not run there; tests/clients sees that it does not, and that all others do.
+UNSUPPORTED = {
+    ("transformers", "int8"): "it opens the folder for its weights and quantizes them itself",
+    ("transformers", "int4"): "it opens the folder for its weights and quantizes them itself",
+}
+
+
+def runs(client: str, precision: str) -> bool:
+    """Whether a client, by its name on the model card, runs a precision."""
+    return (client, precision) not in UNSUPPORTED
+
+
+def token_ids(config: GPT2Config, *values: Mapping[str, Any]) -> dict[str, int | list[int]]:
+    """``bos``/``eos``/``pad`` ids, the later mapping winning, as far as the model has such tokens.
+
+    Padding is never looked at, so that any token serves; where none is named it is the end of text, or token 0.
+    """
+    merged: dict[str, Any] = {"bos_token_id": DEFAULT_TOKEN_ID, "eos_token_id": DEFAULT_TOKEN_ID}
+    for mapping in values:
+        merged.update({key: mapping[key] for key in (*merged, "pad_token_id") if mapping.get(key) is not None})
+    ids = {key: known_ids(value, config.vocab_size) for key, value in merged.items()}
+    known = {key: value for key, value in ids.items() if value is not None}
+    end = known.get("eos_token_id", 0)
+    known.setdefault("pad_token_id", end[0] if isinstance(end, list) else end)
+    return known
+
+
+def known_ids(value: Any, vocab_size: int) -> int | list[int] | None:
+    """A token id, or those of a list, as far as the model has such tokens; None if it has none of them."""
+    ids = [i for i in (value if isinstance(value, list) else [value]) if type(i) is int and 0 <= i < vocab_size]
+    if not ids:
+        return None
+    return ids if isinstance(value, list) else ids[0]
+
+
+def config_json(values: Mapping[str, Any], config: GPT2Config, precisions: Sequence[Precision]) -> dict[str, Any]:
+    """The source's ``config.json`` as it is true of the converted folder, with transformers.js's section."""
+    result = dict(values)
+    result.pop("torch_dtype", None)
+    result["dtype"] = "float32"
+    if (head_of(result.get("architectures")) or "lm") != config.head:
+        result["architectures"] = [HEADS[config.head]]
+    if result.get("tie_word_embeddings", True) != config.tie_word_embeddings:
+        result["tie_word_embeddings"] = config.tie_word_embeddings
+    # Without a dtype a browser asks for a quantized file. "model" stands for every precision's file: each has its
+    # weights in one other, for which a browser does not look by itself.
+    section: dict[str, Any] = {"dtype": precisions[0].js_dtype, "use_external_data_format": {"model": 1}}
+    if any(row.dtype == "float16" for row in precisions):
+        section["kv_cache_dtype"] = {"fp16": "float16"}
+    result["transformers.js_config"] = section
+    return result
+
+
+def genai_config(config: GPT2Config, ids: Mapping[str, int | list[int]], model: str) -> dict[str, Any]:
+    """onnxruntime-genai's description of the graph in ``model``.
+
+    Its type is "decoder": what genai calls "gpt2" is a graph of another interface, with one cache tensor a layer.
+    """
+    end = ids.get("eos_token_id", 0)
+    return {
+        "model": {
+            "type": "decoder",
+            "bos_token_id": ids.get("bos_token_id", end[0] if isinstance(end, list) else end),
+            "eos_token_id": end,
+            "pad_token_id": ids["pad_token_id"],
+            "context_length": config.n_positions,
+            "vocab_size": config.vocab_size,
+            "decoder": {
+                "filename": model,
+                "head_size": config.head_dim,
+                "hidden_size": config.n_embd,
+                "num_attention_heads": config.n_head,
+                "num_key_value_heads": config.n_head,
+                "num_hidden_layers": config.n_layer,
+                "inputs": {
+                    "input_ids": "input_ids",
+                    "attention_mask": "attention_mask",
+                    "position_ids": "position_ids",
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+            },
+        },
+        "search": {"max_length": config.n_positions, "past_present_share_buffer": False},
+    }

@@ -1,0 +1,321 @@
+"""Writes the model folder: graph, data file, and what clients want beside them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from converter import tokenizer
+from converter.checkpoint.open import open_checkpoint
+from converter.checkpoint.source import Checkpoint
+from converter.errors import ConfigError, GPT2Error, OutputError, TokenizerError
+from converter.files import read_json, reason, write_json
+from converter.folder import card, manifest
+from converter.folder.clients import config_json, genai_config, token_ids
+from converter.folder.staging import MANIFEST, bytes_in, second_graph, stage_name, staged, sweep, written_files
+from converter.weights import data_file, precisions
+from converter.weights.data_file import Plan
+from converter.weights.ledger import Ledger, account
+from converter.weights.precisions import PRECISIONS, Precision
+from converter.weights.table import LM
+from reference.config import head_of
+
+MODEL_IN_PLACE = "model.onnx"  # beside the weights it points into
+STAGE_PREFIX = ".gpt2onnx-"  # of the folder in which an in-place conversion is put together
+DEFAULT_OPSET = 23  # the first with Attention; runs in ONNX Runtime 1.23 and newer
+
+Progress = Callable[[int, int], None]  # work done, work in all
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did.
+
+    Attributes:
+        out: the model folder.
+        ledger: what became of every tensor of the source.
+        bytes_written: the size of the files that are new.
+        notes: on what was taken for granted about the source.
+        runs: whether it is a model folder, which ``generate`` runs.
+        quantized: of each new precision of whole numbers the share of the parameters that became such.
+    """
+
+    out: Path
+    ledger: Ledger
+    bytes_written: int
+    notes: tuple[str, ...] = ()
+    runs: bool = True
+    quantized: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences for the user."""
+        why = tokenizer.unavailable(self.out) or "the source has none that can be read"
+        verb = "generate" if self.ledger.config.head in LM else "run"
+        hint = f"; without it {verb} takes token ids (--ids)" if self.runs else ""
+        missing = f"{self.out} has no {tokenizer.TOKENIZER if self.runs else 'tokenizer'}, as {why}{hint}"
+        there = (self.out / tokenizer.TOKENIZER).is_file() if self.runs else tokenizer.is_in(self.out)
+        return (*self.ledger.warnings, *self.notes, *([] if there else [missing]))
+
+
+def convert(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    precision: str | Iterable[str] = "fp32",
+    opset: int = DEFAULT_OPSET,
+    force: bool = False,
+    in_place: bool = False,
+    ignore: Iterable[str] = (),
+    scan: bool = True,
+    activation: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    head: str | None = None,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Convert a GPT-2 checkpoint into a model folder that ONNX Runtime and other ONNX clients open.
+
+    ``out`` appears whole or not at all. One that holds other precisions of the same source keeps them. Without ``out``,
+    ``in_place`` adds the graph to a local folder of float32 safetensors and copies no weights.
+
+    Args:
+        source: a folder or file of a known format (docs/sources.md), or a Hub id such as ``openai-community/gpt2``.
+        precision: one or more of ``fp32``, ``fp16``, ``int8``, ``int4``: a list, or names with commas between them.
+        opset: of the graph, from 17.
+        force: replace an ``out`` (or, in place, a graph) that an earlier conversion wrote.
+        ignore: globs of tensors to leave aside.
+        scan: refuse weights that hold NaN or infinity.
+        activation: ``activation_function`` of a checkpoint that does not record it (nanoGPT's).
+        adapter: the folder or Hub id of a PEFT LoRA adapter, to be merged into the source's weights.
+        head: one of ``reference.config.HEADS``; by default that of the source.
+        progress: called with the work done so far and the work in all (of no unit), by any thread.
+
+    Raises:
+        ConfigError, CheckpointError: the source is not a GPT-2, is incomplete or damaged; or the opset is out of range.
+        OutputError: the folder cannot be written, or exists.
+    """
+    from converter.graph.build import MAX_OPSET, MIN_OPSET
+
+    if not MIN_OPSET <= opset <= MAX_OPSET:
+        raise ConfigError(f"opset is {opset}; expected {MIN_OPSET} to {MAX_OPSET}")
+    if in_place == (out is not None):
+        raise OutputError("a conversion writes to OUT or works in place: give one of the two")
+    asked = precisions.parse(precision)
+    if in_place and [row.name for row in asked] != ["fp32"]:
+        raise OutputError("--in-place copies no weights, and another precision changes them: give an OUT")
+    checkpoint = open_checkpoint(source, bars=progress is not None, activation=activation, adapter=adapter, head=head)
+    ledger = account(checkpoint, ignore)
+    if out is None:
+        return _convert_in_place(checkpoint, ledger, opset, force, scan, progress)
+    layouts = {row: precisions.plan(ledger, row) for row in asked}
+    counter = data_file.Counter(progress)
+    looked_at = counter.scan(ledger.weights, scan)
+    written = {row: counter.part(layout.nbytes, _effort(row, layout, ledger)) for row, layout in layouts.items()}
+    mark = manifest.fingerprint(ledger)
+    kept = {} if force else _kept(Path(out), mark, asked)
+    with staged(Path(out), force or bool(kept)) as stage:
+        (stage / "onnx").mkdir()
+        there = dict(kept)
+        for row, layout in layouts.items():
+            precisions.write(
+                stage / row.data, layout, ledger, row, looked_at if row is asked[0] else None, written[row]
+            )
+            there[row.name] = _write_graphs(stage, ledger, row, precisions.places(layout, row), opset)
+        for facts in kept.values():
+            _carry_over(Path(out), stage, [facts["data"], *facts["heads"].values()])
+        plain = next((row for row in PRECISIONS.values() if row.name in there and row.scheme is None), None)
+        if plain is not None and os.name == "posix":  # elsewhere a link asks for privileges
+            (stage / "model.safetensors").symlink_to(plain.data)
+        remarks = _write_companions(checkpoint, stage, ledger, there, mark)
+        new_bytes = bytes_in(stage) - sum(facts["bytes"] for facts in kept.values())
+    quantized = {row.name: there[row.name]["quantized"] for row in asked if row.scheme}
+    return Conversion(Path(out), ledger, new_bytes, checkpoint.notes + remarks, quantized=quantized)
+
+
+def _effort(row: Precision, layout: Plan, ledger: Ledger) -> float:
+    """Of a byte of this precision: every weight takes its time, in how few bytes it may end."""
+    return data_file.WRITE_EFFORT * row.effort * 4 * ledger.parameters / layout.nbytes
+
+
+def _kept(out: Path, mark: str, asked: Iterable[Precision]) -> dict[str, dict[str, Any]]:
+    """What the manifest of ``out`` says of the precisions that it holds already.
+
+    Raises:
+        OutputError: it was made of another source, or holds one of those that are ``asked`` for.
+    """
+    values = manifest.read(out) if out.is_dir() else {}
+    there = values.get("precisions")
+    if not isinstance(there, dict) or manifest.TARGET in values:
+        return {}
+    source = values.get("source", {})
+    if source.get("fingerprint") != mark:
+        raise OutputError(
+            f"{out} exists and was made of another checkpoint ({source.get('name')}); choose another OUT, or "
+            f"--force to replace it"
+        )
+    for row in asked:
+        if row.name in there:
+            raise OutputError(
+                f"{out} exists and holds {row.name} already; choose another OUT, or --force to replace it"
+            )
+    return there
+
+
+def _carry_over(out: Path, stage: Path, names: Iterable[str]) -> None:
+    """Files that stay go along by a second name, which is their only one once the old folder has gone."""
+    for name in names:
+        try:
+            os.link(out / name, stage / name)
+        except OSError:  # a file system without links
+            shutil.copyfile(out / name, stage / name)
+
+
+def _convert_in_place(
+    checkpoint: Checkpoint, ledger: Ledger, opset: int, force: bool, scan: bool, progress: Progress | None
+) -> Conversion:
+    folder = checkpoint.folder
+    _refuse_in_place(checkpoint, ledger)
+    before = {entry.name for entry in folder.iterdir()}
+    replaceable = written_files(folder) if MANIFEST in before and force else set()
+    graphs = set(graph_files(ledger, MODEL_IN_PLACE).values())
+    for name in sorted(graphs & before - replaceable):
+        raise OutputError(f"{folder / name} exists; --force replaces one that gpt2onnx wrote")
+    if scan:
+        data_file.scan_all(ledger.weights, data_file.Counter(progress).scan(ledger.weights))
+    stage = folder / stage_name(STAGE_PREFIX)
+    try:
+        sweep(folder, STAGE_PREFIX)
+        stage.mkdir()
+        try:
+            places = {name: (w.file.name, w.offset, w.nbytes) for name, w in ledger.weights.items()}
+            data = ", ".join(sorted({weight.file.name for weight in ledger.weights.values()}))
+            facts = _write_graphs(stage, ledger, PRECISIONS["fp32"], places, opset, MODEL_IN_PLACE)
+            there, mark = {"fp32": {**facts, "data": data}}, manifest.fingerprint(ledger)
+            remarks = _write_companions(checkpoint, stage, ledger, there, mark, keep=before - replaceable)
+            new = sorted({entry.name for entry in stage.iterdir()} - (before - replaceable))
+            new.sort(key=lambda name: name in graphs)  # the graph last: with it the folder is a model folder
+            for name in new:
+                (stage / name).replace(folder / name)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be written to: {reason(error)}; convert to a folder of its own (OUT)"
+        ) from error
+    new_bytes = sum((folder / name).stat().st_size for name in new)
+    return Conversion(folder, ledger, new_bytes, checkpoint.notes + remarks)
+
+
+def _refuse_in_place(checkpoint: Checkpoint, ledger: Ledger) -> None:
+    """The graph can only point at bytes that are right as they lie, in files that ONNX opens.
+
+    Raises:
+        OutputError: a weight is not float32, or lies in something else than a regular safetensors file.
+    """
+    if not checkpoint.weight_file.startswith("model.safetensors"):
+        raise OutputError(
+            f"--in-place needs safetensors; {checkpoint.folder / checkpoint.weight_file} is not: give an OUT"
+        )
+    stated = head_of(checkpoint.config_values.get("architectures")) or "lm"
+    if stated != ledger.config.head:
+        raise OutputError(
+            f"--in-place leaves config.json as it is, by which the head is {stated} and not {ledger.config.head}: "
+            f"give an OUT"
+        )
+    if checkpoint.adapter is not None:
+        raise OutputError("--in-place copies no weights, and a merged adapter changes them: give an OUT")
+    for weight in ledger.weights.values():
+        if weight.dtype != "float32" or not weight.in_file:
+            raise OutputError(
+                f"--in-place needs float32; {weight.file}: tensor {weight.name} is {weight.dtype}: give an OUT"
+            )
+    for file in sorted({weight.file for weight in ledger.weights.values()}):
+        kind = "a symbolic link" if file.is_symlink() else "a hard link" if file.stat().st_nlink > 1 else None
+        if kind:
+            raise OutputError(f"--in-place needs regular files, as onnx refuses links; {file} is {kind}: give an OUT")
+
+
+def graph_files(ledger: Ledger, model: str) -> dict[str, str]:
+    """The head of each graph that a model becomes → its file, of which ``model`` is the first."""
+    first, *others = ledger.graphs
+    return {first.config.head: model} | {part.config.head: second_graph(Path(model)).as_posix() for part in others}
+
+
+def _write_graphs(
+    stage: Path,
+    ledger: Ledger,
+    row: Precision,
+    places: Mapping[str, tuple[str, int, int]],
+    opset: int,
+    model: str | None = None,
+) -> dict[str, Any]:
+    """The graphs of one precision, and what the manifest says of it."""
+    from converter.graph.build import build
+    from converter.graph.precision import ACCURACY_LEVEL, of
+
+    heads = graph_files(ledger, model or row.model)
+    for part in ledger.graphs:
+        file = stage / heads[part.config.head]
+        file.write_bytes(build(part.config, places.__getitem__, opset, of(row)))
+    data = stage / row.data  # in place, the source's own files
+    size = data.stat().st_size if data.is_file() else sum(length for *_, length in places.values())
+    size += sum((stage / name).stat().st_size for name in heads.values())
+    facts: dict[str, Any] = {
+        "model": model or row.model,
+        "heads": heads,
+        "data": row.data,
+        "opset": opset,
+        "bytes": size,
+    }
+    if row.scheme is not None:
+        share = precisions.quantized_share(ledger.config, row.scheme)
+        if not share:
+            raise OutputError(f"{row.name} would quantize nothing of this model: choose another precision")
+        facts |= {"quantized": round(share, 4), "blocks": asdict(row.scheme), "accuracy_level": ACCURACY_LEVEL}
+    return facts
+
+
+def _write_companions(
+    checkpoint: Checkpoint,
+    stage: Path,
+    ledger: Ledger,
+    there: Mapping[str, Mapping[str, Any]],
+    mark: str,
+    keep: Iterable[str] = (),
+) -> tuple[str, ...]:
+    """Everything beside graph and weights; files in ``keep`` are read but not changed.
+
+    Args:
+        there: the precisions of the folder, and what the manifest says of each.
+        mark: the source's fingerprint.
+
+    Returns:
+        Sentences for the user, on the tokenizer.
+    """
+    import onnx
+    import onnxscript
+
+    config, there = ledger.config, {name: dict(there[name]) for name in PRECISIONS if name in there}
+    first = next(iter(there))
+    described = config_json(checkpoint.config_values, config, [PRECISIONS[name] for name in there])
+    write_json(stage / "config.json", described)  # may name the tokenizer's class
+    manifest.carry(checkpoint, stage)
+    try:
+        remarks = tokenizer.complete(stage, config.n_positions, keep)
+    except GPT2Error as error:  # name the user's file, not its copy
+        raise TokenizerError(str(error).replace(str(stage), str(checkpoint.folder))) from error
+    generation = read_json(stage / "generation_config.json") if (stage / "generation_config.json").is_file() else {}
+    write_json(stage / "config.json", described)
+    if config.head in LM:
+        ids = token_ids(config, checkpoint.config_values, generation)
+        write_json(stage / "genai_config.json", genai_config(config, ids, there[first]["model"]))
+    facts = {key: there[first][key] for key in ("model", "heads", "opset")} | {"precision": first, "precisions": there}
+    packages = {"onnx": onnx.__version__, "onnxscript": onnxscript.__version__}
+    values = manifest.describe(checkpoint, ledger, facts, packages, mark)
+    (stage / "README.md").write_text(card.render(values, config), encoding="utf-8")
+    manifest.write(stage, values, keep)
+    return remarks

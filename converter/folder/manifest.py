@@ -1,0 +1,107 @@
+"""What every folder that gpt2onnx writes has: the source's companions, and the manifest that says whence it came."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converter.checkpoint.source import Checkpoint
+from converter.checkpoint.tensor import Computed
+from converter.errors import ModelFolderError
+from converter.files import read_json, write_json
+from converter.folder.staging import MANIFEST, files_in
+from converter.version import VERSION
+from converter.weights.ledger import Entry, Ledger
+
+FORMAT = 1
+SAMPLE = 4096  # numbers of each weight that a fingerprint looks at
+TARGET = "target"  # the key of what is no model folder: what it was written as
+
+
+def carry(checkpoint: Checkpoint, folder: Path) -> None:
+    """Copy what travels with the weights, and write the tokenizer that their own file holds."""
+    for name, file in checkpoint.companions.items():
+        shutil.copyfile(file, folder / name)
+    if checkpoint.tokenizer is not None:
+        checkpoint.tokenizer(folder)
+
+
+def describe(
+    checkpoint: Checkpoint,
+    ledger: Ledger,
+    facts: Mapping[str, Any],
+    packages: Mapping[str, str] | None = None,
+    mark: str | None = None,
+) -> dict[str, Any]:
+    """What ``gpt2onnx.json`` says of a folder. Nothing in it depends on when or where it was written.
+
+    Args:
+        facts: what is said of this kind of folder alone.
+        packages: the versions of what wrote it, beside our own.
+        mark: the source's fingerprint.
+    """
+    more = {"adapter": checkpoint.adapter_name} if checkpoint.adapter else {}
+    more |= {"fingerprint": mark} if mark else {}
+    return {
+        "format": FORMAT,
+        "versions": {"gpt2onnx": VERSION, **(packages or {})},
+        "source": {"name": checkpoint.name, "weight_file": checkpoint.weight_file, **more},
+        **facts,
+        "parameters": ledger.parameters,
+        "ledger": [_row(entry) for entry in ledger.entries],
+    }
+
+
+def write(folder: Path, values: Mapping[str, Any], keep: Iterable[str] = ()) -> None:
+    """Write ``gpt2onnx.json``, the last file of a folder.
+
+    Args:
+        keep: files that were there before and are not ours.
+    """
+    write_json(folder / MANIFEST, {**values, "files": sorted(files_in(folder) - set(keep))})
+
+
+def fingerprint(ledger: Ledger) -> str:
+    """What tells a checkpoint from others of its shape: a hash over the first numbers of each weight."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, weight in ledger.weights.items():
+        digest.update(f"{name} {weight.dtype} {weight.shape}\n".encode())
+        simple = not isinstance(weight, Computed) and weight.view is None
+        numbers = weight.memmap()[:1] if simple else next(weight.chunks())
+        digest.update(np.ascontiguousarray(numbers).ravel()[:SAMPLE].tobytes())
+    return digest.hexdigest()
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder; empty where there is none."""
+    return read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+
+
+def refuse_source(folder: Path, values: Mapping[str, Any]) -> None:
+    """A folder that was written to be read by others holds no graph.
+
+    Raises:
+        ModelFolderError: ``values``, its manifest, says so.
+    """
+    if TARGET in values:
+        raise ModelFolderError(
+            f"{folder} holds no ONNX graph: it was written with --to {values[TARGET]}, and is a source; "
+            f"make a model folder of it with gpt2onnx convert {folder} OUT"
+        )
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    tensor = entry.tensor
+    return {
+        "source": tensor.name,
+        "name": entry.name,
+        "role": str(entry.role),
+        "dtype": tensor.dtype,
+        "shape": list(tensor.shape),
+        "file": tensor.file.name,
+    }

@@ -1,0 +1,306 @@
+"""Taps: what every operation of the model puts out, in the truth, in Hugging Face and in the shipped graph.
+
+A tap is called what the module is called in ``reference/`` and the value in the graph: ``h.3.mlp.act``. All are
+``[batch, tokens, width]``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from converter.parity.legs import leg as legs
+from converter.parity.legs.cases import Case
+from converter.parity.legs.heads import choices
+from converter.parity.legs.huggingface import HuggingFace, answer, knows_padding, step_of
+from converter.parity.legs.truth import stream
+from converter.parity.legs.widen import OpenedGraph, graph_session, widened_session
+from converter.parity.verdict.metrics import FLOAT32_EPSILON
+from converter.weights.ledger import Ledger
+from reference.config import MULTIPLE_CHOICE, GPT2Config
+
+Taps = dict[str, np.ndarray]
+
+# What a layer computes, in the order in which data flows.
+OPERATIONS = (
+    "ln_1", "attn.c_attn", "attn.q", "attn.k", "attn.v", "attn.sdpa", "attn.c_proj", "attn_residual",
+    "ln_2", "mlp.c_fc", "mlp.act", "mlp.c_proj", "mlp_residual",
+)  # fmt: skip
+BEFORE = ("wte", "wpe", "drop")
+
+# What each head computes; "pool" picks the position that answers.
+AFTER: dict[str, tuple[str, ...]] = {
+    "lm": ("ln_f", "logits"),
+    "base": ("last_hidden_state",),
+    "sequence-classification": ("pool", "ln_f", "score"),
+    "token-classification": ("ln_f", "logits"),
+    "question-answering": ("ln_f", "qa_outputs"),
+    MULTIPLE_CHOICE: ("pool", "ln_f", "multiple_choice_head.summary", "multiple_choice_head.activation"),
+}
+
+# The module behind a tap that bears the name of a graph's output.
+MODULES: dict[str, dict[str, str]] = {
+    "lm": {"logits": "lm_head"},
+    "base": {"last_hidden_state": "ln_f"},
+    "token-classification": {"logits": "classifier"},
+}
+
+# A single operation of ONNX Runtime may be this many times as far from the truth as Hugging Face's; more varies
+# between two ways to compute one operation than in the logits, where much averages out.
+TAP_LIMIT = 16.0
+
+# Of the widened graph, as for logits.
+TAP_FLOAT64_LIMIT = 1e-6
+
+ANY_TOKEN = 0
+
+TAPS_BYTES = 2**30  # of a graph's taps at most this much is held at a time; the case is run again for the rest
+
+FLOAT16_MAXIMUM = float(np.finfo(np.float16).max)
+
+
+def tap_names(config: GPT2Config) -> list[str]:
+    """Every tap, in the order in which data flows."""
+    layers = (f"h.{i}.{name}" for i in range(config.n_layer) for name in OPERATIONS)
+    return [*BEFORE, *layers, *AFTER[config.head]]
+
+
+def module_of(tap: str, head: str) -> str:
+    """The module that puts a tap out."""
+    return MODULES.get(head, {}).get(tap, tap)
+
+
+def layer_of(tap: str) -> int | None:
+    """The layer that a tap is in."""
+    return int(tap.split(".")[1]) if tap.startswith("h.") else None
+
+
+class Recorder:
+    """Collects what passes, chunk by chunk; of a long case only the positions that are compared."""
+
+    def __init__(self, case: Case) -> None:
+        self.keep = case.keep
+        self.parts: dict[str, list[np.ndarray]] = defaultdict(list)
+
+    def __call__(self, name: str, value: Tensor) -> None:
+        """Take in one tap."""
+        whole = name.endswith((".attn.k", ".attn.v"))  # attention needs those of all positions
+        self.parts[name].append(np.array((value if whole else value[:, -self.keep :]).double().numpy()))
+
+    def with_thirds(self, name: str, value: Tensor) -> None:
+        """Take in one tap, and of the projection to q, k and v its thirds, which torch does not name."""
+        self(name, value)
+        if name.endswith(".attn.c_attn"):
+            for part, third in zip("qkv", value.chunk(3, dim=-1), strict=True):
+                self(f"{name.removesuffix('c_attn')}{part}", third)
+
+    def taps(self) -> Taps:
+        """The chunks put together."""
+        return {name: np.concatenate(parts, axis=1) for name, parts in self.parts.items()}
+
+
+def truth_taps(ledger: Ledger, case: Case) -> Taps:
+    """The from-scratch reference in float64."""
+    record, config = Recorder(case), ledger.config
+    taps = {module_of(tap, config.head): tap for tap in tap_names(config)}
+
+    def observe(path: str, value: Tensor) -> None:
+        if path in taps:
+            record.with_thirds(taps[path], value)
+
+    stream(ledger.config, ledger.weights, [case], observe)
+    return record.taps()
+
+
+def huggingface_taps(huggingface: HuggingFace, case: Case, dtype: torch.dtype) -> Taps:
+    """transformers, by hooks on its modules."""
+    model, head, record = huggingface.model(dtype, "eager"), huggingface.head, Recorder(case)
+    handles = [*_hooks(model, record), *_head_hooks(model, head, case, record)]
+    padding = model.config.pad_token_id
+    if head != "lm" and not knows_padding(model):
+        model.config.pad_token_id = ANY_TOKEN  # else a batch goes row by row; what transformers pools is not looked at
+    try:
+        leg = partial(legs.run, step_of(model)) if head == "lm" else partial(answer, model, head)
+        leg(case)
+    finally:
+        model.config.pad_token_id = padding
+        for handle in handles:
+            handle.remove()
+    return record.taps()
+
+
+def _head_hooks(model: Any, head: str, case: Case, record: Recorder) -> Iterator[Any]:
+    """What comes after the blocks; transformers' heads see all positions, of which the one that answers is taken."""
+
+    def picked(value: Tensor) -> Tensor:
+        rows = value.reshape(len(case.input_ids), -1, value.shape[-1])
+        if case.last is None or rows.shape[1] == 1:
+            return rows
+        return rows[torch.arange(len(rows)), torch.tensor(case.last)][:, None]
+
+    def output(tap: str) -> Callable[..., None]:
+        return lambda module, args, out: record(tap, picked(out))
+
+    body = model.base_model
+    if "pool" in AFTER[head]:
+        yield body.ln_f.register_forward_pre_hook(lambda module, args: record("pool", picked(args[0])))
+    for tap in (tap for tap in AFTER[head] if tap != "pool"):
+        path = module_of(tap, head)
+        yield (body if path == "ln_f" else model).get_submodule(path).register_forward_hook(output(tap))
+
+
+def _hooks(model: Any, record: Recorder) -> Iterator[Any]:
+    def output(name: str) -> Callable[..., None]:
+        return lambda module, args, out: record.with_thirds(name, out[0] if isinstance(out, tuple) else out)
+
+    def taken_in(name: str) -> Callable[..., None]:
+        return lambda module, args: record(name, args[0])
+
+    body = model.base_model
+    for name in BEFORE:
+        yield body.get_submodule(name).register_forward_hook(output(name))
+    for i, block in enumerate(body.h):
+        for name in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.act", "mlp.c_proj"):
+            yield block.get_submodule(name).register_forward_hook(output(f"h.{i}.{name}"))
+        # Where transformers has no module, the next one is told.
+        yield block.attn.c_proj.register_forward_pre_hook(taken_in(f"h.{i}.attn.sdpa"))
+        yield block.ln_2.register_forward_pre_hook(taken_in(f"h.{i}.attn_residual"))
+        yield block.register_forward_hook(output(f"h.{i}.mlp_residual"))
+
+
+def graph_taps(file: Path, config: GPT2Config, case: Case, float64: bool) -> Taps:
+    """The graph in ``file``, every tap that it has a value for made an output of a copy in memory."""
+    nodes = onnx.load(file, load_external_data=False).graph.node
+    held = {name for node in nodes for name in node.output}
+    wanted = [name for name in tap_names(config) if name in held]
+    opened = (widened_session if float64 else graph_session)(file, partial(_expose, wanted))
+    taps: Taps = {}
+    for names in _groups(wanted, config, case):
+        record = Recorder(case)
+        legs.run(_recording_step(opened, config, names, record, np.float64 if float64 else np.float32), case)
+        taps |= record.taps()
+    return taps
+
+
+def _expose(names: Iterable[str], graph: onnx.GraphProto) -> None:
+    """Make outputs of values; their types ONNX Runtime infers."""
+    known = {value.name for value in graph.output}
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
+
+
+def _groups(names: list[str], config: GPT2Config, case: Case) -> Iterator[list[str]]:
+    """The taps in portions that memory holds."""
+    width = 8 * case.input_ids.size * max(config.inner_dim, 3 * config.n_embd)  # the widest but for the logits
+    size = max(1, TAPS_BYTES // width)
+    return (names[at : at + size] for at in range(0, len(names), size))
+
+
+def _recording_step(
+    opened: OpenedGraph, config: GPT2Config, names: list[str], record: Recorder, dtype: Any
+) -> legs.Step:
+    pasts = [value.name for value in opened.session.get_inputs() if value.name.startswith("past_key_values.")]
+    outputs = [*(name.replace("past_key_values", "present") for name in pasts), *names]
+    taken = {value.name for value in opened.session.get_inputs()}
+
+    def step(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any, keep: int) -> tuple[np.ndarray, Any]:
+        empty = np.empty((len(ids), config.n_head, 0, config.head_dim), dtype)
+        fed = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        feeds = {
+            name: np.ascontiguousarray(choices(config.head, array)) for name, array in fed.items() if name in taken
+        }
+        if keep:
+            feeds["num_logits_to_keep"] = np.array(keep)
+        found = opened.session.run(outputs, feeds | dict(zip(pasts, cache or [empty] * len(pasts), strict=True)))
+        for name, value in zip(names, found[len(pasts) :], strict=True):
+            record(name, torch.from_numpy(np.ascontiguousarray(value)))
+        return ids, found[: len(pasts)]
+
+    return step
+
+
+@dataclass(frozen=True)
+class TapReport:
+    """One operation: RMS errors as shares of the RMS of what it should put out.
+
+    Attributes:
+        name, layer: which.
+        onnx: of the shipped graph in ONNX Runtime; infinite if it is not finite.
+        onnx_float64: of the shipped graph widened to float64.
+        huggingface: of Hugging Face in float32.
+        largest: the largest absolute value of the truth, which float16 must hold.
+    """
+
+    name: str
+    layer: int | None
+    onnx: float
+    onnx_float64: float
+    huggingface: float
+    largest: float
+
+    @property
+    def diverges(self) -> bool:
+        """Whether the graph is further from the truth here than rounding leads."""
+        if not self.onnx_float64 <= TAP_FLOAT64_LIMIT:
+            return True
+        return not self.onnx <= TAP_LIMIT * max(self.huggingface, FLOAT32_EPSILON)
+
+
+@dataclass(frozen=True)
+class Localisation:
+    """How the error grows on its way through the model.
+
+    Attributes:
+        case: what was fed.
+        first: the first operation that diverges, or nothing.
+        missing: taps that the graph has no value for.
+        taps: every operation, in the order in which data flows.
+    """
+
+    case: str
+    first: str
+    missing: tuple[str, ...]
+    taps: tuple[TapReport, ...]
+
+
+def localise(
+    order: list[str], case: Case, truth: Taps, onnx: Taps, onnx_float64: Taps, huggingface: Taps
+) -> Localisation:
+    """Compare all taps of one case, in the given order."""
+    reports = []
+    for name in (name for name in order if name in truth and name in onnx):
+        true = truth[name]
+        real = case.real_of(true.shape[1])
+        share = partial(_share, true[real], real)
+        reports.append(
+            TapReport(
+                name=name,
+                layer=layer_of(name),
+                onnx=share(onnx[name]),
+                onnx_float64=share(onnx_float64[name]),
+                huggingface=share(huggingface[name]),
+                largest=float(np.abs(true[real]).max()),
+            )
+        )
+    first = next((tap.name for tap in reports if tap.diverges), "")
+    return Localisation(case.name, first, tuple(name for name in order if name not in onnx), tuple(reports))
+
+
+def _share(true: np.ndarray, real: np.ndarray, found: np.ndarray) -> float:
+    """The RMS of the difference over that of the truth."""
+    if found.shape[:2] != real.shape or found.shape[-1] != true.shape[-1]:
+        return math.inf
+    difference = found[real] - true
+    if not np.isfinite(difference).all():
+        return math.inf
+    size = math.sqrt(float((true**2).mean()))
+    return math.sqrt(float((difference**2).mean())) / max(size, np.finfo(np.float64).tiny)

@@ -1,0 +1,1 @@
+"""What is run: the cases, and everything that computes logits of them."""

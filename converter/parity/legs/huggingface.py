@@ -1,0 +1,166 @@
+"""transformers' own GPT-2, opened by transformers' own loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers.utils import logging
+
+from converter.checkpoint.source import Checkpoint
+from converter.parity.legs.cases import Case
+from converter.parity.legs.heads import STACKED
+from converter.parity.legs.leg import Leg, Step, run
+from converter.parity.legs.memory import forget_pages
+from converter.parity.legs.truth import to_torch
+from converter.weights.ledger import Ledger
+from converter.weights.table import TABLE
+from reference.config import HEADS, MULTIPLE_CHOICE
+
+HALF = (torch.float16, torch.bfloat16)  # dtypes that there is no way back from
+
+
+class HuggingFace:
+    """transformers' GPT-2 with its own reading of the config; loaded once, and turned from one dtype into the next.
+
+    Every source widens to float32 and float64 exactly, and is rounded to 16 bits from there as from the file.
+
+    Where that loader does not find every weight (a checkpoint saved through a wrapper, say), transformers' code is
+    given the weights as the ledger maps them, and ``note`` says that the mapping is not proven by a second reader.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, ledger: Ledger) -> None:
+        self.folder, self.ledger = checkpoint.folder, ledger
+        self.files = {weight.file for weight in ledger.weights.values()}
+        self.head = ledger.config.head
+        self.klass = getattr(transformers, HEADS["double-heads" if self.head == MULTIPLE_CHOICE else self.head])
+        self.note: str | None = None
+        if not checkpoint.transformers_reads:
+            self.note = (
+                f"transformers does not read {checkpoint.format} checkpoints such as {checkpoint.name}: its code was "
+                f"given the weights as gpt2onnx maps them, so the mapping is not independently proven"
+            )
+        self._model: transformers.PreTrainedModel | None = None
+        self._upcast: bool | None = None
+
+    def open(self, dtype: torch.dtype, attention: str) -> Leg:
+        """The leg in one dtype, with ``eager`` or ``sdpa`` attention; those opened before it end."""
+        model = self.model(dtype, attention)
+        return partial(run, step_of(model)) if self.head == "lm" else partial(answer, model, self.head)
+
+    def model(self, dtype: torch.dtype, attention: str) -> transformers.PreTrainedModel:
+        """The model itself."""
+        # transformers raises in float64 when the flag is set, which is about rounding and not about mathematics.
+        upcast = self.ledger.config.reorder_and_upcast_attn and dtype != torch.float64
+        narrowed = self._model is not None and self._model.dtype in HALF and self._model.dtype != dtype
+        if self._model is None or narrowed or upcast is not self._upcast:
+            self._model = None  # it goes before the next one comes
+            self._model, self._upcast = self._load(upcast), upcast
+        if self._model.dtype != dtype:
+            for module in (*self._model.base_model.h, self._model):
+                module.to(dtype)
+                forget_pages(self.files)  # else what was read stays resident beside what it became
+        self._model.set_attn_implementation(attention)
+        return self._model
+
+    def close(self) -> None:
+        """Forget the model."""
+        self._model = None
+
+    def _load(self, upcast: bool) -> transformers.PreTrainedModel:
+        override = {"reorder_and_upcast_attn": upcast}
+        if self.note is None:
+            with quiet_transformers():
+                model, found = self.klass.from_pretrained(
+                    self.folder, local_files_only=True, output_loading_info=True, dtype=torch.float32, **override
+                )
+            if not found["missing_keys"]:
+                return model.eval()
+            missing = sorted(found["missing_keys"])
+            self.note = (
+                f"transformers does not find {missing[0]} in {self.folder}, {len(missing)} weights in all: its code "
+                f"was given them as gpt2onnx maps them, so the mapping is not independently proven"
+            )
+        return self._mapped(override)
+
+    def _mapped(self, override: dict[str, Any]) -> transformers.PreTrainedModel:
+        config = self.ledger.config
+        values = asdict(config) | override | {"bos_token_id": None, "eos_token_id": None}
+        with quiet_transformers(), torch.device("meta"):
+            model = self.klass(transformers.GPT2Config(**values))
+        body = f"{model.base_model_prefix}." if self.head != "base" else ""
+        given = {name: to_torch(weight) for name, weight in self.ledger.weights.items()}
+        heads = {weight.name for weight in TABLE if weight.heads}
+        state = {name if name in heads else f"{body}{name}": weight for name, weight in given.items()}
+        if isinstance(model, (transformers.GPT2LMHeadModel, transformers.GPT2DoubleHeadsModel)):
+            state.setdefault("lm_head.weight", given["wte.weight"])
+        model.load_state_dict(state, assign=True)
+        return model.to(torch.float32).eval()
+
+
+@torch.inference_mode()
+def answer(model: transformers.PreTrainedModel, head: str, case: Case) -> np.ndarray:
+    """What another head than the language model's says, ``[batch, positions, numbers]``.
+
+    It is told the positions, as it counts them over the padding by itself. Without a ``pad_token_id`` that is a token
+    transformers classifies one text at a time, and takes its last position whatever the mask says.
+    """
+    fed = {name: torch.tensor(getattr(case, name)) for name in ("input_ids", "attention_mask", "position_ids")}
+    if head == "sequence-classification" and not knows_padding(model):
+        rows = [
+            {name: x[i][case.attention_mask[i] > 0][None] for name, x in fed.items()} for i in range(len(case.real))
+        ]
+        return np.concatenate([_array(head, model(**row)) for row in rows])
+    if head == MULTIPLE_CHOICE:
+        fed |= {name: fed[name][None] for name in ("input_ids", "attention_mask")}
+        fed["mc_token_ids"] = torch.tensor(case.last)[None]
+    return _array(head, model(**fed))
+
+
+def knows_padding(model: transformers.PreTrainedModel) -> bool:
+    """Whether its ``pad_token_id`` is a token, with which a batch can be filled up."""
+    return model.config.pad_token_id in range(model.config.vocab_size)
+
+
+def _array(head: str, outputs: Any) -> np.ndarray:
+    """One form for all heads, no narrower than float32."""
+    widened = {n: x.float() if x.dtype.itemsize < 4 else x for n, x in outputs.items() if isinstance(x, torch.Tensor)}
+    return STACKED[head]({name: x.numpy() for name, x in widened.items()})
+
+
+def step_of(model: transformers.PreTrainedModel) -> Step:
+    """One call of transformers' GPT-2."""
+
+    @torch.inference_mode()
+    def step(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any, keep: int) -> tuple[np.ndarray, Any]:
+        out = model(
+            input_ids=torch.tensor(ids),
+            attention_mask=torch.tensor(mask),
+            position_ids=torch.tensor(positions),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        )
+        return out.logits.float().numpy() if out.logits.dtype.itemsize < 4 else out.logits.numpy(), out.past_key_values
+
+    return step
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """transformers without its bars and warnings; afterwards as talkative as before."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

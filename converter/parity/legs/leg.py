@@ -1,0 +1,146 @@
+"""Legs: everything that computes logits of the same model, behind one call.
+
+A leg is a function of a ``Case`` that returns its logits, ``[batch, compared tokens, vocab_size]``. ``run`` feeds the
+case chunk by chunk; a leg only says how one step is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from converter.checkpoint.tensor import LazyTensor
+from converter.parity.legs.cases import Case
+from converter.parity.legs.heads import NAMES, STACKED, choices
+from converter.parity.legs.truth import to_torch
+from converter.parity.legs.widen import OpenedGraph
+from converter.runtime.heads import HeadModel
+from converter.runtime.session import Model
+from reference.config import GPT2Config
+from reference.heads import CLASSES
+
+Leg = Callable[[Case], np.ndarray]
+
+KNOWN = ("input_ids", "attention_mask", "position_ids")  # inputs that a graph may take, beside its cache
+
+
+class InterfaceError(Exception):
+    """A graph takes something that there is nothing to feed to."""
+
+
+# (input_ids, attention_mask, position_ids, cache or None, logits to keep) → the logits of a chunk, the longer cache.
+Step = Callable[[np.ndarray, np.ndarray, np.ndarray, Any, int], tuple[np.ndarray, Any]]
+
+
+def run(step: Step, case: Case) -> np.ndarray:
+    """Feed a case chunk by chunk, and put the logits together."""
+    parts, cache, begin = [], None, 0
+    for size in case.chunks:
+        end = begin + size
+        window = slice(begin, end)
+        fed = case.input_ids[:, window], case.attention_mask[:, :end], case.position_ids[:, window]
+        logits, cache = step(*fed, cache, case.keep)
+        parts.append(logits)
+        begin = end
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+
+def reference(config: GPT2Config, weights: Mapping[str, LazyTensor], dtype: torch.dtype) -> Leg:
+    """The from-scratch GPT-2 as users run it, with the weights as the ledger maps them."""
+    given = {name: to_torch(weight) for name, weight in weights.items()}
+    return of_reference(CLASSES[config.head].from_weights(config, given, dtype), config.head)
+
+
+def of_reference(model: Any, head: str) -> Leg:
+    """A from-scratch model, opened."""
+
+    @torch.inference_mode()
+    def step(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any, keep: int) -> tuple[np.ndarray, Any]:
+        fed = torch.tensor(ids), cache, torch.tensor(mask), torch.tensor(positions)
+        out = model(*fed, logits_to_keep=keep)
+        return out.logits.numpy(), out.past_key_values
+
+    @torch.inference_mode()
+    def at_once(case: Case) -> np.ndarray:
+        return model(torch.tensor(case.input_ids), torch.tensor(case.attention_mask)).numpy()
+
+    return partial(run, step) if head == "lm" else at_once
+
+
+def single_threaded(leg: Leg) -> Leg:
+    """A leg of torch on one thread: sums are cut into other pieces then, and round otherwise."""
+
+    def alone(case: Case) -> np.ndarray:
+        with one_thread():
+            return leg(case)
+
+    return alone
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def shipped(model: Model) -> Leg:
+    """The shipped graph in ONNX Runtime, as it is or, opened with its cache in place, as ``generate`` runs it."""
+
+    def step(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any, keep: int) -> tuple[np.ndarray, Any]:
+        cache = model.empty_cache(len(ids)) if cache is None else cache
+        return model.step(ids, mask, positions, cache, keep), cache
+
+    return partial(run, step)
+
+
+def shipped_head(model: HeadModel) -> Leg:
+    """The shipped graph of another head in ONNX Runtime, as ``run`` runs it."""
+    head = model.config.head
+    return lambda case: STACKED[head](model.outputs(choices(head, case.input_ids), choices(head, case.attention_mask)))
+
+
+def graph(opened: OpenedGraph, config: GPT2Config, dtype: Any = np.float32) -> Leg:
+    """Any graph with Optimum's names of inputs and outputs; what it does not take it is not fed."""
+    session = opened.session
+    names = [value.name for value in session.get_inputs()]
+    optional = [value.name for value in session.get_overridable_initializers()]
+    pasts = [name for name in names if name.startswith("past_key_values.")]
+    if odd := sorted(set(names) - {*KNOWN, *pasts}):
+        raise InterfaceError(f"it takes the input {odd[0]}, which is none of a GPT-2's")
+    if config.head != "lm":
+        return _head_graph(opened, config.head, names)
+    outputs = ["logits", *(name.replace("past_key_values", "present") for name in pasts)]
+
+    def step(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any, keep: int) -> tuple[np.ndarray, Any]:
+        empty = np.empty((len(ids), config.n_head, 0, config.head_dim), dtype)
+        known = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        feeds = {name: np.ascontiguousarray(array) for name, array in known.items() if name in names}
+        if keep and "num_logits_to_keep" in optional:  # else the graph's own default, which other clients get
+            feeds["num_logits_to_keep"] = np.array(keep)
+        feeds |= dict(zip(pasts, cache or [empty] * len(pasts), strict=True))
+        logits, *longer = opened.session.run(outputs, feeds)
+        return logits[:, -keep:], longer
+
+    return partial(run, step)
+
+
+def _head_graph(opened: OpenedGraph, head: str, names: list[str]) -> Leg:
+    """A graph with the names that Optimum gives a head's outputs."""
+    outputs = list(NAMES[head])  # what it takes or gives otherwise, ONNX Runtime complains of
+
+    def leg(case: Case) -> np.ndarray:
+        fed = (name for name in KNOWN if name in names)
+        feeds = {name: np.ascontiguousarray(choices(head, getattr(case, name))) for name in fed}
+        return STACKED[head](dict(zip(outputs, opened.session.run(outputs, feeds), strict=True)))
+
+    return leg

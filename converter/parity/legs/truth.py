@@ -1,0 +1,123 @@
+"""The truth: the from-scratch GPT-2 in float64, a layer in memory at a time.
+
+A layer is widened from the mapped file, all token sequences go through it, and it is forgotten before the next one:
+a model of any size takes the memory of its embedding and of one layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from converter.checkpoint.tensor import LazyTensor
+from converter.parity.legs.cases import Case
+from reference.config import GPT2Config
+from reference.heads import CLASSES, HeadModel
+from reference.model import GPT2, Body, Conv1D, causal_mask
+
+Observe = Callable[[str, Tensor], None]  # told the path and the output of every module
+
+DTYPE = torch.float64
+
+BODY = ("wte", "wpe", "drop", "h")  # what is done with when the head's turn comes
+
+
+def to_torch(weight: LazyTensor) -> Tensor:
+    """A weight as a tensor that lies in the mapped file."""
+    mapped = weight.memmap()
+    if weight.dtype == "bfloat16":
+        return torch.from_numpy(mapped.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(mapped)
+
+
+@torch.inference_mode()
+def stream(
+    config: GPT2Config, weights: Mapping[str, LazyTensor], cases: list[Case], observe: Observe | None = None
+) -> list[np.ndarray]:
+    """The logits of each case in float64, ``[batch, kept, vocab_size]``, all its tokens fed at once; of other heads
+    what they answer, ``[batch, positions, numbers]``."""
+    with torch.device("meta"):
+        model = CLASSES[config.head](config, Conv1D).eval()  # Conv1D: the weights stay as they lie in the file
+    if observe is not None:
+        _observe(model, observe)
+    for name in ("wte", "wpe"):
+        _materialise(model, name, weights)
+    masks = [causal_mask(torch.tensor(case.attention_mask), case.input_ids.shape[1]) for case in cases]
+    states = [
+        model.drop(model.wte(torch.tensor(case.input_ids)) + model.wpe(torch.tensor(case.position_ids)))
+        for case in cases
+    ]
+    for i, block in enumerate(model.h):
+        _materialise(model, f"h.{i}", weights)
+        states = [block(x, mask, None)[0] for x, mask in zip(states, masks, strict=True)]
+        block.to("meta")
+    model.tie()
+    for name, _ in model.named_children():
+        if name not in BODY and not (name == "lm_head" and config.tie_word_embeddings):
+            _materialise(model, name, weights)
+    return [_answer(model, x, case).numpy() for x, case in zip(states, cases, strict=True)]
+
+
+def _answer(model: Body, x: Tensor, case: Case) -> Tensor:
+    """What the head makes of the last block's output."""
+    if isinstance(model, HeadModel):
+        return model.head(model.ln_f(model.select(x, torch.tensor(case.input_ids), torch.tensor(case.attention_mask))))
+    assert isinstance(model, GPT2)
+    return model.lm_head(model.ln_f(x[:, -case.keep :]))
+
+
+def _materialise(model: Body, path: str, weights: Mapping[str, LazyTensor]) -> None:
+    """Give a module its weights in float64."""
+    module = model.get_submodule(path)
+    names = [name for name, _ in module.named_parameters()]
+    state = {name: to_torch(weights[f"{path}.{name}"]).to(DTYPE) for name in names}
+    module.load_state_dict(state, assign=True)
+
+
+def _observe(model: Body, observe: Observe) -> None:
+    """Have every module report what it computes."""
+
+    def report(path: str) -> Callable[..., None]:
+        return lambda module, args, output: observe(path, output[0] if isinstance(output, tuple) else output)
+
+    for path, module in model.named_modules():
+        if path:
+            module.register_forward_hook(report(path))
+
+
+def truths(config: GPT2Config, weights: Mapping[str, LazyTensor], cases: list[Case]) -> dict[str, np.ndarray]:
+    """The truth of each case: each row by itself, without cache, padding or company, which may change nothing.
+
+    Rows that feed the same tokens share their computation.
+    """
+    alone: dict[tuple[bytes, int], Case] = {}
+    for case in cases:
+        for ids, mask in _rows(case):
+            alone.setdefault(_key(ids, mask, case.keep), _by_itself(ids[mask > 0][None], case))
+    rows = dict(zip(alone, stream(config, weights, list(alone.values())), strict=True))
+    return {case.name: _together(case, rows) for case in cases}
+
+
+def _together(case: Case, rows: Mapping[tuple[bytes, int], np.ndarray]) -> np.ndarray:
+    """A case's rows one below the other, padding where it has padding."""
+    logits = [rows[_key(ids, mask, case.keep)][0] for ids, mask in _rows(case)]
+    if len(logits) == 1:
+        return logits[0][None]
+    together = np.zeros((*case.real.shape, logits[0].shape[-1]))
+    together[case.real] = np.concatenate(logits)
+    return together
+
+
+def _rows(case: Case) -> list[tuple[np.ndarray, np.ndarray]]:
+    return list(zip(case.input_ids, case.attention_mask, strict=True))
+
+
+def _key(ids: np.ndarray, mask: np.ndarray, keep: int) -> tuple[bytes, int]:
+    return ids[mask > 0].tobytes(), keep
+
+
+def _by_itself(tokens: np.ndarray, case: Case) -> Case:
+    return Case("alone", tokens, np.ones_like(tokens), (tokens.shape[1],), case.keep)

@@ -1,0 +1,166 @@
+"""The shipped graph with every float32 made float64: the same nodes, computed without float32's rounding.
+
+What is left of an error then is not rounding but meaning: a wrong GELU, a wrong epsilon, a wrong scale.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.polynomial.legendre import leggauss
+from onnx import AttributeProto, NodeProto, TensorProto, external_data_helper, helper, numpy_helper
+
+from converter.runtime.ort import CPU_PROVIDER, session_of, session_options
+
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
+
+# Smaller weights go into the graph itself: ONNX Runtime's optimizers look at vectors, and would look for them in the
+# float32 file.
+INLINE_BYTES = 64 * 1024
+
+# Nodes of the quadrature behind erf, and where erf is 1 in float64: together exact to 4e-15 everywhere.
+ERF_NODES, ERF_END = 24, 6.0
+
+
+@dataclass(frozen=True)
+class OpenedGraph:
+    """A session, and the weights that it uses where they are and does not own."""
+
+    session: onnxruntime.InferenceSession
+    weights: list[Any]
+
+
+Edit = Callable[[onnx.GraphProto], None]  # changes a graph in memory
+
+
+def graph_session(file: Path, edit: Edit = lambda graph: None) -> OpenedGraph:
+    """The graph in ``file`` as it is but for an edit, on the CPU."""
+    model = onnx.load(file, load_external_data=False)
+    edit(model.graph)
+    session = session_of(model.SerializeToString(), session_options(), file.parent, CPU_PROVIDER)
+    return OpenedGraph(session, [])
+
+
+def widened_session(file: Path, edit: Edit = lambda graph: None) -> OpenedGraph:
+    """The graph in ``file``, widened, on the CPU."""
+    model = onnx.load(file, load_external_data=False)
+    edit(model.graph)
+    options = session_options()
+    weights: list[Any] = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type not in FLOATS:
+            continue
+        array = numpy_helper.to_array(tensor, base_dir=str(file.parent)).astype(np.float64)
+        if external_data_helper.uses_external_data(tensor) and array.nbytes > INLINE_BYTES:
+            weights.append(onnxruntime.OrtValue.ortvalue_from_numpy(array))
+            options.add_initializer(tensor.name, weights[-1])
+            tensor.data_type = TensorProto.DOUBLE
+        else:
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        if value.type.tensor_type.elem_type in FLOATS:
+            value.type.tensor_type.elem_type = TensorProto.DOUBLE
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i in FLOATS:
+                attribute.i = TensorProto.DOUBLE
+            if attribute.HasField("t") and attribute.t.data_type in FLOATS:
+                attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float64)))
+    spell_out(model.graph)
+    return OpenedGraph(session_of(model.SerializeToString(), options, file.parent, CPU_PROVIDER), weights)
+
+
+class Writer:
+    """Writes nodes in the place of one: ``write.Mul(x, 0.5)`` adds a node and returns its output's name."""
+
+    def __init__(self, nodes: list[NodeProto], prefix: str) -> None:
+        self.nodes, self.prefix = nodes, prefix
+
+    def __getattr__(self, op_type: str) -> Callable[..., str]:
+        return lambda *inputs: self.node(op_type, *inputs)
+
+    def node(self, op_type: str, *inputs: str | float, **attributes: Any) -> str:
+        """Numbers among the inputs become float64 constants."""
+        names = [value if isinstance(value, str) else self.constant(value) for value in inputs]
+        return self._add(helper.make_node(op_type, names, [""], **attributes))
+
+    def constant(self, value: float) -> str:
+        """A float64 scalar."""
+        return self._add(helper.make_node("Constant", [], [""], value=numpy_helper.from_array(np.array(float(value)))))
+
+    def _add(self, node: NodeProto) -> str:
+        node.output[0] = f"{self.prefix}/float64/{len(self.nodes)}"
+        self.nodes.append(node)
+        return node.output[0]
+
+
+def erf(write: Writer, x: str) -> str:
+    """erf(x) = 2x/√π · ∫₀¹ exp(−x²t²) dt, by Gauss and Legendre."""
+    x = write.Max(write.Min(x, ERF_END), -ERF_END)
+    square = write.Mul(x, x)
+    places, weights = leggauss(ERF_NODES)
+    total: str | float = 0.0
+    for place, weight in zip((places + 1) / 2, weights / 2, strict=True):
+        total = write.Add(total, write.Mul(write.Exp(write.Mul(square, -(place**2))), weight))
+    return write.Mul(write.Mul(x, 2 / math.sqrt(math.pi)), total)
+
+
+def gelu(write: Writer, x: str, approximate: bytes = b"none") -> str:
+    """Gelu as ONNX defines it, with constants of float64."""
+    if approximate == b"tanh":
+        cubic = write.Mul(x, write.Add(write.Mul(write.Mul(x, x), 0.044715), 1))
+        inner = write.Tanh(write.Mul(cubic, math.sqrt(2 / math.pi)))
+    else:
+        inner = erf(write, write.Mul(x, math.sqrt(0.5)))
+    return write.Mul(write.Mul(x, 0.5), write.Add(inner, 1))
+
+
+def softplus(write: Writer, x: str) -> str:
+    """log(1 + eˣ), without overflow."""
+    return write.Add(write.Relu(x), write.Log(write.Add(write.Exp(write.Neg(write.Abs(x))), 1)))
+
+
+def hard_swish(write: Writer, x: str) -> str:
+    """x · clip(x/6 + 1/2, 0, 1)."""
+    return write.Mul(x, write.Max(write.Min(write.Add(write.Div(x, 6), 0.5), 1), 0))
+
+
+# Operators that ONNX Runtime's CPU does not have in float64, or computes with float32 constants.
+SPELLED_OUT: dict[str, Callable[..., str]] = {
+    "Erf": erf,
+    "Gelu": gelu,
+    "HardSwish": hard_swish,
+    "LeakyRelu": lambda write, x, alpha=0.01: write.Max(x, write.Mul(x, alpha)),
+    "Mish": lambda write, x: write.Mul(x, write.Tanh(softplus(write, x))),
+    "Softplus": softplus,
+}
+
+
+def spell_out(graph: onnx.GraphProto) -> None:
+    """Replace what is in ``SPELLED_OUT``; and let a Mul before it do Attention's scaling, since the operator takes the
+    square root of its ``scale`` in float32 in every precision, which would stand in for an error of meaning."""
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        write = Writer(nodes, node.output[0])
+        if node.op_type in SPELLED_OUT:
+            attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            result = SPELLED_OUT[node.op_type](write, node.input[0], **attributes)
+            nodes.append(helper.make_node("Identity", [result], [node.output[0]]))
+            continue
+        scale = _attribute(node, "scale") if node.op_type == "Attention" else None
+        if scale is not None:
+            node.input[0], scale.f = write.Mul(node.input[0], scale.f), 1.0
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _attribute(node: NodeProto, name: str) -> AttributeProto | None:
+    return next((attribute for attribute in node.attribute if attribute.name == name), None)

@@ -1,0 +1,504 @@
+"""The figures of the HTML report, as SVG that takes its colours and its typeface from the page around it."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib.style
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from converter.parity.diagnosis.taps import (
+    FLOAT16_MAXIMUM,
+    OPERATIONS,
+    TAP_FLOAT64_LIMIT,
+    TAP_LIMIT,
+    Localisation,
+    TapReport,
+)
+from converter.parity.examine import FLOAT64_LEG, RUNTIME_LEG
+from converter.parity.legs.cases import Case
+from converter.parity.report.report import Details
+from converter.parity.verdict.judge import Kind, Measured
+from converter.parity.verdict.metrics import BIN_SHIFT, FLOAT32_EPSILON, TOP_K, Distance, bin_edges, joined
+
+# Figures are drawn in colours that stand for a variable of the page's stylesheet, which knows light from dark.
+VARIABLES = (
+    "ink", "faint", "bad", "good", "noise",
+    "numerics", "semantics", "graph", "half-1", "half-2", "lossy-1", "lossy-2", "other-1", "other-2",
+)  # fmt: skip
+PAINT = {name: f"#0101{number:02x}" for number, name in enumerate(VARIABLES, 1)}
+
+COLOURS = {
+    Kind.NUMERICS: ("numerics",),
+    Kind.SEMANTICS: ("semantics",),
+    Kind.NOISE: ("noise",),
+    Kind.HALF: ("half-1", "half-2"),
+    Kind.LOSSY: ("lossy-1", "lossy-2"),
+    Kind.OTHER: ("other-1", "other-2"),
+}
+# What the report is about keeps its looks whatever else was run, and stands in front.
+OWN = {
+    RUNTIME_LEG: {"color": PAINT["ink"], "linestyle": "-", "linewidth": 1.5, "zorder": 4},
+    FLOAT64_LEG: {"color": PAINT["graph"], "linestyle": "-", "zorder": 3},
+}
+DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
+
+STYLE: Any = {
+    "svg.fonttype": "none",  # text stays text: in the page's typeface, to be selected and read out
+    "svg.hashsalt": "gpt2onnx",  # names of clip paths would be random
+    "text.parse_math": False,  # a $ in a file's name is a $
+    "font.size": 9,
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": PAINT["faint"],
+    "grid.linewidth": 0.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "legend.handlelength": 2.2,
+    "legend.columnspacing": 1.0,
+    "lines.linewidth": 1.1,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.visible": False,
+    "ytick.minor.visible": False,
+} | dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), PAINT["ink"])
+
+# Inches, of figures that stand side by side and of those that do not; the page shows both at one scale.
+HALF_WIDTH, FULL_WIDTH = 5.4, 11.2
+
+NAME_WIDTH = 36  # characters of a leg's name
+
+# An operation that is rounded once is off by about this share, in RMS; what is below it is as good as exact.
+ROUNDED_ONCE = FLOAT32_EPSILON / 4
+
+# In a histogram, bins to an octave; those of ``metrics`` are finer than the eye needs.
+BINS_PER_OCTAVE, FINE_BINS_PER_OCTAVE = 4, 2 ** (23 - BIN_SHIFT)  # float32 has 23 bits of mantissa
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure of the page.
+
+    Attributes:
+        svg: as it is put into the page.
+        label: what it shows, for those who do not see it.
+        wide: whether it takes the whole width.
+    """
+
+    svg: Markup
+    label: str
+    wide: bool = False
+
+
+def draw(name: str, label: str, size: tuple[float, float], paint: Callable[[Figure], None]) -> Plot:
+    """A figure as SVG.
+
+    Args:
+        name: unique on the page.
+        label: what it shows.
+        size: in inches.
+        paint: draws into the figure.
+    """
+    with matplotlib.style.context(["default", STYLE]), np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a typeface that only measures text here
+        figure = Figure(figsize=size, layout="constrained")
+        paint(figure)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    return Plot(_for_the_page(file.getvalue(), name, label), label, wide=size[0] > HALF_WIDTH)
+
+
+def _for_the_page(svg: str, name: str, label: str) -> Markup:
+    """Without what only a file needs, with ids of its own and the page's colours and typeface."""
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
+    view = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    assert view is not None
+    width, height = (math.ceil(float(side)) for side in view.groups())
+    opening = f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}" width="{width}">'
+    svg = re.sub(r"<svg[^>]*>", lambda _: f"{opening}<title>{escape(label)}</title>", svg, count=1)
+    svg = re.sub(r'((?:id=|href=)"#?|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r"font-family: [^;\"]*;?\s*", "", svg)
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
+    for variable, colour in PAINT.items():
+        svg = svg.replace(colour, f"var(--{variable})")
+    return Markup(re.sub(r"\n\s*", "\n", svg).strip())
+
+
+def power_of_ten(value: float, _position: int = 0) -> str:
+    """A tick of a logarithmic axis: ``10⁻⁷``, ``5·10⁻⁷``."""
+    digits, exponent = f"{value:.0e}".split("e")
+    power = "10" + f"{int(exponent)}".translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return power if digits == "1" else f"{digits}·{power}"
+
+
+def logarithmic(axes: Axes, x: bool = False, y: bool = False) -> None:
+    """Powers of ten on one axis, or on both; where there are few of them, what is between too."""
+    for axis, set_scale in ((axes.xaxis, axes.set_xscale),) * x + ((axes.yaxis, axes.set_yscale),) * y:
+        if not math.isfinite(axis.get_minpos()):
+            axes.text(0.5, 0.5, "nothing above 0", transform=axes.transAxes, ha="center", va="center")
+            axis.set_ticks([])
+            continue
+        set_scale("log")
+        low, high = sorted(axis.get_view_interval())
+        if low > 0 and high / low < 100:
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(power_of_ten))
+        axis.set_minor_locator(NullLocator())
+
+
+def _name(leg: Measured) -> str:
+    """A leg's name in the space of a legend; other files are called by their paths, which end in what tells."""
+    name = "".join(c if c.isprintable() else "\ufffd" for c in leg.name)
+    return name if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}"
+
+
+def _legend(figure: Figure) -> None:
+    """Below the axes, two columns."""
+    figure.legend(loc="outside lower center", ncols=2)
+
+
+def leg_styles(legs: Sequence[Measured]) -> dict[str, dict[str, Any]]:
+    """The name of each leg → how its line is drawn, the same in every figure."""
+    seen: defaultdict[Kind, int] = defaultdict(int)
+    styles: dict[str, dict[str, Any]] = {}
+    for leg in legs:
+        if leg.name in OWN:
+            styles[leg.name] = OWN[leg.name]
+            continue
+        colours, number = COLOURS[leg.kind], seen[leg.kind]
+        seen[leg.kind] += 1
+        dash = DASHES[number // len(colours) % len(DASHES)]
+        styles[leg.name] = {"color": PAINT[colours[number % len(colours)]], "linestyle": dash}
+    return styles
+
+
+# --- The way through the model ---
+
+
+def ratio(tap: TapReport) -> float:
+    """The graph's error in float32 as a multiple of Hugging Face's."""
+    return max(tap.onnx, ROUNDED_ONCE) / max(tap.huggingface, ROUNDED_ONCE)
+
+
+def shows_float64(localisation: Localisation, passed: bool) -> bool:
+    """Whether the map shows the error in float64: on a mismatch, unless only float32 is wrong."""
+    wrong = any(not tap.onnx_float64 <= TAP_FLOAT64_LIMIT for tap in localisation.taps)
+    return not passed and (wrong or not any(tap.diverges for tap in localisation.taps))
+
+
+def operations(localisation: Localisation, passed: bool) -> Plot:
+    """The error at each operation of each layer, as a map."""
+    float64 = shows_float64(localisation, passed)
+    layers = 1 + max((tap.layer for tap in localisation.taps if tap.layer is not None), default=0)
+    what = "the graph's error in float64" if float64 else "the graph's float32 error ÷ Hugging Face's"
+    label = f"Map of {what}, by layer and operation"
+    return draw(
+        "operations", label, (FULL_WIDTH, 1.1 + 0.27 * layers), lambda figure: _map(figure, localisation, float64)
+    )
+
+
+def _map(figure: Figure, localisation: Localisation, float64: bool) -> None:
+    """Cells whose colour says on which side of what is due an error is, and how far."""
+    axes = figure.subplots()
+    taps = [tap for tap in localisation.taps if tap.layer is not None]
+    for tap in taps:
+        assert tap.layer is not None
+        column = OPERATIONS.index(tap.name.split(".", 2)[2])
+        value = tap.onnx_float64 if float64 else ratio(tap)
+        off = _decades(value / TAP_FLOAT64_LIMIT) / 4 if float64 else _decades(value) / math.log10(TAP_LIMIT)
+        first = tap.name == localisation.first
+        _cell(axes, column, tap.layer, off, _short(value) if float64 else f"{value:.2f}", marked=first)
+    layers = 1 + max((tap.layer or 0 for tap in taps), default=0)
+    _grid_axes(axes, [str(i) for i in range(layers)], OPERATIONS)
+    axes.set_ylabel("layer")
+
+
+def _decades(value: float) -> float:
+    """The decimal logarithm, of 0 and of what is not finite too."""
+    return math.log10(min(max(value, 1e-30), 1e30)) if not math.isnan(value) else 30.0
+
+
+def _short(value: float) -> str:
+    """An error in the space of a cell: ``3e-9``."""
+    if not math.isfinite(value):
+        return "∞"
+    return re.sub(r"e-0?", "e-", f"{value:.0e}") if value else "0"
+
+
+def _cell(axes: Axes, column: int, row: int, off: float, text: str, marked: bool = False) -> None:
+    """A cell: blue where ``off`` is below 0, orange where it is above, full at 1; nothing where it is 0."""
+    colour = PAINT["bad" if off > 0 else "good"]
+    strength = 0.75 * min(1.0, abs(off))
+    place = (column + 0.03, row + 0.06), 0.94, 0.88
+    axes.add_patch(Rectangle(*place, facecolor=PAINT["faint"], alpha=0.3, linewidth=0))
+    axes.add_patch(Rectangle(*place, facecolor=colour, alpha=round(strength, 3), linewidth=0))
+    if marked:
+        axes.add_patch(Rectangle(*place, fill=False, edgecolor=PAINT["ink"], linewidth=1.2))
+    axes.text(column + 0.5, row + 0.52, text, ha="center", va="center", fontsize=7.5)
+
+
+def _grid_axes(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """A grid of cells, the first row on top."""
+    axes.set_xlim(0, len(columns))
+    axes.set_ylim(len(rows), 0)
+    tilted = max(map(len, columns)) > 6
+    turn: dict[str, Any] = {"rotation": 35, "ha": "left", "rotation_mode": "anchor"} if tilted else {}
+    axes.set_xticks(np.arange(len(columns)) + (0.3 if tilted else 0.5), columns, **turn)
+    axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.grid(False)
+
+
+def maxima(localisation: Localisation) -> Plot:
+    """The largest values of each layer, which float16 must hold."""
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        inside = [(tap.layer, tap.largest) for tap in localisation.taps if tap.layer is not None]
+        layers = sorted({layer for layer, _ in inside})
+        largest = [max(value for at, value in inside if at == layer) for layer in layers]
+        axes.plot(*zip(*inside, strict=True), ".", color=PAINT["noise"], markersize=3, label="each operation")
+        axes.plot(layers, largest, "o-", color=PAINT["ink"], markersize=3.5, label="the largest")
+        axes.axhline(FLOAT16_MAXIMUM, color=PAINT["bad"], linestyle="--", label="float16 holds 65504")
+        logarithmic(axes, y=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="layer", ylabel="largest absolute value")
+        _legend(figure)
+
+    label = "Largest absolute value of every operation by layer, against float16's maximum of 65504"
+    return draw("maxima", label, (HALF_WIDTH, 3.4), paint)
+
+
+# --- Along the text ---
+
+
+def positions(case: Case) -> np.ndarray:
+    """The positions that are compared, in the order of a ``Distance``, ``[positions]``."""
+    if case.last is not None:
+        return case.position_ids[np.arange(len(case.last)), case.last]
+    return case.position_ids[:, -case.keep :][case.real]
+
+
+def usable(leg: Measured, cases: Sequence[Case]) -> list[tuple[Case, Distance]]:
+    """The cases of which a leg has a distance at every position."""
+    return [
+        (case, leg.distances[case.name])
+        for case in cases
+        if case.name in leg.distances and not leg.distances[case.name].misshapen
+    ]
+
+
+def _by_position(
+    leg: Measured, cases: Sequence[Case], value: Callable[[Distance], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and the mean of a finite value there over all cases; NaN between stretches of positions."""
+    parts = [(positions(case), value(distance)) for case, distance in usable(leg, cases)]
+    if not parts:
+        return np.empty(0), np.empty(0)
+    at, values = (np.concatenate(part) for part in zip(*parts, strict=True))
+    at, values = at[np.isfinite(values)], values[np.isfinite(values)]
+    if not len(at):
+        return np.empty(0), np.empty(0)
+    means = np.full(int(at.max()) + 1, math.nan)
+    places, index = np.unique(at, return_inverse=True)
+    means[places] = np.bincount(index, values) / np.bincount(index)
+    known = ~np.isnan(means)
+    shown = known | np.roll(known, 1)  # one NaN after each stretch is enough to interrupt the line
+    return np.flatnonzero(shown), means[shown]
+
+
+def error_by_position(details: Details) -> Plot:
+    """The RMS error of each leg along the text."""
+    limits, floor = details.judge.limits, _floor(details)[0]
+
+    def squares(distance: Distance) -> np.ndarray:
+        return (distance.rms / details.baseline.scale) ** 2
+
+    def paint(figure: Figure) -> None:
+        upper, lower = _along(figure, details, squares, np.sqrt)
+        label = f"{limits.rms:g} × the noise floor"
+        upper.axhline(limits.rms * floor, color=PAINT["bad"], linestyle="--", label=label)
+        for axes in (upper, lower):
+            axes.set_ylabel("RMS error ÷ scale")
+        _legend(figure)
+
+    label = "RMS error of every leg by position in the text, as a share of the logits' scale"
+    return draw("error-by-position", label, (HALF_WIDTH, 4.8), paint)
+
+
+def kl_by_position(details: Details) -> Plot:
+    """The divergence of each leg's distribution along the text."""
+
+    def paint(figure: Figure) -> None:
+        for axes in _along(figure, details, lambda distance: distance.kl, np.asarray):
+            axes.set_ylabel("KL(truth‖leg), nats")
+        _legend(figure)
+
+    label = "Kullback-Leibler divergence of every leg's distribution from the truth's, by position in the text"
+    return draw("kl-by-position", label, (HALF_WIDTH, 4.8), paint)
+
+
+def _along(
+    figure: Figure,
+    details: Details,
+    value: Callable[[Distance], np.ndarray],
+    shown: Callable[[np.ndarray], np.ndarray],
+) -> tuple[Axes, Axes]:
+    """Every leg along the text: above those that round, below those in float64, which would flatten them."""
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    styles = leg_styles(details.measured)
+    for leg in details.measured:
+        at, means = _by_position(leg, details.baseline.cases, value)
+        values = np.where(means > 0, shown(means), math.nan)  # 0 has no place on a logarithmic axis
+        marker = "." if np.isfinite(values).sum() < 4 else ""
+        axes = lower if leg.kind is Kind.SEMANTICS else upper
+        axes.plot(at, values, label=_name(leg), marker=marker, **styles[leg.name])
+    for axes in (upper, lower):
+        logarithmic(axes, y=True)
+    lower.set_xlabel("position in the text")
+    return upper, lower
+
+
+def _floor(details: Details) -> tuple[float, float]:
+    """RMS and maximum of the noise, as shares of the scale, over the cases of the leg that has most."""
+    longest = max(details.measured, key=lambda leg: len(leg.distances))
+    rms, maximum = details.judge.floor(longest.distances)
+    return rms / details.baseline.scale, maximum / details.baseline.scale
+
+
+# --- Distributions ---
+
+
+def histogram(details: Details) -> Plot:
+    """How the errors of all logits are distributed."""
+    scale, maximum = details.baseline.scale, details.judge.limits.maximum * _floor(details)[1]
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        styles = leg_styles(details.measured)
+        for leg in details.measured:
+            density, edges, exact = _density(leg.total)
+            note = f" ({exact:.0%} exact)" if exact >= 0.005 else ""
+            style = dict(styles[leg.name])
+            if leg.kind is Kind.NOISE:
+                axes.stairs(density, edges / scale, fill=True, color=style["color"], alpha=0.15, linewidth=0)
+            axes.stairs(density, edges / scale, label=_name(leg) + note, **style)
+        axes.axvline(maximum, color=PAINT["bad"], linestyle="--", label="limit of the largest error")
+        logarithmic(axes, x=True)
+        axes.set(xlabel="absolute error of a logit ÷ scale", ylabel="share of logits per octave")
+        _legend(figure)
+
+    return draw("histogram", "Histogram of the errors of all logits, for every leg", (HALF_WIDTH, 4.8), paint)
+
+
+def _density(total: Distance) -> tuple[np.ndarray, np.ndarray, float]:
+    """Share of all finite errors per octave, the edges of its bins in units of the logits, and what share is exactly 0.
+
+    The first octave of the bins holds zeros and what float32 hardly tells from them, the last what is not finite.
+    """
+    merged = FINE_BINS_PER_OCTAVE // BINS_PER_OCTAVE
+    counts = total.histogram.reshape(-1, merged).sum(axis=1)[BINS_PER_OCTAVE:-BINS_PER_OCTAVE]
+    edges = bin_edges()[::merged][BINS_PER_OCTAVE:-BINS_PER_OCTAVE]
+    everything = max(1, int(total.histogram.sum()))
+    exact = float(total.histogram[:FINE_BINS_PER_OCTAVE].sum()) / everything
+    filled = np.flatnonzero(counts)
+    if not len(filled):
+        return np.zeros(1), np.array([1.0, 2.0]), exact
+    kept = slice(filled[0], filled[-1] + 1)
+    bounds = edges[filled[0] : filled[-1] + 2]
+    return counts[kept] / everything / np.diff(np.log2(bounds)), bounds, exact
+
+
+def agreement(details: Details) -> Plot:
+    """Of the truth's k likeliest tokens the share that is among the leg's k likeliest, for every leg and k."""
+    truths = {case.name: likeliest(details.baseline.truths[case.name][case.real]) for case in details.baseline.cases}
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        for row, leg in enumerate(details.measured):
+            pairs = [(truths[case.name], distance.likeliest) for case, distance in usable(leg, details.baseline.cases)]
+            for k in range(1, TOP_K + 1):
+                share = _shared(pairs, k)
+                off = 0.0 if share == 1 else 1 + max(-4.0, _decades(1 - share)) / 4
+                _cell(axes, k - 1, row, off, f"{100 * share:.4g} %")
+        _grid_axes(axes, [_name(leg) for leg in details.measured], [f"top {k}" for k in range(1, TOP_K + 1)])
+
+    label = f"Share of the truth's likeliest tokens that are among each leg's, for the top 1 to {TOP_K}"
+    return draw("agreement", label, (HALF_WIDTH, 0.5 + 0.32 * len(details.measured)), paint)
+
+
+def likeliest(logits: np.ndarray) -> np.ndarray:
+    """The ``TOP_K`` likeliest tokens of each position, ``[positions, at most TOP_K]``."""
+    few = min(TOP_K, logits.shape[-1])
+    candidates = np.argpartition(-logits, few - 1, axis=-1)[:, :few]
+    order = np.argsort(-np.take_along_axis(logits, candidates, axis=-1), axis=-1, kind="stable")
+    return np.take_along_axis(candidates, order, axis=-1)
+
+
+def _shared(pairs: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> float:
+    """Over all positions, the share of the first ``k`` that is among the other's first ``k``; 0 of none."""
+    found = [(ours[:, :k, None] == theirs[:, None, :k]).any(axis=-1) for ours, theirs in pairs]
+    hits, of = sum(int(part.sum()) for part in found), sum(part.size for part in found)
+    return hits / of if of else 0.0
+
+
+def probabilities(leg: Measured) -> tuple[np.ndarray, np.ndarray]:
+    """Of the tokens that follow in the text, what the truth gives them and what the leg does; each token once."""
+    scored = [distance for name, distance in leg.distances.items() if name in leg.scored]
+    total = joined(scored)
+    true, found = np.exp(total.log_p_true), np.exp(total.log_p)
+    known = np.isfinite(true) & np.isfinite(found)
+    return true[known], found[known]
+
+
+def calibration(details: Details, leg: Measured) -> Plot:
+    """The probability of the token that follows: the leg's against the truth's, and by how much they differ."""
+
+    def paint(figure: Figure) -> None:
+        left, right = figure.subplots(1, 2, width_ratios=(2, 3))
+        true, found = probabilities(leg)
+        dots: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 3, "markeredgewidth": 0, "alpha": 0.6}
+        hollow = dots | {"markerfacecolor": "none", "markeredgewidth": 0.7, "alpha": 1}
+        shown = found > 0
+        left.axline((1, 1), (0.1, 0.1), color=PAINT["noise"], linewidth=0.8)
+        left.plot(true[shown], found[shown], color=PAINT["ink"], **dots)
+        left.set(xlabel="p of the truth", ylabel=f"p of {_name(leg)}")
+        for other in _yardsticks(details, leg):
+            true, found = probabilities(other)
+            change = np.abs(found / true - 1)
+            looks = dots | {"color": PAINT["ink"]} if other is leg else hollow | {"color": PAINT["noise"]}
+            right.plot(true[change > 0], change[change > 0], label=_name(other), **looks)
+        right.set(xlabel="p of the truth", ylabel="|p of the leg ÷ p of the truth − 1|")
+        for axes in (left, right):
+            logarithmic(axes, x=True, y=True)
+        _legend(figure)
+
+    label = f"Probability of the token that follows, of {_name(leg)} against the truth's, and their relative difference"
+    return draw("calibration", label, (FULL_WIDTH, 3.7), paint)
+
+
+def _yardsticks(details: Details, leg: Measured) -> list[Measured]:
+    """A leg, and before it the noise leg that was run on most."""
+    noise = [other for other in details.measured if other.kind is Kind.NOISE and other is not leg]
+    return [*sorted(noise, key=lambda other: len(other.distances))[-1:], leg]

@@ -1,0 +1,53 @@
+"""What a check measured of a folder's precisions, where users look: in its manifest and its model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint.config import parse_config
+from converter.errors import OutputError
+from converter.files import read_json, reason
+from converter.folder import card
+from converter.folder.staging import MANIFEST
+from converter.parity.examine import FULL, RUNTIME_LEG, precision_leg
+from converter.parity.report.report import Report
+from converter.parity.verdict.judge import LegReport
+
+
+def recorded(folder: Path, report: Report) -> dict[str, Any]:
+    """The folder's manifest with each precision's quality in it; the model card is written anew from it.
+
+    Raises:
+        OutputError: the card cannot be written.
+    """
+    values = read_json(folder / MANIFEST)
+    legs = {leg.name: leg for leg in report.legs}
+    for name, facts in values.get("precisions", {}).items():
+        leg = legs.get(RUNTIME_LEG if name == FULL else precision_leg(name))
+        if leg is not None and leg.scored:
+            facts["quality"] = measured(leg, report)
+    if "precisions" in values and "README.md" in values.get("files", []):
+        config = parse_config(read_json(folder / "config.json"), folder / "config.json")
+        try:
+            (folder / "README.md").write_text(card.render(values, config), encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"{folder} cannot be written to: {reason(error)}") from error
+    return values
+
+
+def measured(leg: LegReport, report: Report) -> dict[str, float | str]:
+    """What is said of a precision: divergence, agreement and perplexity, and on what."""
+    return {
+        "kl_mean": leg.kl_mean,
+        "kl_999": leg.kl_999,
+        "kl_maximum": leg.kl_maximum,
+        "top_1": 1 - (leg.flips + leg.near_ties) / leg.positions,
+        "dp_rms": leg.dp_rms,
+        "perplexity": leg.perplexity,
+        "perplexity_ratio": leg.perplexity_ratio,
+        "perplexity_ratio_error": leg.perplexity_ratio_error,
+        "positions": leg.positions,
+        "scored": leg.scored,
+        "text": report.text,
+    }

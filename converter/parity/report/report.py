@@ -1,0 +1,155 @@
+"""What a check found, as data; terminal, HTML, JSON and JUnit are views of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from converter.parity.verdict.judge import Kind, LegReport
+
+if TYPE_CHECKING:
+    from converter.parity.baseline import Baseline
+    from converter.parity.diagnosis.diagnose import Diagnosis
+    from converter.parity.diagnosis.taps import Localisation
+    from converter.parity.verdict.judge import Judge, Measured
+
+# Of the JSON that ``check --json`` prints; docs/check.md describes it. The number changes when a key is renamed or
+# goes; new keys may come.
+SCHEMA = "gpt2onnx/check/2"
+
+
+# Where the graph is not to blame, by ``Diagnosis.subject``.
+DISAGREEMENTS = {
+    "Hugging Face": "the graph and the from-scratch reference agree, and Hugging Face computes something else",
+    "reference": "the graph and Hugging Face agree, and gpt2onnx's own reference does not: a fault of gpt2onnx",
+}
+
+
+@dataclass(frozen=True)
+class Details:
+    """What the HTML report draws and JSON leaves out: every position of every leg."""
+
+    baseline: Baseline
+    measured: tuple[Measured, ...]
+    judge: Judge
+
+
+@dataclass(frozen=True)
+class Report:
+    """The verdict on a model folder.
+
+    Attributes:
+        source, out: what was compared with what.
+        level: how much was run.
+        text: what the token ids are.
+        settings: versions, machine, ONNX Runtime's provider and session options.
+        limits: what the verdict rests on.
+        scale: of the logits: RMS over positions of their standard deviation over the vocabulary.
+        floor_rms, floor_maximum: the noise floor, relative to the scale.
+        exactness: whether the initializers were compared bit for bit.
+        initializers: how many were.
+        exactness_faults: a sentence for each that differs.
+        beside_faults: a sentence for each thing that the folder's config or tokenizer says otherwise than the source.
+        legs: every leg.
+        localisation: how the error grows from operation to operation; on a mismatch, or when asked for.
+        diagnosis: what was found to be wrong, on a mismatch.
+        notes: sentences that qualify the verdict.
+        seconds: that the check took.
+        details: for the HTML report.
+    """
+
+    source: str
+    out: str
+    level: str
+    text: str
+    settings: Mapping[str, Any]
+    limits: Mapping[str, float]
+    scale: float
+    floor_rms: float
+    floor_maximum: float
+    exactness: bool
+    initializers: int
+    exactness_faults: tuple[str, ...]
+    beside_faults: tuple[str, ...]
+    legs: tuple[LegReport, ...]
+    localisation: Localisation | None
+    diagnosis: Diagnosis | None
+    notes: tuple[str, ...]
+    seconds: float
+    details: Details | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Every reason against a match, the most telling first."""
+        return (
+            self.exactness_faults
+            + self.beside_faults
+            + tuple(f"{leg.name} {leg.fault}" for leg in self.legs if leg.fault and leg.kind is not Kind.OTHER)
+        )
+
+    @property
+    def other_faults(self) -> tuple[str, ...]:
+        """A sentence for each other file that is not the source either; they say nothing about the folder."""
+        return tuple(
+            f"{leg.name} is NOT {self.source}: it {leg.fault}"
+            for leg in self.legs
+            if leg.fault and leg.kind is Kind.OTHER
+        )
+
+    @property
+    def passed(self) -> bool:
+        """Whether the folder is the source."""
+        return not self.faults
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        if self.passed:
+            return f"{self.out} is {self.source}: {', '.join(self._proven)}"
+        cause = self.diagnosis.sentence if self.diagnosis is not None else ""
+        if self.diagnosis is not None and self.diagnosis.subject in DISAGREEMENTS:
+            who = DISAGREEMENTS[self.diagnosis.subject]
+            return f"{self.out} is not proven to be {self.source}: {who}{f' ({cause})' if cause else ''}"
+        if cause:
+            return f"{self.out} is NOT {self.source}: {cause}"
+        others = f" (and {len(self.faults) - 1} more)" if len(self.faults) > 1 else ""
+        return f"{self.out} is NOT {self.source}: {self.faults[0]}{others}"
+
+    @property
+    def _proven(self) -> list[str]:
+        """What was found, part by part. Of the mathematics a graph of few bits says no more than its budget does."""
+        own = [leg for leg in self.legs if leg.name.startswith("ONNX")]
+        named = (leg.name.partition(",")[0].rpartition(" ")[2] for leg in own if leg.kind is Kind.LOSSY)
+        lossy = list(dict.fromkeys(named))  # a precision may have been run in two ways
+        exact = any(leg.kind is Kind.NUMERICS for leg in own)
+        weights = "weights bit for bit" if exact else "weights rounded to nearest"
+        return [
+            weights if self.exactness else "weights not compared",
+            *(["mathematics in float64", "float32 within rounding"] if exact else []),
+            *([f"{' and '.join(lossy)} within {'their budgets' if lossy[1:] else 'its budget'}"] if lossy else []),
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; docs/check.md says what each key means."""
+        values = {name: value for name, value in vars(self).items() if name != "details"}
+        plain = asdict(Report(**values))
+        del plain["details"]
+        verdict = {"passed": self.passed, "verdict": self.verdict, "faults": list(self.faults)}
+        return {"schema": SCHEMA, **verdict, **plain}
+
+
+def together(reports: Sequence[Report], heads: Sequence[str]) -> Report:
+    """The reports on the graphs of one folder as one: that on the first, with the others' legs and faults."""
+    first, *others = reports
+    for report, head in zip(others, heads[1:], strict=True):
+        first = replace(
+            first,
+            initializers=first.initializers + report.initializers,
+            exactness_faults=first.exactness_faults + report.exactness_faults,
+            legs=first.legs + tuple(replace(leg, name=f"{leg.name}, {head}") for leg in report.legs),
+            localisation=first.localisation if first.diagnosis or not report.diagnosis else report.localisation,
+            diagnosis=first.diagnosis or report.diagnosis,
+            notes=(*first.notes, *(note for note in report.notes if note not in first.notes)),
+        )
+    return first

@@ -1,0 +1,174 @@
+"""Every initializer of the graph against the source's tensor, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto, external_data_helper, numpy_helper
+
+from converter.checkpoint import safetensors_file
+from converter.checkpoint.tensor import LazyTensor
+from converter.errors import CheckpointError, ModelFolderError
+from converter.weights import data_file, precisions
+from converter.weights.ledger import Ledger
+from converter.weights.precisions import PRECISIONS, Precision
+from converter.weights.quantize import Blocks, Rows, not_nearest, row_pieces
+from converter.weights.table import Layout, canonical, parameters
+
+TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
+PART_TYPES = (TensorProto.UINT8, TensorProto.FLOAT, TensorProto.UINT8)  # numbers, scales, zero points
+NUMPY: dict[int, Any] = {
+    TensorProto.FLOAT: np.dtype("<f4"),
+    TensorProto.FLOAT16: np.dtype("<f2"),
+    TensorProto.UINT8: np.dtype("u1"),
+}
+
+
+@dataclass(frozen=True)
+class Exactness:
+    """What the comparison found.
+
+    Attributes:
+        compared: how many initializers were looked at.
+        faults: a sentence for each that is not the source's.
+    """
+
+    compared: int
+    faults: tuple[str, ...]
+
+
+def compare_initializers(graph_file: Path, ledger: Ledger, precision: Precision = PRECISIONS["fp32"]) -> Exactness:
+    """Compare the weights that ``graph_file`` points to with the source's, in the type that the precision gives them.
+
+    Quantized ones must be the numbers nearest to the source's: within half a step, but for what lies beyond a block's
+    ends.
+
+    Raises:
+        ModelFolderError: the graph cannot be read, or points at bytes that are not there.
+    """
+    try:
+        graph = onnx.load(graph_file, load_external_data=False).graph
+    except (DecodeError, OSError, ValueError) as error:
+        raise ModelFolderError(f"{graph_file} is not an ONNX file, or a corrupt one ({error})") from error
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    layouts = {name: layout for name, layout, _ in parameters(ledger.config)}
+    where = "" if precision.name == "fp32" else f"{graph_file.name}: "
+    faults, known = [], set(ledger.weights)
+    for name, weight in ledger.weights.items():
+        blocks = precisions.blocks_of(name, layouts[name], precision.scheme) if precision.scheme else None
+        if blocks is not None:
+            known |= set(precisions.parts_of(name, blocks))
+        if name not in initializers:
+            faults.append(f"{where}{name} is not in the graph")
+            continue
+        if blocks is None:
+            fault = _compare(graph_file, initializers[name], weight, precision.dtype)
+        else:
+            seen = weight.transposed() if layouts[name] is Layout.CONV1D else weight
+            fault = _compare_quantized(graph_file, initializers, name, seen, blocks)
+        if fault:
+            faults.append(f"{where}{name} {fault}")
+    foreign = [t.name for t in graph.initializer if external_data_helper.uses_external_data(t) and t.name not in known]
+    faults += [f"{where}{name} is in the graph and not in the source" for name in foreign]
+    faults += _compare_headers(graph_file, [initializers[name] for name in ledger.weights if name in initializers])
+    return Exactness(len(ledger.weights), tuple(faults))
+
+
+def _compare_quantized(
+    graph_file: Path, initializers: Mapping[str, TensorProto], name: str, weight: LazyTensor, blocks: Blocks
+) -> str | None:
+    """What is wrong with a weight ``[outputs, inputs]`` in blocks, if anything is."""
+    parts = precisions.parts_of(name, blocks)
+    missing = next((part for part in parts if part not in initializers), None)
+    if missing is not None:
+        return f"lacks {missing}"
+    outputs, inputs = weight.shape
+    widths = blocks.row_bytes(inputs), blocks.count(inputs), blocks.zero_point_bytes(inputs)
+    arrays = []
+    for part, width, kind in zip(parts, widths, PART_TYPES, strict=False):
+        if initializers[part].data_type != kind:
+            return f"is of another type: {part} is {TensorProto.DataType.Name(initializers[part].data_type)}"
+        values = shipped_values(graph_file, initializers[part])
+        if values.size != outputs * width:
+            return f"is of another shape: {part} has {values.size} numbers, {outputs * width} are expected"
+        arrays.append(values.reshape(outputs, width))
+    first = 0
+    for rows in row_pieces(weight):
+        piece = Rows(*(array[first : first + len(rows)] for array in arrays), *[None] * (3 - len(arrays)))
+        wrong = not_nearest(piece, rows, blocks)
+        if wrong is not None:
+            return f"[{first + wrong[0]}, {wrong[1]}] is not the number nearest to the source's {rows[wrong]!s}"
+        first += len(rows)
+    return None
+
+
+def _compare(graph_file: Path, tensor: TensorProto, weight: LazyTensor, dtype: str) -> str | None:
+    """What is wrong with an initializer, if anything is."""
+    if tuple(tensor.dims) != weight.shape or tensor.data_type != TYPES[dtype]:
+        found_type = TensorProto.DataType.Name(tensor.data_type)
+        return f"is {list(tensor.dims)} of type {found_type}; the source has {list(weight.shape)}"
+    shipped = shipped_values(graph_file, tensor)
+    before = 0
+    for chunk in weight.chunks():
+        expected = data_file.converted(chunk, weight, dtype)
+        found = shipped[before : before + expected.size]
+        bits = f"u{expected.itemsize}"
+        differs = found.view(bits) != expected.view(bits)
+        if differs.any():
+            first = int(differs.argmax())
+            at = [int(i) for i in np.unravel_index(before + first, weight.shape)]
+            return f"is {found[first]!s} at {at}; the source has {expected[first]!s}"
+        before += expected.size
+    return None
+
+
+def _compare_headers(graph_file: Path, tensors: list[TensorProto]) -> list[str]:
+    """Data files are safetensors files, which clients open by their own header: it must agree with the graph."""
+    headers: dict[str, dict[str, int]] = {}
+    faults = []
+    for tensor in tensors:
+        where = {entry.key: entry.value for entry in tensor.external_data}
+        location = where.get("location", "")
+        if not location or not (graph_file.parent / location).is_file():
+            continue
+        try:
+            if location not in headers:
+                entries = safetensors_file.read(graph_file.parent / location)
+                headers[location] = {canonical(name): entry.offset for name, entry in entries.items()}
+        except CheckpointError as error:
+            return [f"{location} is no safetensors file any more: {error}"]
+        if headers[location].get(tensor.name) != int(where.get("offset", 0)):
+            faults.append(f"{tensor.name} is elsewhere by the header of {location} than by the graph")
+    return faults
+
+
+def shipped_values(graph_file: Path, tensor: TensorProto) -> np.ndarray:
+    """An initializer's numbers in row-major order, from the mapped data file or from the graph itself.
+
+    Raises:
+        ModelFolderError: the data file is missing or too short.
+    """
+    if not external_data_helper.uses_external_data(tensor):
+        try:
+            return numpy_helper.to_array(tensor).ravel()
+        except ValueError as error:
+            raise ModelFolderError(f"{graph_file}: initializer {tensor.name} is corrupt ({error})") from error
+    where = {entry.key: entry.value for entry in tensor.external_data}
+    file = graph_file.parent / where.get("location", "")
+    if not file.resolve().is_relative_to(graph_file.parent.resolve()):
+        raise ModelFolderError(
+            f"{graph_file}: initializer {tensor.name} points outside its folder, at {where['location']}"
+        )
+    count = int(np.prod(tensor.dims, dtype=np.int64))
+    try:
+        return np.memmap(file, NUMPY[tensor.data_type], mode="r", offset=int(where.get("offset", 0)), shape=(count,))
+    except (OSError, ValueError) as error:
+        raise ModelFolderError(
+            f"{file} does not hold initializer {tensor.name} of {graph_file}: it is missing or truncated"
+        ) from error

@@ -1,0 +1,286 @@
+"""When logits match: what is said of each leg that is held against the limits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+
+from converter.parity.verdict.limits import Limits
+from converter.parity.verdict.metrics import FLOAT32_EPSILON, Distance, joined
+
+
+class Kind(StrEnum):
+    """What a leg is there for."""
+
+    SEMANTICS = "semantics"  # float64 against float64: does it mean the same
+    NUMERICS = "numerics"  # a float32 leg: is it as close as rounding allows
+    NOISE = "noise floor"  # Hugging Face in float32: how far rounding alone leads
+    HALF = "half precision"  # Hugging Face in 16 bits: what its users are used to
+    LOSSY = "precision"  # a graph of the folder with fewer bits: does it keep its budget
+    OTHER = "another file"  # a graph of another exporter, judged as a float32 leg
+
+
+# Legs that measure; the others are measured. The former are not what the verdict is about.
+YARDSTICKS = (Kind.NOISE, Kind.HALF)
+
+# Legs that are held against the noise floor.
+FLOAT32 = (Kind.NUMERICS, Kind.OTHER)
+
+# Legs that are held against a budget.
+LOSSY = (Kind.HALF, Kind.LOSSY)
+
+
+@dataclass(frozen=True)
+class LegReport:
+    """One leg and its verdict; errors relative to the scale of the logits, probabilities as they are.
+
+    Attributes:
+        name, kind: which leg, and what it is there for.
+        cases: what it was run on.
+        rms, maximum: its distance from the float64 truth.
+        p50, p99, p999: the errors that half, 99 % and 99.9 % of all logits stay within.
+        rms_floors, maximum_floors: RMS and maximum as multiples of the noise floor.
+        worst_case: where the maximum was met.
+        positions: how many were compared.
+        flips: positions whose likeliest token is another one than the truth's, near ties not counted.
+        near_ties: those where the two candidates are closer than the error that is allowed for.
+        top_k: the share of the truth's five likeliest tokens that are among the leg's.
+        kl_mean, kl_99, kl_999, kl_maximum: KL(truth‖leg) by position, in nats.
+        dp_rms, dp_99, dp_maximum: by how much the probability of the token that follows differs.
+        scored: on how many tokens perplexity was measured.
+        perplexity, perplexity_error: of the text, with its standard error.
+        perplexity_ratio, perplexity_ratio_error: to the truth's, with the standard error of the paired difference.
+        budget: the name of the budget it is held against, if it is.
+        within_budget: whether it keeps it.
+        fault: why it fails; empty if it passes.
+        seconds: that it took.
+    """
+
+    name: str
+    kind: Kind
+    cases: tuple[str, ...]
+    rms: float
+    maximum: float
+    p50: float
+    p99: float
+    p999: float
+    rms_floors: float
+    maximum_floors: float
+    worst_case: str
+    positions: int
+    flips: int
+    near_ties: int
+    top_k: float
+    kl_mean: float
+    kl_99: float
+    kl_999: float
+    kl_maximum: float
+    dp_rms: float
+    dp_99: float
+    dp_maximum: float
+    scored: int
+    perplexity: float
+    perplexity_error: float
+    perplexity_ratio: float
+    perplexity_ratio_error: float
+    budget: str
+    within_budget: bool
+    fault: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A leg's distances, case by case, and what they are to be held against.
+
+    Attributes:
+        limit: a share of the logits' scale, for ``Kind.SEMANTICS``.
+        budget: the name of a row of ``BUDGETS``, for lossy legs.
+        scored: the cases on which perplexity is measured.
+    """
+
+    name: str
+    kind: Kind
+    distances: Mapping[str, Distance]
+    scored: tuple[str, ...]
+    seconds: float
+    limit: float = 0.0
+    budget: str = ""
+
+    @property
+    def total(self) -> Distance:
+        """All cases as one."""
+        return joined(self.distances.values())
+
+    @property
+    def worst_case(self) -> str:
+        """Where the largest error was met."""
+        return max(self.distances, key=lambda case: self.distances[case].total_maximum)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Scale and noise floor, against which every leg is held; both in units of the logits.
+
+    Attributes:
+        scale: of the logits.
+        noise: for each case the RMS and the maximum of the worse of Hugging Face's own ways to compute in float32.
+        limits: what is allowed.
+    """
+
+    scale: float
+    noise: Mapping[str, tuple[float, float]]
+    limits: Limits = field(default_factory=Limits)
+
+    @classmethod
+    def of(cls, scale: float, legs: Iterable[Measured], limits: Limits) -> Judge:
+        """The floor is no lower than float32's step; legs that are not even finite are faults of their own."""
+        noise: dict[str, tuple[float, float]] = {}
+        for leg in legs:
+            for case, distance in leg.distances.items():
+                if leg.kind is Kind.NOISE and math.isfinite(distance.total_maximum):
+                    rms, maximum = noise.get(case, (FLOAT32_EPSILON * scale,) * 2)
+                    noise[case] = max(rms, distance.total_rms), max(maximum, distance.total_maximum)
+        return cls(scale, noise, limits)
+
+    def floor(self, cases: Mapping[str, Distance]) -> tuple[float, float]:
+        """RMS and maximum of the noise over these cases."""
+        least = FLOAT32_EPSILON * self.scale
+        known = [(*self.noise[case], len(distance.rms)) for case, distance in cases.items() if case in self.noise]
+        if not known:
+            return least, least
+        square = sum(rms**2 * positions for rms, _, positions in known) / sum(positions for *_, positions in known)
+        return max(least, math.sqrt(square)), max(least, *(maximum for _, maximum, _ in known))
+
+    def fault(self, leg: Measured) -> str:
+        """Why a leg fails, or nothing."""
+        total, worst = leg.total, leg.worst_case
+        floor_rms, floor_maximum = self.floor(leg.distances)
+        limits = self.limits
+        if total.misshapen:
+            return f"gives logits of another shape than the truth ({worst})"
+        if leg.kind is Kind.HALF:
+            return ""
+        if not math.isfinite(total.total_maximum):
+            why = f": the model overflows {leg.budget or 'float32'}" if leg.kind is not Kind.SEMANTICS else ""
+            return f"gives logits that are NaN or infinite ({worst}){why}"
+        if leg.kind is Kind.LOSSY:
+            return self.over_budget(leg)
+        if leg.kind is Kind.NOISE and not total.total_rms <= limits.noise * self.scale:
+            share = total.total_rms / self.scale
+            return f"is {share:.1e} of the logits' scale from the truth in RMS: float32 does not hold this model"
+        if leg.kind is Kind.SEMANTICS and not total.total_maximum <= leg.limit * self.scale:
+            share = total.total_maximum / self.scale
+            return f"is {share:.1e} of the logits' scale from the truth ({worst}); at most {leg.limit:.0e} is rounding"
+        if leg.kind in FLOAT32 and not total.total_rms <= limits.rms * floor_rms:
+            times = total.total_rms / floor_rms
+            return (
+                f"is {times:.1f} × the noise floor from the truth in RMS ({worst}); "
+                f"at most {limits.rms:g} × is rounding"
+            )
+        if leg.kind in FLOAT32 and not total.total_maximum <= limits.maximum * floor_maximum:
+            times = total.total_maximum / floor_maximum
+            return (
+                f"is {times:.1f} × the noise floor from the truth ({worst}); at most {limits.maximum:g} × is rounding"
+            )
+        flips = self.flips(leg)
+        if flips:
+            return f"prefers another token at {flips} of {len(total.rms)} positions, and not by a near tie"
+        return ""
+
+    def over_budget(self, leg: Measured) -> str:
+        """What a lossy leg costs more than it may, or nothing. A ratio of perplexities counts as far as it is certain:
+        by two standard errors, as a short text says little about it."""
+        budget = self.limits.budgets[leg.budget]
+        kl = float(leg.total.kl.mean())
+        if not kl <= budget.kl_mean:
+            allowed = f"its budget, {leg.budget}.kl_mean, is {budget.kl_mean:.0e}"
+            return f"is {kl:.1e} nats a token from the truth (KL); {allowed}"
+        ratio, error = self.perplexity_ratio(leg)
+        if ratio - 2 * (0.0 if math.isnan(error) else error) > budget.perplexity_ratio:
+            return (
+                f"has {ratio:.4f} ± {error:.4f} times the truth's perplexity; its budget, "
+                f"{leg.budget}.perplexity_ratio, is {budget.perplexity_ratio:g}"
+            )
+        return ""
+
+    @staticmethod
+    def perplexity_ratio(leg: Measured) -> tuple[float, float]:
+        """A leg's perplexity over the truth's, with the standard error of the paired difference."""
+        scored = joined(distance for case, distance in leg.distances.items() if case in leg.scored)
+        return _perplexity(scored.log_p_true - scored.log_p)
+
+    def flips(self, leg: Measured) -> int:
+        """Positions that decide otherwise. Two candidates that an allowed error could swap do not count: each may move
+        by it, in opposite directions."""
+        total = leg.total
+        tie = 2 * self.limits.maximum * self.floor(leg.distances)[1]
+        if leg.kind in LOSSY:  # what is allowed for is that leg's own error, as float32's is no measure of it
+            tie = 2 * total.percentile(0.999)
+        return int((total.flips > tie).sum())
+
+    def report(self, leg: Measured) -> LegReport:
+        """All that is said of a leg."""
+        total = leg.total
+        scored = joined(distance for case, distance in leg.distances.items() if case in leg.scored)
+        floor_rms, floor_maximum = self.floor(leg.distances)
+        flips = self.flips(leg)
+        shift = np.exp(total.log_p) - np.exp(total.log_p_true)
+        shift = np.abs(shift[~np.isnan(shift)])
+        perplexity, perplexity_error = _perplexity(-scored.log_p)
+        ratio, ratio_error = self.perplexity_ratio(leg)
+        kl_mean = float(total.kl.mean())
+        budget = self.limits.budgets.get(leg.budget)
+        return LegReport(
+            name=leg.name,
+            kind=leg.kind,
+            cases=tuple(leg.distances),
+            rms=total.total_rms / self.scale,
+            maximum=total.total_maximum / self.scale,
+            p50=total.percentile(0.5) / self.scale,
+            p99=total.percentile(0.99) / self.scale,
+            p999=total.percentile(0.999) / self.scale,
+            rms_floors=total.total_rms / floor_rms,
+            maximum_floors=total.total_maximum / floor_maximum,
+            worst_case=leg.worst_case,
+            positions=len(total.rms),
+            flips=flips,
+            near_ties=len(total.flips) - flips,
+            top_k=float(total.overlap.mean()),
+            kl_mean=kl_mean,
+            kl_99=_quantile(total.kl, 0.99),
+            kl_999=_quantile(total.kl, 0.999),
+            kl_maximum=float(total.kl.max()),
+            dp_rms=float(np.sqrt(np.mean(shift**2))) if len(shift) else math.nan,
+            dp_99=_quantile(shift, 0.99),
+            dp_maximum=float(shift.max()) if len(shift) else math.nan,
+            scored=int((~np.isnan(scored.log_p)).sum()),
+            perplexity=perplexity,
+            perplexity_error=perplexity_error,
+            perplexity_ratio=ratio,
+            perplexity_ratio_error=ratio_error,
+            budget=leg.budget,
+            within_budget=budget is None or not self.over_budget(leg),
+            fault=self.fault(leg),
+            seconds=leg.seconds,
+        )
+
+
+def _quantile(values: np.ndarray, share: float) -> float:
+    """A percentile that no interpolation between infinities turns into NaN."""
+    return float(np.quantile(values, share, method="higher")) if len(values) else math.nan
+
+
+def _perplexity(surprise: np.ndarray) -> tuple[float, float]:
+    """exp of the mean of some nats, and its standard error by the delta method; NaN without any."""
+    known = surprise[~np.isnan(surprise)]
+    if not len(known):
+        return math.nan, math.nan
+    if not np.isfinite(known).all():
+        return math.inf, math.nan
+    mean = math.exp(min(float(known.mean()), 700.0))  # e^700 is about the largest float64
+    return mean, mean * float(known.std(ddof=1)) / math.sqrt(len(known)) if len(known) > 1 else math.nan

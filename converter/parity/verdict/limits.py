@@ -1,0 +1,98 @@
+"""The limits that a verdict rests on, each with its reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from converter.errors import CheckError
+
+# Hugging Face and the reference in float64, at most this share of the logits' scale apart anywhere. Both only round,
+# at 1e-15; what is wrong about the mathematics (an epsilon of 1e-5 for 1e-6, tanh for erf) shows from 1e-7 on.
+HUGGINGFACE_FLOAT64_LIMIT = 1e-9
+
+# The graph widened to float64. Its constants (attention scale, epsilon) stay as they were shipped, rounded to float32,
+# which accounts for some 1e-8 to 1e-7.
+GRAPH_FLOAT64_LIMIT = 1e-6
+
+# A float32 leg may be this many times as far from the truth as Hugging Face's own float32 is. Other kernels sum in
+# another order and approximate tanh and exp otherwise: factors below 2 in RMS were seen, more in the maximum, which is
+# one number among millions. Errors of meaning are larger by thousands.
+RMS_LIMIT = 4.0
+MAXIMUM_LIMIT = 8.0
+
+# Hugging Face's own float32 may be this share of the logits' scale from the truth, in RMS. Trained models are at 1e-7
+# to 1e-5; beyond this one, float32 does not hold the model, and no other leg can be measured by it.
+NOISE_LIMIT = 1e-2
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a lossy precision may cost, as a distribution against the float64 truth.
+
+    Attributes:
+        kl_mean: nats a token.
+        perplexity_ratio: the leg's perplexity over the truth's.
+    """
+
+    kl_mean: float
+    perplexity_ratio: float
+
+
+# Half precision keeps 11 bits (float16) or 8 (bfloat16), of weights and of every intermediate result; what integers
+# cost depends on how the weights are cut into blocks. Perplexity ratios are what users notice: a twentieth is about
+# what a model of the next smaller size loses.
+BUDGETS: dict[str, Budget] = {
+    "float16": Budget(kl_mean=1e-5, perplexity_ratio=1.001),
+    "bfloat16": Budget(kl_mean=1e-2, perplexity_ratio=1.02),
+    "int8": Budget(kl_mean=1e-3, perplexity_ratio=1.005),
+    "int4": Budget(kl_mean=1e-1, perplexity_ratio=1.05),
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The multiples and shares that a verdict rests on; each can be set for a check of one's own.
+
+    Attributes:
+        huggingface_float64, graph_float64, noise: shares of the logits' scale.
+        rms, maximum: multiples of the noise floor.
+        budgets: what each lossy precision may cost; set one as ``int8.kl_mean``.
+    """
+
+    huggingface_float64: float = HUGGINGFACE_FLOAT64_LIMIT
+    graph_float64: float = GRAPH_FLOAT64_LIMIT
+    noise: float = NOISE_LIMIT
+    rms: float = RMS_LIMIT
+    maximum: float = MAXIMUM_LIMIT
+    budgets: Mapping[str, Budget] = field(default_factory=lambda: dict(BUDGETS))
+
+    @classmethod
+    def of(cls, settings: Mapping[str, float]) -> Limits:
+        """The defaults, some of them overridden.
+
+        Raises:
+            CheckError: a name is unknown, or a number is none that can limit.
+        """
+        plain = [field.name for field in fields(cls) if field.name != "budgets"]
+        of_budgets = [f"{budget}.{field.name}" for budget in BUDGETS for field in fields(Budget)]
+        budgets = dict(BUDGETS)
+        for name, value in settings.items():
+            if name not in (*plain, *of_budgets):
+                raise CheckError(f"there is no limit {name!r}; expected one of {', '.join((*plain, *of_budgets))}")
+            if not (math.isfinite(value) and value > 0):
+                raise CheckError(f"limit {name} is {value!r}; expected a finite number above 0")
+            if name in of_budgets:
+                budget, key = name.split(".")
+                budgets[budget] = replace(budgets[budget], **{key: value})
+        plain_settings: dict[str, Any] = {name: settings[name] for name in plain if name in settings}
+        return replace(cls(budgets=budgets), **plain_settings)
+
+    def named(self) -> dict[str, float]:
+        """Every number by the name under which it can be set."""
+        plain = {name: value for name, value in vars(self).items() if name != "budgets"}
+        return plain | {
+            f"{name}.{key}": value for name, budget in self.budgets.items() for key, value in vars(budget).items()
+        }

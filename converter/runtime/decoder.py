@@ -1,0 +1,63 @@
+"""The graph of a language model, opened: its session, and the names and the type of its cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from converter.runtime.gather import open_gather
+from reference.config import GPT2Config
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+# The element types that a cache may have.
+CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+
+
+def cache_names(n_layer: int) -> tuple[list[str], list[str]]:
+    """The names of a cache of ``n_layer`` layers, as inputs and as outputs of a graph."""
+    parts = [f"{i}.{part}" for i in range(n_layer) for part in ("key", "value")]
+    return [f"past_key_values.{part}" for part in parts], [f"present.{part}" for part in parts]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The graph of a language model, opened.
+
+    Attributes:
+        folder: the model folder.
+        config: the architecture.
+        session: the ONNX Runtime session.
+        device: where the runtime keeps the cache, ``cpu`` or ``cuda``.
+    """
+
+    folder: Path
+    config: GPT2Config
+    session: InferenceSession
+    device: str = "cpu"
+
+    @cached_property
+    def cache_names(self) -> tuple[list[str], list[str]]:
+        """The cache's names as inputs and as outputs."""
+        return cache_names(self.config.n_layer)
+
+    @cached_property
+    def cache_type(self) -> Any:
+        """The cache's element type, numpy's."""
+        name = self.cache_names[0][0]
+        return next(CACHE_TYPES[value.type] for value in self.session.get_inputs() if value.name == name)
+
+    def gather(self, axis: int) -> InferenceSession:
+        """A session that takes rows (axis 0) or slots (axis 2) of a cache, where it lies."""
+        if axis not in self._gathers:
+            self._gathers[axis] = open_gather(*self.cache_names, self.cache_type, axis, self.session.get_providers()[0])
+        return self._gathers[axis]
+
+    @cached_property
+    def _gathers(self) -> dict[int, InferenceSession]:
+        return {}

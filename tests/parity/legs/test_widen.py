@@ -1,0 +1,49 @@
+"""The widened graph computes in float64, whatever the activation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import transformers
+from onnx import TensorProto, helper
+
+from converter.folder.convert import convert
+from converter.parity.legs.widen import spell_out, widened_session
+from reference.config import ACTIVATION_NAMES
+
+Save = Callable[..., Path]
+
+
+def test_erf_is_right_to_the_last_digits() -> None:
+    x = np.concatenate((np.linspace(-8, 8, 4001), [1e-300, 1e-8, 5.99, 6.01, 1e300]))
+    value = [helper.make_tensor_value_info(name, TensorProto.DOUBLE, ["n"]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Erf", ["x"], ["y"])], "erf", value[:1], value[1:])
+    spell_out(graph)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    ours = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
+    np.testing.assert_allclose(ours, [math.erf(v) for v in x], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("opset", [17, 23])
+@pytest.mark.parametrize("activation", ACTIVATION_NAMES)
+def test_every_activation_runs_in_float64(save: Save, tmp_path: Path, activation: str, opset: int) -> None:
+    # Heads of width 4 and powers of two elsewhere: every constant is exact in float32, so nothing is left to round.
+    source = save(activation_function=activation, layer_norm_epsilon=2**-16)
+    convert(source, tmp_path / "out", opset=opset)
+    ids = np.arange(20).reshape(2, 10)
+    graph = widened_session(tmp_path / "out" / "onnx" / "model.onnx")
+    cache = {value.name: np.empty((2, 3, 0, 4)) for value in graph.session.get_inputs() if "past" in value.name}
+    positions = np.broadcast_to(np.arange(10), ids.shape).copy()
+    fed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": positions}
+    ours = graph.session.run(["logits"], fed | cache)[0]
+    model = transformers.GPT2LMHeadModel.from_pretrained(source, dtype=torch.float64, attn_implementation="eager")
+    theirs = model(torch.tensor(ids)).logits.detach().numpy()
+    # Constants of activations that are no operators are shipped in float32, and keep its rounding.
+    constants = opset < 20 or activation in ("laplace", "leaky_relu", "quick_gelu")
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6 if constants else 1e-10)
