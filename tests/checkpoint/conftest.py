@@ -175,7 +175,7 @@ class Opened:
 
 OPEN = """
 import json, sys
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.open import open_checkpoint
 try:
     c = open_checkpoint(sys.argv[1], adapter=sys.argv[2] or None)
     found = {"name": c.name, "folder": str(c.folder.resolve()), "weight_file": c.weight_file}

@@ -84,9 +84,9 @@ SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
 # In a process that may take a quarter of a gigabyte more than it has, and some seconds in all.
 OPEN = """
 import json, resource, sys
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.open import open_checkpoint
 from converter.errors import GPT2Error
-from converter.weights import account
+from converter.weights.ledger import account
 taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (taken + (1 << 28),) * 2)
 resource.setrlimit(resource.RLIMIT_CPU, (20, 20))

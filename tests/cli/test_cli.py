@@ -281,7 +281,7 @@ def test_an_error_of_ours_is_called_internal_and_exits_with_3(tmp_path: Path, mo
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_conversion_tidies_up(tmp_path: Path, sent: int, code: int) -> None:
     slow = (
-        "import time; from converter import data_file\n"
+        "import time; from converter.weights import data_file\n"
         "def copy(*_):\n    print('copying', flush=True); time.sleep(60)\n"
         "data_file._write_tensor = copy\n"
         "from converter.cli import cli; cli()"

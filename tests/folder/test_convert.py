@@ -254,12 +254,13 @@ def test_a_full_disk_leaves_nothing_behind(save: Save, tmp_path: Path, monkeypat
 SLOW_CONVERSION = """
 import sys, time
 from pathlib import Path
-from converter import data_file, export
+from converter.folder.convert import convert
+from converter.weights import data_file
 def slow(*args):
     print("copying", flush=True)
     time.sleep(60)
 data_file.copy = slow
-export.convert(sys.argv[1], sys.argv[2])
+convert(sys.argv[1], sys.argv[2])
 """
 
 
