@@ -1,8 +1,8 @@
-"""Why a graph is not its source: hypotheses, tried at each operation that puts out what it should not.
+"""Find out why a graph is not its source, by trying hypotheses at each operation whose output is wrong.
 
-An operation is guilty if its output is not what its own input and the source's weights give. A hypothesis is the same
-operation with something changed; the one that gives the graph's output is the cause, and how closely it does is the
-evidence. Only logits and taps are looked at, never the graph or its weights.
+An operation is guilty if its own input and the source's weights do not give its output. A hypothesis is the same
+operation with one thing changed. The hypothesis that gives the graph's output is the cause; how closely it does so is
+the evidence. Only logits and taps are used, never the graph or its weights.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from converter.parity.diagnosis.operations import Operation, Operations
 from converter.parity.diagnosis.taps import FLOAT16_MAXIMUM, Localisation
 from converter.parity.verdict.metrics import FLOAT32_EPSILON
 
-# Largest difference, as a share of the RMS of the output, by which an operation may miss what it should put out: of a
-# graph in float64 that ships float32 constants, and of one in float32. A rounded tensor is at 1e-4, a changed element
-# of a weight at 1e-5 and more.
+# The largest error of an operation, as a share of the RMS of its right output: for a graph in float64, which still has
+# its float32 constants, and for a graph in float32. A rounded tensor gives 1e-4, a changed element of a weight 1e-5
+# and more.
 FLOAT64_LIMIT = 1e-6
 FLOAT32_LIMIT = 1e-3
 
-# A hypothesis is confirmed if it leaves no more than is allowed, and no more than this share of the error: an error
-# just above what is allowed could otherwise be explained by anything.
+# A hypothesis is confirmed if the error it leaves is within the limit and at most this share of the error before.
+# Otherwise an error just above the limit could be explained by anything.
 EXPLAINED = 0.1
 
-# Of hypotheses that leave about as little as the best one, within this factor, the first is taken: names of one and the
-# same function stand in the order in which they are used.
+# Hypotheses that leave an error within this factor of the best one are equally good, and the first is taken: several
+# names of one function are listed with the most used name first.
 AS_GOOD = 10.0
 
-# For so many operations hypotheses are tried, the first in the model first: who repairs those will ask again.
+# Hypotheses are tried for this many operations, in the order of the model. After the repair one can check again.
 MAX_DIAGNOSED = 64
 
 
 class Subject(StrEnum):
-    """Who computes something else than the other two."""
+    """The one of the three that disagrees with the other two."""
 
     GRAPH = "graph"
     HUGGINGFACE = "Hugging Face"
@@ -45,14 +45,14 @@ class Subject(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """A cause and where it was found.
+    """A cause, and where it was found.
 
     Attributes:
         cause: its key; ``unexplained`` if no hypothesis held.
         sentence: for the user.
         operations: the taps that it explains.
-        error: the largest share by which they miss what they should put out.
-        left: of that, what is left once the hypothesis is granted.
+        error: the largest error of these operations, as a share of the right output.
+        left: the error that is left if the hypothesis holds.
     """
 
     cause: str
@@ -63,7 +63,7 @@ class Finding:
 
     @property
     def evidence(self) -> str:
-        """Figures for the sentence."""
+        """Return the figures that support the sentence."""
         if self.cause == "unexplained":
             return f"off by {self.error:.1e} of its size at most"
         return f"off by {self.error:.1e} of its size at most; granted that, by {self.left:.1e}"
@@ -71,15 +71,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found.
+    """The result of a diagnosis.
 
     Attributes:
-        subject: whose operations were looked at; of ``reference``, that the graph and Hugging Face agree against it.
-        case: what was fed.
-        findings: the first in the model first.
-        maxima: for each layer the largest absolute value of the truth, which 65504 is the most that float16 holds.
-        examined: how many operations were looked at.
-        guilty: how many of them put out what they should not; of these the first ``MAX_DIAGNOSED`` are explained.
+        subject: whose operations were examined. ``reference`` means that the graph and Hugging Face agree against it.
+        case: the name of the case that was fed.
+        findings: the causes, in the order of the model.
+        maxima: for each layer the largest absolute value of the truth, to be compared with float16's maximum.
+        examined: the number of operations that were examined.
+        guilty: the number of operations with a wrong output; the first ``MAX_DIAGNOSED`` of them are explained.
     """
 
     subject: Subject
@@ -91,7 +91,7 @@ class Diagnosis:
 
     @property
     def sentence(self) -> str:
-        """The first finding, or nothing."""
+        """Return the first finding as a sentence; empty if there is none."""
         if not self.findings:
             return ""
         more = f" (and {len(self.findings) - 1} more)" if len(self.findings) > 1 else ""
@@ -101,7 +101,13 @@ class Diagnosis:
 def diagnose(
     given: Operations, limit: float, localisation: Localisation, subject: Subject = Subject.GRAPH
 ) -> Diagnosis:
-    """Look at every operation by itself, and say what is wrong with those that are."""
+    """Examine every operation by itself and explain those whose output is wrong.
+
+    Args:
+        given: the operations of one case.
+        limit: the largest error that an operation may have, ``FLOAT64_LIMIT`` or ``FLOAT32_LIMIT``.
+        subject: whose operations they are.
+    """
     names = given.names()
     suspects: list[Suspect] = []
     guilty = 0
@@ -109,7 +115,7 @@ def diagnose(
         op = given[tap]
         error = op.error()
         if error <= limit or not all(bool(x.isfinite().all()) for x in op.inputs):
-            continue  # what comes after a NaN is not to blame
+            continue  # the operation that made the NaN is to blame, not this one
         guilty += 1
         if guilty <= MAX_DIAGNOSED:
             suspects.append(Suspect(tap, error, _explain(op, given, error, limit) or {_unexplained(op): math.nan}))
@@ -118,7 +124,7 @@ def diagnose(
 
 @dataclass(frozen=True)
 class Suspect:
-    """A guilty operation, its error, and the causes that would explain it with what each leaves of the error."""
+    """A guilty operation, its error, and each cause that would explain it with the error that the cause leaves."""
 
     tap: str
     error: float
@@ -126,7 +132,7 @@ class Suspect:
 
 
 def _explain(op: Operation, given: Operations, error: float, limit: float) -> dict[Cause, float]:
-    """The hypotheses of the first guess that gives what the graph gave, all that do so about equally well."""
+    """Return the confirmed hypotheses of the first guess that has any, those that are about equally good."""
     if op.misshapen(op.compute()):
         return {}
     for guess in GUESSES[op.sort]:
@@ -139,9 +145,10 @@ def _explain(op: Operation, given: Operations, error: float, limit: float) -> di
 
 
 def _findings(suspects: list[Suspect]) -> list[Finding]:
-    """As few causes as explain all suspects: the one that explains most first, of equal ones the first that was tried.
+    """Return as few causes as explain all suspects.
 
-    Two hypotheses can be one and the same in one layer (a scale of 1/√4, and the number of layer 2), but not in all.
+    The cause that explains most is taken first. If several explain as many, the one that was tried first is taken. Two
+    hypotheses can be the same in one layer (a scale of 1/√4, and division by the number of layer 2), but not in all.
     """
     findings: list[Finding] = []
     left = suspects
@@ -155,11 +162,11 @@ def _findings(suspects: list[Suspect]) -> list[Finding]:
 
 
 def _unexplained(op: Operation) -> Cause:
-    """What can be said without a cause."""
+    """Describe the wrong output when no hypothesis explains it."""
     expected = op.compute()
     if op.misshapen(expected):
         found, wanted = list(op.output.shape), [*op.real.shape, expected.shape[-1]]
-        return Cause("shape", f"{op.tap} is of shape {found}; its input gives {wanted}")
+        return Cause("shape", f"{op.tap} has the shape {found}; its input gives {wanted}")
     lost = ~op.output[op.real].isfinite()
     if not bool(lost.any()):
         return Cause("unexplained", f"{op.tap} ({op.sort}) does not put out what its input and weights give")
@@ -183,7 +190,7 @@ def _finding(cause: Cause, places: list[Suspect]) -> Finding:
 
 
 def _maxima(localisation: Localisation) -> dict[str, float]:
-    """The largest absolute value of each layer."""
+    """Return the largest absolute value of each layer."""
     largest: dict[str, float] = {}
     for tap in localisation.taps:
         place = "model" if tap.layer is None else f"h.{tap.layer}"

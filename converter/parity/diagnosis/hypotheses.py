@@ -1,7 +1,7 @@
-"""Hypotheses: what may be wrong with an operation, each as the same operation with something changed.
+"""Hypotheses about what is wrong with an operation. Each is the same operation with one thing changed.
 
-A guess is a function of an operation that gives hypotheses one after the other, each with the cause that it stands for.
-What can be solved for (an epsilon, a factor, the one number that was changed) is solved for from the graph's output.
+A guess is a function that takes an operation and yields hypotheses, each with its cause. Where a value can be solved
+for (an epsilon, a factor, one changed number), it is solved for from the graph's output.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from converter.parity.diagnosis.operations import Operation, Operations, Sort, o
 from reference.activations import FUNCTIONS
 from reference.model import causal_mask
 
-# Types that a tensor may have been rounded to.
+# The types to which a tensor may have been rounded.
 ROUNDINGS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float8": torch.float8_e4m3fn}
 
-# What checkpoints are trained with, before its other names.
+# The activations that checkpoints are trained with. They are tried before other names of the same functions.
 USUAL_ACTIVATIONS = ("gelu", "gelu_new", "quick_gelu", "relu", "silu")
 
 POSITION_OFFSETS = (1, -1, 2, -2)
 ORDERS = ((1, 0, 2), (0, 2, 1), (2, 1, 0), (1, 2, 0), (2, 0, 1))
 
-# Another layer's weights are tried on the whole of an operation if they leave this share of the error in two positions.
+# Another layer's weights are tried on all positions if they leave at most this share of the error at two positions.
 SCREEN = 0.1
 PARTS = ("q", "k", "v")
 
-MAX_LABELS = 1024  # of a head whose rows may be in another order; so many of them are told
+MAX_LABELS = 1024  # a head with more rows is not searched for another order of them
 LABELS_SHOWN = 10
 
 
@@ -42,7 +42,7 @@ class Cause:
 
     Attributes:
         key: the kind of defect, one word that does not change.
-        sentence: what it is, where ``{}`` stands for where; one a user can act on.
+        sentence: a sentence that a user can act on; ``{}`` stands for the place.
     """
 
     key: str
@@ -54,7 +54,7 @@ Guess = Callable[[Operation, Operations], Iterator[Hypothesis]]
 
 
 def changed_weights(op: Operation, given: Operations) -> Iterator[Hypothesis]:
-    """Of the operation's weight and bias: rounded, scaled, left out."""
+    """Yield: the weight or the bias is rounded, scaled, or left out."""
     assert op.weight is not None
     weight = f"{_owner(op, given)}.weight"
     for name, dtype in ROUNDINGS.items():
@@ -70,7 +70,7 @@ def changed_weights(op: Operation, given: Operations) -> Iterator[Hypothesis]:
 
 
 def _scaled(op: Operation, weight: str) -> Iterator[Hypothesis]:
-    """The whole weight is a multiple of what it should be: the multiple is solved for."""
+    """Yield: the whole weight is multiplied by a factor, which is solved for."""
     assert op.weight is not None
     base = op.but(weight=torch.zeros_like(op.weight)).compute()
     product = op.compute() - base
@@ -81,7 +81,7 @@ def _scaled(op: Operation, weight: str) -> Iterator[Hypothesis]:
 
 
 def transposed(op: Operation, given: Operations) -> Iterator[Hypothesis]:
-    """The weight's bytes in the order of its transpose."""
+    """Yield: the weight is transposed."""
     assert op.weight is not None
     shape, owner = op.weight.shape, _owner(op, given)
     cause = Cause("transposed", f"{owner}.weight is transposed: it lies [out, in] where the graph takes [in, out]")
@@ -91,7 +91,7 @@ def transposed(op: Operation, given: Operations) -> Iterator[Hypothesis]:
 
 
 def other_layers(op: Operation, given: Operations) -> Iterator[Hypothesis]:
-    """The weights are another layer's; a few rows of the output tell which before all are computed."""
+    """Yield: the weights are another layer's. Two positions tell which layer before all are computed."""
     if op.layer is None:
         return
     text = int(op.real.sum(dim=1).argmax())  # the longest
@@ -108,7 +108,7 @@ def other_layers(op: Operation, given: Operations) -> Iterator[Hypothesis]:
 
 
 def orders(op: Operation, given: Operations) -> Iterator[Hypothesis]:
-    """q, k and v in another order, or side by side for each head instead of one after the other."""
+    """Yield: q, k and v are in another order, or interleaved for each head or dimension."""
     if op.sort is Sort.LINEAR and not op.tap.endswith("c_attn"):
         return
     for order in ORDERS:
@@ -123,20 +123,20 @@ def orders(op: Operation, given: Operations) -> Iterator[Hypothesis]:
 
 
 def _thirds(x: Tensor, order: tuple[int, ...]) -> Tensor:
-    """q, k and v of ``[…, 3 · n_embd]`` in another order."""
+    """Reorder q, k and v in ``[…, 3 · n_embd]``."""
     thirds = x.chunk(3, dim=-1)
     return torch.cat([thirds[at] for at in order], dim=-1)
 
 
 def _interleave(x: Tensor, op: Operation, axes: tuple[int, int, int]) -> Tensor:
-    """``[…, 3 · n_head · head_dim]`` with those three axes in another order."""
+    """Reorder the three axes of ``[…, 3 · n_head · head_dim]``."""
     parts = x.unflatten(-1, (3, op.config.n_head, op.config.head_dim))
     lead = tuple(range(parts.dim() - 3))
     return parts.permute(*lead, *(parts.dim() + axis for axis in axes)).flatten(-3)
 
 
 def _deinterleave(x: Tensor, op: Operation, axes: tuple[int, int, int]) -> Tensor:
-    """What ``_interleave`` turns into ``x``."""
+    """Undo ``_interleave``."""
     sizes = (3, op.config.n_head, op.config.head_dim)
     parts = x.unflatten(-1, tuple(sizes[axis + 3] for axis in axes))
     lead = tuple(range(parts.dim() - 3))
@@ -145,7 +145,7 @@ def _deinterleave(x: Tensor, op: Operation, axes: tuple[int, int, int]) -> Tenso
 
 
 def _reordered(op: Operation, change: Callable[[Tensor], Tensor]) -> Operation:
-    """An operation on q, k and v whose 3 · n_embd columns are in another order."""
+    """Apply ``change`` to the 3 · n_embd columns of an operation on q, k and v."""
     if op.sort is Sort.LINEAR:
         assert op.weight is not None
         return op.but(weight=change(op.weight), bias=None if op.bias is None else change(op.bias))
@@ -159,7 +159,7 @@ def _alike(inputs: tuple[Tensor, ...]) -> bool:
 
 
 def epsilons(op: Operation, given: Operations) -> Iterator[Hypothesis]:
-    """Another epsilon, solved for: output − bias = (x − mean) · weight / √(variance + epsilon)."""
+    """Yield: another epsilon, solved for from output − bias = (x − mean) · weight / √(variance + epsilon)."""
     x = op.inputs[0]
     centred = x - x.mean(dim=-1, keepdim=True)
     variance = centred.square().mean(dim=-1, keepdim=True)
@@ -175,24 +175,23 @@ def epsilons(op: Operation, given: Operations) -> Iterator[Hypothesis]:
 
 
 def activations(op: Operation, given: Operations) -> Iterator[Hypothesis]:
-    """Another of the functions that a config can name."""
-    usual = (
-        ("linear",) if op.layer is None else USUAL_ACTIVATIONS
-    )  # scores that are all positive, relu leaves alone too
+    """Yield: another activation of those that a config can name."""
+    # Of a summary "linear" comes first: relu does not change scores that are all positive.
+    usual = ("linear",) if op.layer is None else USUAL_ACTIVATIONS
     for name in sorted(FUNCTIONS, key=lambda name: name not in usual):
         cause = Cause("activation", f"the activation in {{}} is {name}; the source has {op.activation}")
         yield cause, op.but(activation=name)
 
 
 def slopes(op: Operation, given: Operations) -> Iterator[Hypothesis]:
-    """Another slope of prelu, solved for."""
+    """Yield: another slope of prelu, solved for."""
     if op.activation == "prelu" and op.weight is not None:
         below = op.inputs[0].clamp(max=0.0)
         yield _element(op, "weight", f"{op.tap}.weight", (0,), _slope(below, op.output - op.compute()))
 
 
 def scales(op: Operation, given: Operations) -> Iterator[Hypothesis]:
-    """What q·k is multiplied with."""
+    """Yield: another factor for q·k."""
     config, layer = op.config, op.layer or 0
     root = config.head_dim**-0.5
     by_layer = config.scale_attn_by_inverse_layer_idx
@@ -210,7 +209,7 @@ def scales(op: Operation, given: Operations) -> Iterator[Hypothesis]:
 
 
 def masks(op: Operation, given: Operations) -> Iterator[Hypothesis]:
-    """Who may look where."""
+    """Yield: another attention mask."""
     case = given.case
     padding = torch.tensor(case.attention_mask)
     length = padding.size(1)
@@ -244,7 +243,7 @@ def masks(op: Operation, given: Operations) -> Iterator[Hypothesis]:
 
 
 def positions(op: Operation, given: Operations) -> Iterator[Hypothesis]:
-    """Which row of an embedding is taken."""
+    """Yield: other rows of an embedding."""
     assert op.ids is not None
     assert op.weight is not None
     last = len(op.weight) - 1
@@ -262,7 +261,7 @@ def positions(op: Operation, given: Operations) -> Iterator[Hypothesis]:
 
 
 def heads(op: Operation, given: Operations) -> Iterator[Hypothesis]:
-    """The output head reads another matrix, or its own in another order."""
+    """Yield: the output head uses another matrix, or its own rows in another order."""
     assert op.weight is not None
     own = f"{_owner(op, given)}.weight"
     for name in ("wte.weight", "lm_head.weight", "wpe.weight"):
@@ -277,12 +276,12 @@ def heads(op: Operation, given: Operations) -> Iterator[Hypothesis]:
 
 
 def _permuted(op: Operation, own: str) -> Iterator[Hypothesis]:
-    """The rows in another order, with their biases or without: for each number the row that gives it best."""
+    """Yield: the rows are in another order, with or without their biases. For each output the best row is found."""
     assert op.weight is not None
     rows = len(op.weight)
     zeros = torch.zeros(rows, dtype=op.weight.dtype)
     for bias in (zeros,) if op.bias is None else (op.bias, zeros):
-        kept = (op.bias if op.bias is not None else zeros) - bias  # what stays in its place
+        kept = (op.bias if op.bias is not None else zeros) - bias  # the biases that are not reordered
         ours = (op.but(bias=bias).compute())[op.real]
         order = torch.cdist((op.output - kept)[op.real].T, ours.T).argmin(dim=1)
         told = ", ".join(str(int(row)) for row in order[:LABELS_SHOWN]) + (", …" if rows > LABELS_SHOWN else "")
@@ -291,14 +290,14 @@ def _permuted(op: Operation, own: str) -> Iterator[Hypothesis]:
 
 
 def left_out(op: Operation, given: Operations) -> Iterator[Hypothesis]:
-    """A sum that adds only one of its two."""
+    """Yield: one of the two inputs is not added."""
     for at, name in enumerate(given.inputs_of(op.tap)):
         others = tuple(x for i, x in enumerate(op.inputs) if i != at)
         yield Cause("left_out", f"{name} is not added in {{}}"), op.but(inputs=others)
 
 
 def single_elements(op: Operation, given: Operations) -> Iterator[Hypothesis]:
-    """One number of a weight or bias, solved for from the one column that differs.
+    """Yield: one number of a weight or a bias differs. It is solved for from the one column that differs.
 
     The difference of column j over the positions is δ for a bias, δ·x[:, i] for element [i, j] of a weight, and
     δ·normalised x[:, j] for the gain of a normalisation.
@@ -356,7 +355,7 @@ def _slope(x: Tensor, y: Tensor) -> float:
     return float((x * y).sum() / x.square().sum().clamp(min=1e-300))
 
 
-# What is tried at an operation, the telling before the general.
+# The guesses for each sort of operation, the specific ones before the general ones.
 GUESSES: dict[Sort, tuple[Guess, ...]] = {
     Sort.EMBEDDING: (positions, changed_weights, single_elements),
     Sort.SUM: (left_out,),

@@ -1,6 +1,6 @@
-"""What each operation should put out, given what went into it: one layer of one graph, looked at by itself.
+"""Recompute each operation of a graph from its own input.
 
-The inputs are a graph's own taps, so that an error made earlier is not charged to what comes after it.
+The inputs are the graph's own taps. So an earlier error does not count against the operations after it.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Sort(StrEnum):
     POOL = "choice of the position that answers"
 
 
-# By the last part of a tap's name: what it is, and the taps that it takes in. A name with a dot in front is in the same
-# layer; "stream" is what the layer before it left.
+# The last part of a tap's name → its sort, and the taps that are its inputs. A name with a dot in front is in the same
+# layer; "stream" is the output of the layer before.
 SORTS: dict[str, tuple[Sort, tuple[str, ...]]] = {
     "wte": (Sort.EMBEDDING, ()),
     "wpe": (Sort.EMBEDDING, ()),
@@ -70,17 +70,18 @@ SORTS: dict[str, tuple[Sort, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation, with what it was given and what it should compute with.
+    """One operation: its inputs, its output, and the parameters it should use.
 
     Attributes:
-        tap, layer, sort: which.
-        inputs: what went in, ``[batch, tokens, width]`` float64.
-        output: what came out.
-        real: ``[batch, tokens]`` bool, where it counts.
-        ids: of an embedding, the rows to gather.
-        weight, bias: in the layout of the file, float64.
-        epsilon, scale, mask, n_head, activation, part: what else the sort needs; ``part`` is 0, 1, 2 for q, k, v;
-            ``last`` is the position in each row that a pool picks.
+        tap, layer, sort: which operation it is.
+        inputs: ``[batch, tokens, width]`` float64.
+        output: what the graph gave, ``[batch, tokens, width]`` float64.
+        real: ``[batch, tokens]`` bool, False for padding.
+        ids: the rows that an embedding takes, ``[batch, tokens]``.
+        weight, bias: the source's, float64, in the layout of the file.
+        epsilon, scale, mask, activation: as the sort needs them.
+        part, order: for a split or an attention, which of q, k, v (0, 1, 2), and in which order they lie.
+        last: for a pool, the position that it picks in each row.
     """
 
     tap: str
@@ -102,19 +103,19 @@ class Operation:
     last: Tensor | None = None
 
     def but(self, **changes: Any) -> Operation:
-        """The same with something changed: a hypothesis."""
+        """Return a copy with something changed: a hypothesis."""
         return replace(self, **changes)
 
     def compute(self) -> Tensor:
-        """What comes out of ``inputs``."""
+        """Compute the output from ``inputs``."""
         return COMPUTE[self.sort](self)
 
     def misshapen(self, expected: Tensor) -> bool:
-        """Whether ``output`` is not of the shape that it should be."""
+        """Tell whether ``output`` has another shape than ``expected``."""
         return expected.shape != self.output.shape or expected.shape[:2] != self.real.shape
 
     def error(self) -> float:
-        """How far ``output`` is from that: the largest difference as a share of the RMS of what should come out."""
+        """Return the largest difference between ``output`` and ``compute()``, as a share of the RMS of the latter."""
         expected, found = self.compute(), self.output
         if self.misshapen(expected):
             return float("inf")
@@ -184,18 +185,18 @@ COMPUTE: dict[Sort, Callable[[Operation], Tensor]] = {
 
 
 class Operations:
-    """The operations of one case, as a graph's taps show them; weights are read when one is asked for."""
+    """The operations of one case, by their tap. An operation's weights are read when it is asked for."""
 
     def __init__(self, ledger: Ledger, case: Case, taps: Taps) -> None:
         self.ledger, self.config, self.case, self.taps = ledger, ledger.config, case, taps
         self.mask = causal_mask(torch.tensor(case.attention_mask), case.input_ids.shape[1])
 
     def names(self) -> list[str]:
-        """Those whose inputs and output the graph shows."""
+        """Return the taps whose inputs and output are known."""
         return [tap for tap in tap_names(self.config) if all(name in self.taps for name in (tap, *self.inputs_of(tap)))]
 
     def inputs_of(self, tap: str) -> list[str]:
-        """The taps that go into one."""
+        """Return the taps that are the inputs of ``tap``."""
         layer = layer_of(tap)
         before = f"h.{(self.config.n_layer if layer is None else layer) - 1}.mlp_residual" if layer != 0 else "drop"
         _, inputs = SORTS[short_name(tap)]
@@ -204,7 +205,7 @@ class Operations:
         return [before if name == "stream" else f"h.{layer}{name}" if name[0] == "." else name for name in inputs]
 
     def weight(self, name: str) -> Tensor | None:
-        """A parameter in float64, if the model has it."""
+        """Return a parameter in float64; None if the model does not have it."""
         weights: Mapping[str, LazyTensor] = self.ledger.weights
         return to_torch(weights[name]).double() if name in weights else None
 
@@ -214,7 +215,7 @@ class Operations:
         owner = owner_of(tap, self.config)
         inputs = tuple(torch.from_numpy(self.taps[given]) for given in self.inputs_of(tap))
         output = torch.from_numpy(self.taps[tap])
-        if sort is Sort.SPLIT:  # of a case that is cut, keys and values are there for all positions
+        if sort is Sort.SPLIT:  # keys and values cover all positions, also if the case keeps the last ones only
             output = output[:, -inputs[0].shape[1] :]
         ids = {"wte": self.case.kept_ids, "wpe": self.case.position_ids[:, -self.case.keep :]}.get(tap)
         return Operation(
@@ -237,17 +238,17 @@ class Operations:
         )
 
     def activation_of(self, tap: str) -> str:
-        """The activation there, if one is: that of the blocks, or that of a summary."""
+        """Return the activation at ``tap``: the one of the blocks, or the one of a summary."""
         blocks, summary = self.config.activation_function, self.config.summary_activation
         return blocks if layer_of(tap) is not None else summary or "linear"
 
 
 def owner_of(tap: str, config: GPT2Config) -> str:
-    """The module whose weights a tap was computed with."""
+    """Return the name of the module whose weights compute ``tap``."""
     module = module_of(tap, config.head)
     return "wte" if module == "lm_head" and config.tie_word_embeddings else module
 
 
 def short_name(tap: str) -> str:
-    """A tap's name without its layer: ``h.3.mlp.act`` → ``mlp.act``."""
+    """Return a tap's name without its layer: ``h.3.mlp.act`` → ``mlp.act``."""
     return tap.split(".", 2)[2] if tap.startswith("h.") else tap

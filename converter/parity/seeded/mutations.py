@@ -1,7 +1,7 @@
-"""Seeded defects: each changes the files of a conversion as a bug in an exporter would.
+"""Seeded defects. Each changes the files of a conversion as a bug in an exporter would.
 
-Neither the verdict nor the diagnosis ever sees this module; they are given the files. A mutation knows by which name a
-good diagnosis would call it.
+The verdict and the diagnosis never see this module; they see only the files. A mutation knows which cause a good
+diagnosis would name.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from converter.runtime.session import model_file
 from converter.weights.table import TABLE, canonical
 from reference.config import GPT2Config
 
-# A changed element is that of median magnitude in its tensor: neither one that hardly counts nor one that stands out.
+# The element that is changed has the median magnitude of its tensor: it matters, and it does not stand out.
 ELEMENT_CHANGE = 0.01
 
 
 @dataclass(frozen=True)
 class Copy:
-    """A conversion that may be spoilt.
+    """A conversion that may be changed.
 
     Attributes:
         source: a copy of the source's folder.
@@ -44,7 +44,7 @@ class Copy:
 
     @property
     def layer(self) -> int:
-        """The layer that single defects go into: one in the middle."""
+        """Return the layer in the middle, which takes defects of a single layer."""
         return self.config.n_layer // 2
 
     def edit_graph(self, edit: Callable[[GraphProto], None]) -> None:
@@ -57,7 +57,7 @@ class Copy:
             onnx.save(model, file)
 
     def edit_weight(self, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Change a tensor of the data file in its bytes."""
+        """Change a tensor in the data file."""
         file = model_file(self.out)
         tensor = next(t for t in onnx.load(file, load_external_data=False).graph.initializer if t.name == name)
         where = {entry.key: entry.value for entry in tensor.external_data}
@@ -68,7 +68,7 @@ class Copy:
         mapped.flush()
 
     def edit_config(self, **values: Any) -> None:
-        """Change what both configs say; the graph stays as it is."""
+        """Change both configs, and leave the graph as it is."""
         for folder in (self.source, self.out):
             write_json(folder / "config.json", read_json(folder / "config.json") | values)
 
@@ -81,12 +81,12 @@ class Mutation:
     """A defect.
 
     Attributes:
-        name: for the matrix.
-        causes: what a diagnosis may call it, by ``Finding.cause``.
-        apply: seeds it.
-        variant: config and weights with which the source is rewritten and converted anew before; nothing for as it is.
-        possible: whether the model has a place for it.
-        needs: a weight, ``{i}`` for the middle layer, without which it would change nothing: one that is not all zeros.
+        name: its row in the matrix of defects.
+        causes: the values of ``Finding.cause`` that name it.
+        apply: seeds it into a copy.
+        variant: rewrites the source, which is then converted anew; None if the source stays as it is.
+        possible: whether a model has a place for it.
+        needs: a weight that must not be all zeros, or the defect would change nothing; ``{i}`` is the middle layer.
     """
 
     name: str
@@ -110,18 +110,18 @@ def in_layer(name: str, change: Callable[[np.ndarray, GPT2Config], np.ndarray]) 
 
 
 def transpose(weight: np.ndarray, config: GPT2Config) -> np.ndarray:
-    """The bytes of the transpose, which a square weight hides."""
+    """Store the transpose in the same shape. A square weight hides it."""
     return weight.T.reshape(weight.shape)
 
 
 def swap_q_and_k(weight: np.ndarray, config: GPT2Config) -> np.ndarray:
-    """The first two thirds change places."""
+    """Swap the first two thirds."""
     q, k, v = np.split(weight, 3, axis=-1)
     return np.concatenate([k, q, v], axis=-1)
 
 
 def interleave(weight: np.ndarray, config: GPT2Config) -> np.ndarray:
-    """q, k and v of a head side by side, as Megatron-LM stores them."""
+    """Put q, k and v of each head side by side, as Megatron-LM stores them."""
     parts = weight.reshape(*weight.shape[:-1], 3, config.n_head, config.head_dim)
     return np.swapaxes(parts, -3, -2).reshape(weight.shape)
 
@@ -138,12 +138,12 @@ def both(name: str, change: Callable[[np.ndarray, GPT2Config], np.ndarray]) -> A
 
 
 def rounded(dtype: torch.dtype) -> Callable[[np.ndarray, GPT2Config], np.ndarray]:
-    """Through a narrower type and back."""
+    """Round to a narrower type."""
     return lambda weight, config: torch.from_numpy(weight).to(dtype).float().numpy()
 
 
 def spoil(value: float) -> Callable[[np.ndarray, GPT2Config], np.ndarray]:
-    """One number, of median magnitude, becomes another."""
+    """Replace the number of median magnitude."""
 
     def change(weight: np.ndarray, config: GPT2Config) -> np.ndarray:
         weight.flat[median(weight)] = value
@@ -153,13 +153,13 @@ def spoil(value: float) -> Callable[[np.ndarray, GPT2Config], np.ndarray]:
 
 
 def element(name: str) -> Apply:
-    """One number of a tensor, that of median magnitude, grows by one in a hundred."""
+    """Change the number of median magnitude in a tensor by 1 %."""
 
     def change(weight: np.ndarray, config: GPT2Config) -> np.ndarray:
         part = weight
-        if name.endswith("c_attn.bias"):  # of the keys' bias no logit knows: softmax drops what all keys share
+        if name.endswith("c_attn.bias"):  # the keys' bias changes no logit: softmax drops what all keys share
             part = weight[: config.n_embd]
-        if name == "wpe.weight":  # of positions that every level feeds
+        if name == "wpe.weight":  # the positions that every level feeds
             part = weight[:SHORT_TOKENS]
         part.flat[median(part)] *= np.float32(1 + ELEMENT_CHANGE)
         return weight
@@ -168,12 +168,12 @@ def element(name: str) -> Apply:
 
 
 def median(weight: np.ndarray) -> int:
-    """The flat index of the number of median magnitude."""
+    """Return the flat index of the number of median magnitude."""
     return int(np.argsort(np.abs(weight), axis=None)[weight.size // 2])
 
 
 def swap_layers(copy: Copy) -> None:
-    """The first layer and the last change places."""
+    """Swap the first and the last layer."""
     first, last = "h.0.", f"h.{copy.config.n_layer - 1}."
 
     def swap(graph: GraphProto) -> None:
@@ -190,7 +190,7 @@ def swap_layers(copy: Copy) -> None:
 
 
 def on_nodes(edit: Callable[[NodeProto, GPT2Config], None], everywhere: bool, *tails: str) -> Apply:
-    """Change the nodes that put out a value of one of these names, in all layers or in the middle one."""
+    """Change the nodes that give a value of one of these names, in all layers or in the middle one."""
 
     def apply(copy: Copy) -> None:
         layers = range(copy.config.n_layer) if everywhere else [copy.layer]
@@ -207,12 +207,12 @@ def on_nodes(edit: Callable[[NodeProto, GPT2Config], None], everywhere: bool, *t
 
 
 def attribute(node: NodeProto, name: str) -> AttributeProto:
-    """A node's attribute."""
+    """Return an attribute of a node."""
     return next(a for a in node.attribute if a.name == name)
 
 
 def activation(op_type: str) -> Callable[[NodeProto, GPT2Config], None]:
-    """Another operator in the activation's place."""
+    """Use another operator as activation."""
 
     def edit(node: NodeProto, config: GPT2Config) -> None:
         node.op_type = op_type
@@ -222,7 +222,7 @@ def activation(op_type: str) -> Callable[[NodeProto, GPT2Config], None]:
 
 
 def epsilon(factor: float) -> Callable[[NodeProto, GPT2Config], None]:
-    """A multiple of the epsilon."""
+    """Multiply the epsilon."""
 
     def edit(node: NodeProto, config: GPT2Config) -> None:
         attribute(node, "epsilon").f *= factor
@@ -231,7 +231,7 @@ def epsilon(factor: float) -> Callable[[NodeProto, GPT2Config], None]:
 
 
 def scale(change: Callable[[float, int, GPT2Config], float]) -> Callable[[NodeProto, GPT2Config], None]:
-    """Another attention scale, by what it was and the layer's number."""
+    """Change the attention scale: ``change`` takes the old one and the layer."""
 
     def edit(node: NodeProto, config: GPT2Config) -> None:
         held = attribute(node, "scale")
@@ -241,7 +241,7 @@ def scale(change: Callable[[float, int, GPT2Config], float]) -> Callable[[NodePr
 
 
 def swap_inputs(first: int, second: int) -> Callable[[NodeProto, GPT2Config], None]:
-    """Two inputs change places."""
+    """Swap two inputs."""
 
     def edit(node: NodeProto, config: GPT2Config) -> None:
         node.input[first], node.input[second] = node.input[second], node.input[first]
@@ -250,12 +250,12 @@ def swap_inputs(first: int, second: int) -> Callable[[NodeProto, GPT2Config], No
 
 
 def swap_outputs(node: NodeProto, config: GPT2Config) -> None:
-    """The second and third output change places."""
+    """Swap the second and the third output."""
     node.output[1], node.output[2] = node.output[2], node.output[1]
 
 
 def to_identity(node: NodeProto, config: GPT2Config) -> None:
-    """A sum that forgets its second input."""
+    """Turn a sum into its first input."""
     node.op_type = "Identity"
     del node.input[1:]
 
@@ -263,7 +263,7 @@ def to_identity(node: NodeProto, config: GPT2Config) -> None:
 def insert(
     before: str, *nodes: tuple[str, list[str], str], constants: dict[str, int] | None = None
 ) -> Callable[[GraphProto], None]:
-    """Put nodes before the one that puts out ``before``; integers they need become initializers."""
+    """Insert nodes before the node that gives ``before``; ``constants`` become initializers."""
 
     def edit(graph: GraphProto) -> None:
         at = next(i for i, node in enumerate(graph.node) if before in node.output)
@@ -276,7 +276,7 @@ def insert(
 
 
 def shift_positions(copy: Copy) -> None:
-    """Every position is one too far, the last apart."""
+    """Add 1 to every position but the last."""
 
     def edit(graph: GraphProto) -> None:
         insert(
@@ -291,7 +291,7 @@ def shift_positions(copy: Copy) -> None:
 
 
 def count_padding(copy: Copy) -> None:
-    """Positions are counted over the padding too: those that the mask compares."""
+    """Count positions over the padding too, by using the positions that the mask compares."""
 
     def edit(graph: GraphProto) -> None:
         queries = [node.output[0] for node in graph.node if node.op_type == "Range"][-1]
@@ -302,13 +302,13 @@ def count_padding(copy: Copy) -> None:
 
 
 def replace_input(graph: GraphProto, output: str, old: str, new: str) -> None:
-    """Have the node of ``output`` read another value."""
+    """Make the node of ``output`` read another value."""
     node = next(node for node in graph.node if output in node.output)
     node.input[:] = [new if name == old else name for name in node.input]
 
 
 def look_ahead(copy: Copy) -> None:
-    """Every position sees the one after it."""
+    """Let every position see the one after it."""
 
     def edit(graph: GraphProto) -> None:
         node = next(node for node in graph.node if node.op_type == "LessOrEqual")
@@ -320,7 +320,7 @@ def look_ahead(copy: Copy) -> None:
 
 
 def forget_padding(copy: Copy) -> None:
-    """The mask is causal and nothing else."""
+    """Drop the padding from the mask; it stays causal."""
 
     def edit(graph: GraphProto) -> None:
         node = next(node for node in graph.node if node.op_type == "And")
@@ -331,7 +331,7 @@ def forget_padding(copy: Copy) -> None:
 
 
 def head_reads(name: str) -> Apply:
-    """The output head multiplies with another initializer."""
+    """Make the output head use another initializer."""
 
     def edit(graph: GraphProto) -> None:
         node = next(node for node in graph.node if node.op_type == "Gemm")
@@ -344,7 +344,7 @@ def head_reads(name: str) -> Apply:
 
 
 def untie(folder: Path) -> None:
-    """Give the source a head of its own: its embedding, each row turned by one."""
+    """Give the source a head of its own: its embedding with the columns rolled by one."""
     weights = load_file(folder / "model.safetensors")
     embedding = next(weight for name, weight in weights.items() if canonical(name) == "wte.weight")
     own = {name: weight for name, weight in weights.items() if canonical(name) != "lm_head.weight"}
@@ -354,7 +354,7 @@ def untie(folder: Path) -> None:
 
 
 def flag(**values: Any) -> Apply:
-    """Both configs say what the graph does not do."""
+    """Set keys of both configs that the graph does not follow."""
     return lambda copy: copy.edit_config(**values)
 
 
@@ -362,7 +362,7 @@ GELUS = ("gelu_new", "gelu_accurate", "gelu_fast", "gelu_python_tanh", "gelu_pyt
 
 
 def several_positions(config: GPT2Config) -> bool:
-    """Whether there is room for more than one token."""
+    """Tell whether the model has more than one position."""
     return config.n_positions > 1
 
 
@@ -409,7 +409,7 @@ MUTATIONS: tuple[Mutation, ...] = (
 
 
 def elements(config: GPT2Config) -> Iterator[Mutation]:
-    """One changed number in each tensor that a layer has, and in each that the model has once."""
+    """Yield one changed number in each tensor of the middle layer and of the rest of the model."""
     for weight in TABLE:
         if weight.needed(config):
             name = weight.name.format(i=config.n_layer // 2)
@@ -417,5 +417,5 @@ def elements(config: GPT2Config) -> Iterator[Mutation]:
 
 
 def scaled_matrix(name: str, change: float) -> Apply:
-    """A whole matrix times 1 + ``change``."""
+    """Multiply a whole matrix by 1 + ``change``."""
     return lambda copy: copy.edit_weight(name, lambda weight: weight * np.float32(1 + change))
