@@ -1,6 +1,6 @@
 """How weights are best cut into blocks: quality on the bundled checkpoint, speed on a random one of 124 M parameters.
 
-    python scripts/blocks.py                  # both; converter/precisions.py has what was chosen
+    python scripts/blocks.py                  # both; converter/weights/precisions.py has what was chosen
     python scripts/blocks.py --no-speed
 
 Quality is against float32 on the held-out text; decode speed alternates between candidates, medians of --rounds.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -21,8 +22,7 @@ from converter import convert, load
 from converter.data import CHECKPOINT
 from converter.runtime.session import Model
 from converter.weights import precisions
-from converter.weights.precisions import Precision, Scheme
-from converter.weights.quantize import Blocks
+from converter.weights.precisions import Blocks, Scheme
 
 NEW_TOKENS, PROMPT = 64, 128
 
@@ -52,7 +52,7 @@ def decode(model: Model) -> float:
 
 def folder(source: Path, out: Path, scheme: Scheme) -> Path:
     """A model folder with one precision, cut as ``scheme`` says."""
-    precisions.PRECISIONS["int8"] = Precision("int8", "_int8", "float32", scheme, "int8", "a trial", effort=3)
+    precisions.PRECISIONS["int8"] = replace(precisions.PRECISIONS["int8"], scheme=scheme)
     convert(source, out, precision="int8", force=True, scan=False)
     return out
 

@@ -11,7 +11,6 @@ from converter.cli import terminal
 from converter.cli.group import cli
 from converter.cli.options import (
     OUTPUT_GROUP,
-    PRECISIONS,
     RUNTIME_GROUP,
     complete_names,
     debug_option,
@@ -21,6 +20,7 @@ from converter.cli.options import (
     refuse_unwritable,
     threads_option,
 )
+from converter.weights.precisions import PRECISIONS
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -26,6 +26,7 @@ from converter.cli.options import (
     refuse_unwritable,
     source_help,
 )
+from converter.parity.verdict.limits import Limits
 
 if TYPE_CHECKING:
     from converter.parity.report.report import Report
@@ -38,13 +39,6 @@ def run_check(source: str, out: Path, show: bool, **options: Any) -> Report:
 
     with progress.steps("opening source and folder", show) as step:
         return run(source, out, own_process=True, progress=step, **options)
-
-
-# What converter.parity's Limits can be told, which takes numpy to say it.
-LIMITS = (
-    "rms", "maximum", "graph_float64", "huggingface_float64", "noise",
-    *(f"{name}.{cost}" for name in ("float16", "bfloat16", "int8", "int4") for cost in ("kl_mean", "perplexity_ratio")),
-)  # fmt: skip
 
 
 def parse_limits(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]) -> dict[str, float]:
@@ -105,7 +99,7 @@ def parse_limits(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str,
     metavar="NAME=NUMBER",
     multiple=True,
     callback=parse_limits,
-    shell_complete=complete_names(f"{name}=" for name in LIMITS),
+    shell_complete=complete_names(f"{name}=" for name in Limits().named()),
     help="Allow more or less: rms, maximum (× noise floor), graph_float64, huggingface_float64, noise, int8.kl_mean …",
 )
 @provider_option

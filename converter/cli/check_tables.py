@@ -15,16 +15,12 @@ if TYPE_CHECKING:
     from converter.parity.seeded.prove import Proof
     from converter.parity.verdict.judge import LegReport
 
-# Kinds of legs of which multiples of the noise floor say something.
-FLOORED = ("numerics", "noise floor", "another file")
-
-
 # Columns of the table of legs: its heading, and what stands there for a leg.
 LEG_COLUMNS: dict[str, Callable[[LegReport], str]] = {
     "RMS error": lambda leg: f"{leg.rms:.1e}",
     "max error": lambda leg: f"{leg.maximum:.1e}",
-    "RMS ÷ floor": lambda leg: f"{leg.rms_floors:.2f}" if leg.kind in FLOORED else "",
-    "max ÷ floor": lambda leg: f"{leg.maximum_floors:.2f}" if leg.kind in FLOORED else "",
+    "RMS ÷ floor": lambda leg: f"{leg.rms_floors:.2f}" if leg.has_floors else "",
+    "max ÷ floor": lambda leg: f"{leg.maximum_floors:.2f}" if leg.has_floors else "",
     "other top-1": lambda leg: str(leg.flips),
     "near ties": lambda leg: str(leg.near_ties),
     "top-5": lambda leg: f"{leg.top_k:.1%}",
@@ -86,10 +82,12 @@ def mark(fault: bool) -> str:
 
 
 def leg_mark(leg: LegReport) -> str:
-    """What is said of a leg in a word; those that measure are not judged but for a fault of their own."""
-    if leg.kind == "half precision":
-        return "in budget" if leg.within_budget else "over budget"
-    return "–" if leg.kind == "noise floor" and not leg.fault else mark(bool(leg.fault))
+    """Return a leg's status in its colour."""
+    colour = COLOURS.get(leg.status)
+    return f"[{colour}]{leg.status}[/]" if colour else leg.status
+
+
+COLOURS = {"pass": "green", "FAIL": "red", "over budget": "yellow"}
 
 
 def print_diagnosis(out: Console, report: Report) -> None:

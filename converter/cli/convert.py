@@ -16,7 +16,6 @@ from converter.cli.check_tables import print_report
 from converter.cli.group import MISMATCH, cli
 from converter.cli.options import (
     OUTPUT_GROUP,
-    PRECISIONS,
     SOURCE_GROUP,
     activation_option,
     adapter_option,
@@ -28,6 +27,7 @@ from converter.cli.options import (
     json_option,
     source_help,
 )
+from converter.weights.precisions import PRECISIONS
 
 if TYPE_CHECKING:
     from converter.folder.convert import Conversion

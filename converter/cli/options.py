@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from converter.weights.precisions import PRECISIONS
 from reference.config import ACTIVATION_NAMES, HEADS
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 MAX_THREADS = 1024
-
-PRECISIONS = ("fp32", "fp16", "int8", "int4")  # converter.precisions says what they are, and takes numpy to say it
 
 # Headings of options that several commands have; a command need not have all of them.
 SOURCE_GROUP = {"Reading SOURCE": ("ignore", "activation", "adapter", "head")}

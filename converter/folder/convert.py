@@ -17,7 +17,7 @@ from converter.files import read_json, reason, write_json
 from converter.folder import card, manifest
 from converter.folder.clients import config_json, genai_config, token_ids
 from converter.folder.staging import MANIFEST, bytes_in, second_graph, stage_name, staged, sweep, written_files
-from converter.weights import data_file, precisions
+from converter.weights import data_file, precisions, write
 from converter.weights.data_file import Plan
 from converter.weights.ledger import Ledger, account
 from converter.weights.precisions import PRECISIONS, Precision
@@ -111,7 +111,7 @@ def convert(
     ledger = account(checkpoint, ignore)
     if out is None:
         return _convert_in_place(checkpoint, ledger, opset, force, scan, progress)
-    layouts = {row: precisions.plan(ledger, row) for row in asked}
+    layouts = {row: write.plan(ledger, row) for row in asked}
     counter = data_file.Counter(progress)
     looked_at = counter.scan(ledger.weights, scan)
     written = {row: counter.part(layout.nbytes, _effort(row, layout, ledger)) for row, layout in layouts.items()}
@@ -121,10 +121,8 @@ def convert(
         (stage / "onnx").mkdir()
         there = dict(kept)
         for row, layout in layouts.items():
-            precisions.write(
-                stage / row.data, layout, ledger, row, looked_at if row is asked[0] else None, written[row]
-            )
-            there[row.name] = _write_graphs(stage, ledger, row, precisions.places(layout, row), opset)
+            write.write(stage / row.data, layout, ledger, row, looked_at if row is asked[0] else None, written[row])
+            there[row.name] = _write_graphs(stage, ledger, row, write.places(layout, row), opset)
         for facts in kept.values():
             _carry_over(Path(out), stage, [facts["data"], *facts["heads"].values()])
         plain = next((row for row in PRECISIONS.values() if row.name in there and row.scheme is None), None)
@@ -255,12 +253,12 @@ def _write_graphs(
 ) -> dict[str, Any]:
     """The graphs of one precision, and what the manifest says of it."""
     from converter.graph.build import build
-    from converter.graph.precision import ACCURACY_LEVEL, of
+    from converter.graph.layers import ACCURACY_LEVEL, layers_of
 
     heads = graph_files(ledger, model or row.model)
     for part in ledger.graphs:
         file = stage / heads[part.config.head]
-        file.write_bytes(build(part.config, places.__getitem__, opset, of(row)))
+        file.write_bytes(build(part.config, places.__getitem__, opset, layers_of(row)))
     data = stage / row.data  # in place, the source's own files
     size = data.stat().st_size if data.is_file() else sum(length for *_, length in places.values())
     size += sum((stage / name).stat().st_size for name in heads.values())
@@ -272,7 +270,7 @@ def _write_graphs(
         "bytes": size,
     }
     if row.scheme is not None:
-        share = precisions.quantized_share(ledger.config, row.scheme)
+        share = write.quantized_share(ledger.config, row.scheme)
         if not share:
             raise OutputError(f"{row.name} would quantize nothing of this model: choose another precision")
         facts |= {"quantized": round(share, 4), "blocks": asdict(row.scheme), "accuracy_level": ACCURACY_LEVEL}

@@ -25,7 +25,8 @@ from converter.folder.convert import Conversion, Progress
 from converter.folder.staging import bytes_in, staged
 from converter.weights import data_file
 from converter.weights.ledger import Ledger, account
-from converter.weights.table import TABLE, Layout, parameters
+from converter.weights.table import TABLE, parameters
+from converter.weights.write import rows_of_outputs
 from reference.config import HEAD_FIELDS, HEADS, STATE_FILE, STATE_KEY, GPT2Config
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -131,10 +132,7 @@ def to_reference(
     if len(ledger.graphs) > 1:
         raise ConfigError(f"{source} has two heads, which no class of the reference has; choose one with --head lm")
     layouts = {name: layout for name, layout, _ in parameters(ledger.config)}
-    state = {
-        name: weight.transposed() if layouts[name] is Layout.CONV1D else weight
-        for name, weight in ledger.weights.items()
-    }
+    state = {name: rows_of_outputs(weight, layouts[name]) for name, weight in ledger.weights.items()}
     metadata = data_file.METADATA | {STATE_KEY: json.dumps(config_json(checkpoint, ledger))}
     contents = Contents("reference", {STATE_FILE: state}, metadata, {})
     return _write(checkpoint, ledger, Path(out), contents, force, scan, progress)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from converter.graph.layers import Layers
 from converter.graph.module import Module
-from converter.graph.precision import Precision
 from reference.config import GPT2Config
 
 ATTENTION_SINCE = 23  # the opset that brought Attention
@@ -50,9 +50,9 @@ class ScaledDotProduct(Module):
     ``q``, ``k``, ``v`` and the result are ``[batch, new, n_embd]``. Without a cache there is none to return either.
     """
 
-    def __init__(self, config: GPT2Config, layer_idx: int, precision: Precision) -> None:
+    def __init__(self, config: GPT2Config, layer_idx: int, layers: Layers) -> None:
         super().__init__()
-        self.dtype = precision.dtype
+        self.dtype = layers.dtype
         self.n_head, self.head_dim = config.n_head, config.head_dim
         self.scale = config.attn_scale(layer_idx)
 
@@ -71,7 +71,7 @@ class ScaledDotProduct(Module):
         if past is not None:
             key = op.Concat(past[0], key, axis=2)
             value = op.Concat(past[1], value, axis=2)
-        if self.dtype != ir.DataType.FLOAT:  # q·k of half precision may be beyond it, and softmax adds many numbers up
+        if self.dtype != ir.DataType.FLOAT:  # q·k in float16 may be beyond it, and softmax adds many numbers up
             query, wide = op.Cast(query, to=ir.DataType.FLOAT), op.Cast(key, to=ir.DataType.FLOAT)
         else:
             wide = key
@@ -90,12 +90,12 @@ class ScaledDotProduct(Module):
 class CausalSelfAttention(Module):
     """One projection for q, k and v side by side, attention, one projection back."""
 
-    def __init__(self, config: GPT2Config, layer_idx: int, precision: Precision) -> None:
+    def __init__(self, config: GPT2Config, layer_idx: int, layers: Layers) -> None:
         super().__init__()
         self.n_embd = config.n_embd
-        self.c_attn = precision.linear(config.n_embd, 3 * config.n_embd)
-        self.sdpa = ScaledDotProduct(config, layer_idx, precision)
-        self.c_proj = precision.linear(config.n_embd, config.n_embd)
+        self.c_attn = layers.linear(config.n_embd, 3 * config.n_embd)
+        self.sdpa = ScaledDotProduct(config, layer_idx, layers)
+        self.c_proj = layers.linear(config.n_embd, config.n_embd)
 
     def forward(self, op: Any, x: ir.Value, mask: ir.Value, past: KeyValue | None) -> tuple[ir.Value, KeyValue | None]:
         q, k, v = op.Split(self.c_attn(op, x), [self.n_embd] * 3, axis=-1, _outputs=["q", "k", "v"])

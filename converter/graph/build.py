@@ -10,9 +10,9 @@ from onnx import helper
 
 from converter.graph import heads
 from converter.graph.attention import KeyValue
+from converter.graph.layers import FLOAT32, Layers
 from converter.graph.model import GPT2
 from converter.graph.module import Module, Parameter, name_values
-from converter.graph.precision import FLOAT32, Precision
 from converter.version import PRODUCER, VERSION
 from reference.config import GPT2Config
 
@@ -24,12 +24,12 @@ INT64 = ir.DataType.INT64
 Locate = Callable[[str], tuple[str, int, int]]  # initializer name → file beside the graph, offset, length in bytes
 
 
-def build(config: GPT2Config, locate: Locate, opset: int, precision: Precision = FLOAT32) -> bytes:
+def build(config: GPT2Config, locate: Locate, opset: int, layers: Layers = FLOAT32) -> bytes:
     """The serialized ONNX model of a GPT-2 with the head that ``config`` names, its weights in files beside it."""
     graph = ir.Graph([], [], nodes=[], opset_imports={"": opset}, name="gpt2")
     builder = onnxscript.GraphBuilder(graph)
     write = _language_model if config.head == "lm" else _head_model
-    model = write(builder, config, precision)
+    model = write(builder, config, layers)
     name_values(graph, model)
     for node in graph:
         graph.opset_imports.setdefault(node.domain, 1)  # of operators that are not ONNX's own
@@ -40,7 +40,7 @@ def build(config: GPT2Config, locate: Locate, opset: int, precision: Precision =
     return ir.to_proto(result).SerializeToString(deterministic=True)
 
 
-def _language_model(builder: onnxscript.GraphBuilder, config: GPT2Config, precision: Precision) -> Module:
+def _language_model(builder: onnxscript.GraphBuilder, config: GPT2Config, layers: Layers) -> Module:
     """Inputs ``input_ids [batch_size, sequence_length]``, ``attention_mask [batch_size, total_sequence_length]``,
     ``position_ids`` (int64) and ``past_key_values.{i}.key|value [batch_size, n_head, past_sequence_length, head_dim]``;
     outputs ``logits`` (float32) and ``present.{i}.key|value``. ``num_logits_to_keep``, a scalar, may be left out: its
@@ -50,22 +50,22 @@ def _language_model(builder: onnxscript.GraphBuilder, config: GPT2Config, precis
     input_ids = builder.input("input_ids", INT64, ["batch_size", "sequence_length"])
     attention_mask = builder.input("attention_mask", INT64, ["batch_size", "total_sequence_length"])
     position_ids = builder.input("position_ids", INT64, ["batch_size", "sequence_length"])
-    past = _cache(config, precision, "past_key_values", "past_sequence_length")
+    past = _cache(config, layers, "past_key_values", "past_sequence_length")
     graph.inputs.extend(value for pair in past for value in pair)
     keep = builder.input("num_logits_to_keep", const_value=ir.tensor(0, dtype=INT64, name="num_logits_to_keep"))
 
-    model = GPT2(config, precision)
+    model = GPT2(config, layers)
     logits, presents = model(builder.op, input_ids, attention_mask, position_ids, keep, past)
     _output(graph, logits, "logits", ir.DataType.FLOAT, ["batch_size", "num_logits", config.vocab_size])
-    for declared, present in zip(_cache(config, precision, "present", "total_sequence_length"), presents, strict=True):
+    for declared, present in zip(_cache(config, layers, "present", "total_sequence_length"), presents, strict=True):
         for like, value in zip(declared, present, strict=True):
             _output(graph, value, like.name, like.dtype, like.shape)
     return model
 
 
-def _head_model(builder: onnxscript.GraphBuilder, config: GPT2Config, precision: Precision) -> Module:
+def _head_model(builder: onnxscript.GraphBuilder, config: GPT2Config, layers: Layers) -> Module:
     """Inputs ``input_ids`` and ``attention_mask`` (int64) of one shape; outputs, in float32, as the head says."""
-    model = heads.CLASSES[config.head](config, precision)
+    model = heads.CLASSES[config.head](config, layers)
     fed = [builder.input(name, INT64, list(model.takes)) for name in ("input_ids", "attention_mask")]
     answers = model(builder.op, *fed)
     for (name, shape), value in zip(model.gives.items(), answers, strict=True):
@@ -79,10 +79,10 @@ def _output(graph: ir.Graph, value: ir.Value, name: str | None, dtype: ir.DataTy
     graph.outputs.append(value)
 
 
-def _cache(config: GPT2Config, precision: Precision, name: str, length: str) -> list[KeyValue]:
+def _cache(config: GPT2Config, layers: Layers, name: str, length: str) -> list[KeyValue]:
     def value(i: int, part: str) -> ir.Value:
         shape = ["batch_size", config.n_head, length, config.head_dim]
-        return ir.val(f"{name}.{i}.{part}", dtype=precision.dtype, shape=shape)
+        return ir.val(f"{name}.{i}.{part}", dtype=layers.dtype, shape=shape)
 
     return [(value(i, "key"), value(i, "value")) for i in range(config.n_layer)]
 

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from converter.graph.activations import activation
+from converter.graph.layers import Head, Layers
 from converter.graph.model import Body
 from converter.graph.module import Module, Parameter
-from converter.graph.precision import Head, Precision
 from reference.config import MULTIPLE_CHOICE, GPT2Config
 
 Shape = tuple[str, ...]  # dimensions, by their names in the graph or, where the model fixes them, in its config
@@ -57,9 +57,9 @@ class HeadModel(Body):
     takes: Shape = TOKENS
     gives: ClassVar[Mapping[str, Shape]]
 
-    def __init__(self, config: GPT2Config, precision: Precision) -> None:
-        super().__init__(config, precision)
-        self.dtype = precision.dtype
+    def __init__(self, config: GPT2Config, layers: Layers) -> None:
+        super().__init__(config, layers)
+        self.dtype = layers.dtype
         self.positions = Positions()
         if self.pools:
             self.pool = LastToken(config.pad_token_id)

@@ -8,8 +8,8 @@ import onnx_ir as ir
 
 from converter.graph.activations import activation
 from converter.graph.attention import ATTENTION_SINCE, AdditiveMask, CausalMask, CausalSelfAttention, KeyValue
+from converter.graph.layers import Embedding, Layers
 from converter.graph.module import Module, ModuleList, Parameter
-from converter.graph.precision import Embedding, Precision
 from reference.config import GPT2Config
 
 TO_THE_END = 2**63 - 1  # as Slice wants it
@@ -31,11 +31,11 @@ class LayerNorm(Module):
 class MLP(Module):
     """Two projections with the activation between them."""
 
-    def __init__(self, config: GPT2Config, precision: Precision) -> None:
+    def __init__(self, config: GPT2Config, layers: Layers) -> None:
         super().__init__()
-        self.c_fc = precision.linear(config.n_embd, config.inner_dim)
-        self.act = activation(config.activation_function, precision.dtype)
-        self.c_proj = precision.linear(config.inner_dim, config.n_embd)
+        self.c_fc = layers.linear(config.n_embd, config.inner_dim)
+        self.act = activation(config.activation_function, layers.dtype)
+        self.c_proj = layers.linear(config.inner_dim, config.n_embd)
 
     def forward(self, op: Any, x: ir.Value) -> ir.Value:
         return self.c_proj(op, self.act(op, self.c_fc(op, x)))
@@ -51,13 +51,13 @@ class Residual(Module):
 class Block(Module):
     """One layer: normalise, attend, add; normalise, MLP, add."""
 
-    def __init__(self, config: GPT2Config, layer_idx: int, precision: Precision) -> None:
+    def __init__(self, config: GPT2Config, layer_idx: int, layers: Layers) -> None:
         super().__init__()
-        self.ln_1 = LayerNorm(config, precision.dtype)
-        self.attn = CausalSelfAttention(config, layer_idx, precision)
+        self.ln_1 = LayerNorm(config, layers.dtype)
+        self.attn = CausalSelfAttention(config, layer_idx, layers)
         self.attn_residual = Residual()
-        self.ln_2 = LayerNorm(config, precision.dtype)
-        self.mlp = MLP(config, precision)
+        self.ln_2 = LayerNorm(config, layers.dtype)
+        self.mlp = MLP(config, layers)
         self.mlp_residual = Residual()
 
     def forward(self, op: Any, x: ir.Value, mask: ir.Value, past: KeyValue | None) -> tuple[ir.Value, KeyValue | None]:
@@ -70,14 +70,14 @@ class Block(Module):
 class Body(Module):
     """Embeddings, blocks, and the last normalisation, which the heads apply."""
 
-    def __init__(self, config: GPT2Config, precision: Precision) -> None:
+    def __init__(self, config: GPT2Config, layers: Layers) -> None:
         super().__init__()
-        self.wte = precision.embed(config.vocab_size, config.n_embd)
-        self.wpe = Embedding(config.n_positions, config.n_embd, precision.dtype)
+        self.wte = layers.embed(config.vocab_size, config.n_embd)
+        self.wpe = Embedding(config.n_positions, config.n_embd, layers.dtype)
         self.mask = CausalMask()
         self.additive_mask = AdditiveMask()
-        self.h = ModuleList([Block(config, i, precision) for i in range(config.n_layer)])
-        self.ln_f = LayerNorm(config, precision.dtype)
+        self.h = ModuleList([Block(config, i, layers) for i in range(config.n_layer)])
+        self.ln_f = LayerNorm(config, layers.dtype)
 
     def hidden(
         self,
@@ -109,12 +109,10 @@ class LastPositions(Module):
 class GPT2(Body):
     """The language model; ``forward`` returns the logits and the cache."""
 
-    def __init__(self, config: GPT2Config, precision: Precision) -> None:
-        super().__init__(config, precision)
+    def __init__(self, config: GPT2Config, layers: Layers) -> None:
+        super().__init__(config, layers)
         self.last = LastPositions()
-        self.lm_head = precision.head(
-            config.vocab_size, config.n_embd, self.wte if config.tie_word_embeddings else None
-        )
+        self.lm_head = layers.head(config.vocab_size, config.n_embd, self.wte if config.tie_word_embeddings else None)
 
     def forward(
         self,

@@ -8,8 +8,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,30 +23,31 @@ from converter.errors import CheckError
 from converter.parity.legs import leg as legs
 from converter.parity.legs.cases import Case, Level, grid, held_out_tokens, tokens_of
 from converter.parity.legs.huggingface import HuggingFace
+from converter.parity.legs.identity import Identity, LegKind, Runner
 from converter.parity.legs.leg import Leg
 from converter.parity.legs.memory import release_memory
 from converter.parity.legs.truth import truths
 from converter.parity.verdict import metrics
-from converter.parity.verdict.judge import Judge, Kind, Measured
+from converter.parity.verdict.judge import Judge, MeasuredLeg
 from converter.parity.verdict.limits import Limits
 from converter.weights.ledger import Ledger, Role
 
 
 @dataclass(frozen=True)
-class Row:
-    """A leg to run: its name, what it is there for, and how it is opened.
+class LegSpec(Identity):
+    """A leg that is to be run.
 
     Attributes:
-        limit, budget: see ``Measured``.
+        open: opens what computes it.
+        limit: see ``MeasuredLeg``.
         cases: which cases it is run on.
+        note: after the run, a sentence that qualifies the verdict; None if there is nothing to say.
     """
 
-    name: str
-    kind: Kind
     open: Callable[[], Leg]
     limit: float = 0.0
-    budget: str = ""
     cases: Callable[[Case], bool] = lambda case: True
+    note: Callable[[], str | None] = lambda: None
 
 
 def short(case: Case) -> bool:
@@ -78,15 +82,15 @@ class Baseline:
     level: Level
     truths: dict[str, np.ndarray]
     scale: float
-    legs: list[Measured] = field(default_factory=list)
+    legs: list[MeasuredLeg] = field(default_factory=list)
     notes: tuple[str, ...] = ()
 
     @property
     def judge(self) -> Judge:
         """Holds legs against the noise that was measured."""
-        return Judge.of(self.scale, self.legs, self.limits)
+        return Judge.from_legs(self.scale, self.legs, self.limits)
 
-    def measure(self, row: Row) -> Measured:
+    def measure(self, row: LegSpec) -> MeasuredLeg:
         """Run a leg."""
         release_memory()  # a model and its logits go before the next come in
         began = time.monotonic()
@@ -96,18 +100,29 @@ class Baseline:
             case.name: metrics.compare(self.truths[case.name], leg(case), case.real, case.following) for case in cases
         }
         scored = tuple(case.name for case in cases if case.scored)
-        return Measured(row.name, row.kind, distances, scored, time.monotonic() - began, row.limit, row.budget)
+        seconds = time.monotonic() - began
+        return MeasuredLeg(**row.identity(), distances=distances, scored=scored, seconds=seconds, limit=row.limit)
 
 
 def measure_source(
-    checkpoint: Checkpoint, ledger: Ledger, text: Path | None, limits: Limits, level: Level, step: Callable[[str], None]
+    checkpoint: Checkpoint,
+    ledger: Ledger,
+    text: Path | None,
+    limits: Limits,
+    level: Level,
+    step: Callable[[str], None],
+    huggingface: HuggingFace | None = None,
 ) -> Baseline:
-    """The truth and the source's own legs.
+    """Compute the truth, and measure the source's own legs against it.
+
+    Args:
+        step: told what is about to be computed: the truth, then each of ``source_rows``.
+        huggingface: the source as transformers opens it, if it was made before.
 
     Raises:
         CheckError: the text cannot be used, or the source's logits are not finite.
     """
-    config = ledger.config
+    config, huggingface = ledger.config, huggingface or HuggingFace(checkpoint, ledger)
     read = tokenizer.of(checkpoint.companions, checkpoint.tokenizer)
     tokens, what = held_out_tokens(read, config) if text is None else tokens_of(text, read, config)
     cases = grid(config, tokens, level)
@@ -119,7 +134,6 @@ def measure_source(
             f"{checkpoint.folder} gives logits that are NaN or infinite, even in float64; its weights are damaged"
         )
     baseline = Baseline(checkpoint, ledger, cases, what, limits, level, true, scale)
-    huggingface = HuggingFace(checkpoint, ledger)
     for row in source_rows(huggingface, ledger, limits, level):
         step(row.name)
         baseline.legs.append(baseline.measure(row))
@@ -129,11 +143,13 @@ def measure_source(
     return baseline
 
 
-def source_rows(huggingface: HuggingFace, ledger: Ledger, limits: Limits, level: Level) -> Sequence[Row]:
+def source_rows(huggingface: HuggingFace, ledger: Ledger, limits: Limits, level: Level) -> Sequence[LegSpec]:
     """The source's legs, in an order in which Hugging Face's model is only ever widened."""
 
-    def hf(name: str, dtype: torch.dtype, attention: str, kind: Kind, **options: object) -> Row:
-        return Row(name, kind, lambda: huggingface.open(dtype, attention), **options)  # type: ignore[arg-type]
+    def hf(dtype: str, attention: str, kind: LegKind, **options: Any) -> LegSpec:
+        name = f"Hugging Face {dtype} {'SDPA' if attention == 'sdpa' else attention}"
+        opened = partial(huggingface.open, getattr(torch, dtype), attention)
+        return LegSpec(name, kind, opened, runner=Runner.HUGGING_FACE, precision=dtype, **options)
 
     def one_thread() -> Leg:
         return legs.single_threaded(huggingface.open(torch.float32, "eager"))
@@ -143,22 +159,17 @@ def source_rows(huggingface: HuggingFace, ledger: Ledger, limits: Limits, level:
         return legs.reference(ledger.config, ledger.weights, torch.float32)
 
     exact, full = limits.huggingface_float64, level is Level.FULL
-    asked = {"cases": (lambda case: True) if full else short}
+    asked: dict[str, Any] = {"cases": (lambda case: True) if full else short}
+    eager = hf("float32", "eager", LegKind.NOISE, **asked)
     rows = [
-        hf("Hugging Face float32 eager", torch.float32, "eager", Kind.NOISE, **asked),
-        Row("Hugging Face float32 eager, 1 thread", Kind.NOISE, one_thread, cases=prefill),
-        hf("Hugging Face float32 SDPA", torch.float32, "sdpa", Kind.NOISE),
-        hf("Hugging Face float64 eager", torch.float64, "eager", Kind.SEMANTICS, limit=exact, **asked),
+        eager,
+        replace(eager, name=f"{eager.name}, 1 thread", open=one_thread, cases=prefill),
+        hf("float32", "sdpa", LegKind.NOISE),
+        hf("float64", "eager", LegKind.SEMANTICS, limit=exact, **asked),
     ]
     if full:
-        rows.append(hf("Hugging Face float64 SDPA", torch.float64, "sdpa", Kind.SEMANTICS, limit=exact))
-        for dtype, attention in ((d, a) for d in ("float16", "bfloat16") for a in ("eager", "sdpa")):
-            name = f"Hugging Face {dtype} {'SDPA' if attention == 'sdpa' else attention}"
-            rows.append(hf(name, getattr(torch, dtype), attention, Kind.HALF, budget=dtype))
-    rows.append(Row("reference float32", Kind.NUMERICS, reference, **asked))  # type: ignore[arg-type]
+        rows.append(hf("float64", "sdpa", LegKind.SEMANTICS, limit=exact))
+        for dtype, attention in product(("float16", "bfloat16"), ("eager", "sdpa")):
+            rows.append(hf(dtype, attention, LegKind.HALF, budget=dtype))
+    rows.append(LegSpec("reference float32", LegKind.NUMERICS, reference, runner=Runner.REFERENCE, **asked))
     return rows
-
-
-def source_steps(level: Level) -> int:
-    """How many steps ``measure_source`` tells of."""
-    return 11 if level is Level.FULL else 6

@@ -86,9 +86,10 @@ def check(
         GPT2Error: source or folder cannot be opened, or its manifest cannot be read.
     """
     require()
-    from converter.parity.baseline import measure_source, source_steps
-    from converter.parity.examine import Options, examine, graphs_of
+    from converter.parity.baseline import measure_source, source_rows
+    from converter.parity.examine import Examination, examine, folder_rows
     from converter.parity.legs.cases import Level
+    from converter.parity.legs.huggingface import HuggingFace
     from converter.parity.legs.memory import LARGE_MODEL, keep_large_blocks, quiet_collector
     from converter.parity.report.report import together
     from converter.parity.verdict.beside import compare_config
@@ -96,31 +97,37 @@ def check(
     from converter.runtime.ort import provider_name
 
     began = time.monotonic()
-    folder, options = Path(out), Options(provider, files, layers, tuple(Path(file) for file in also))
-    allowed, asked = Limits.of(limits or {}), Level.of(level)
+    folder, examination = Path(out), Examination(provider, files, layers, tuple(Path(file) for file in also))
+    allowed, asked = Limits.from_settings(limits or {}), Level.parse(level)
     provider_name(provider)
-    for file in options.also:
+    for file in examination.also:
         if not file.is_file():
             raise CheckError(f"there is no ONNX file {file}")
     checkpoint = open_checkpoint(source, activation=activation, adapter=adapter, head=head)
     ledger = account(checkpoint, ignore)
     if own_process and ledger.parameters < LARGE_MODEL:
         keep_large_blocks()
-    graphs = graphs_of(folder, ledger.graphs[0].config.head)
     compare_config(folder, checkpoint, ledger)  # what cannot be compared is refused before anything is computed
-    parts = ledger.graphs
-    of_graphs = len(graphs) + ("fp32" in graphs) + ("fp16" in graphs)  # these two are measured twice
-    step = _counter(progress, len(parts) * (source_steps(asked) + 1 + of_graphs + layers) + len(options.also))
-    reports = []
+    # Another file is held against the first graph only.
+    alone = replace(examination, also=())
+    parts = [(part, alone if at else examination) for at, part in enumerate(ledger.graphs)]
+    opened = [HuggingFace(checkpoint, part) for part, _ in parts]
+    rows = [len(source_rows(source, part, allowed, asked)) for source, (part, _) in zip(opened, parts, strict=True)]
+    rows += [len(folder_rows(part, allowed, asked, folder, each, {})) for part, each in parts]
+    step, reports = _counter(progress, sum(rows) + len(parts) * (BESIDE_LEGS + layers)), []
     with quiet_collector():
-        for part in parts:
-            baseline = measure_source(checkpoint, part, None if text is None else Path(text), allowed, asked, step)
-            reports.append(examine(baseline, folder, options, step))
-            options = replace(options, also=())  # another file is held against the first graph only
-    report = together(reports, [part.config.head for part in parts])
+        for huggingface, (part, each) in zip(opened, parts, strict=True):
+            read = None if text is None else Path(text)
+            baseline = measure_source(checkpoint, part, read, allowed, asked, step, huggingface)
+            reports.append(examine(baseline, folder, each, step))
+    report = together(reports, [part.config.head for part, _ in parts])
     report = replace(report, source=os.fspath(source), seconds=time.monotonic() - began)
     certify = certify and files and (folder / MANIFEST).is_file()
     return _certified(report, checkpoint, ledger) if certify else report
+
+
+# Steps of a check that are no legs: the truth, and comparing the files.
+BESIDE_LEGS = 2
 
 
 def _counter(progress: Progress, total: int) -> Callable[[str], None]:

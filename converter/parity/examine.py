@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError
 from converter.errors import CheckError
 from converter.folder import manifest
 from converter.folder.staging import second_graph
-from converter.parity.baseline import Baseline, Row, short
+from converter.parity.baseline import Baseline, LegSpec, short
 from converter.parity.diagnosis.diagnose import FLOAT32_LIMIT, FLOAT64_LIMIT, Diagnosis, Subject, diagnose
 from converter.parity.diagnosis.operations import Operations
 from converter.parity.diagnosis.taps import (
@@ -39,30 +39,26 @@ from converter.parity.legs import leg as legs
 from converter.parity.legs.cases import Case, Level
 from converter.parity.legs.half import Rounded
 from converter.parity.legs.huggingface import HuggingFace
+from converter.parity.legs.identity import LegKind, Runner
 from converter.parity.legs.memory import release_memory
 from converter.parity.legs.widen import graph_session, widened_session
 from converter.parity.report.report import Details, Report
 from converter.parity.verdict.beside import compare_config, compare_tokenizer
 from converter.parity.verdict.exactness import Exactness, compare_initializers
-from converter.parity.verdict.judge import Judge, Kind, Measured
+from converter.parity.verdict.judge import Judge, MeasuredLeg
+from converter.parity.verdict.limits import Limits
 from converter.runtime.heads import load as load_head
 from converter.runtime.in_place import rewritten
 from converter.runtime.ort import OPEN_ERRORS
 from converter.runtime.session import load, model_file
 from converter.version import VERSION
-from converter.weights.precisions import PRECISIONS
-from reference.config import MULTIPLE_CHOICE
-
-FULL = "fp32"  # the precision that is held against the noise floor; the others have budgets
-BUDGET_OF = {"fp16": "float16", "int8": "int8", "int4": "int4"}
-
-HALF_LEG = "float16, every operation rounded"
-IN_PLACE = ", cache in place"
-HUGGINGFACE, FLOAT64_LEG, RUNTIME_LEG = "Hugging Face", "ONNX graph in float64", "ONNX Runtime float32"
+from converter.weights.ledger import Ledger
+from converter.weights.precisions import FULL, PRECISIONS
+from reference.config import MULTIPLE_CHOICE, GPT2Config
 
 
 @dataclass(frozen=True)
-class Options:
+class Examination:
     """How a folder is examined.
 
     Attributes:
@@ -94,11 +90,6 @@ class TapCache:
         return self.known[case.name]
 
 
-def precision_leg(precision: str) -> str:
-    """What the leg of a precision is called."""
-    return f"ONNX Runtime {precision}"
-
-
 def graphs_of(out: Path, head: str) -> dict[str, Path]:
     """The graphs of a model folder that have this head, by precision; a folder without our manifest has one."""
     there = manifest.read(out).get("precisions")
@@ -108,34 +99,33 @@ def graphs_of(out: Path, head: str) -> dict[str, Path]:
 
 
 def examine(
-    baseline: Baseline, out: Path, options: Options, step: Callable[[str], None], cache: TapCache | None = None
+    baseline: Baseline, out: Path, asked: Examination, step: Callable[[str], None], cache: TapCache | None = None
 ) -> Report:
     """Hold a model folder against its source.
 
+    Args:
+        step: told what is about to be done: comparing the files, then each of ``folder_rows``.
+        cache: the source's taps, where they are known from an examination before.
+
     Raises:
-        CheckError: it is a model of other dimensions, or ONNX Runtime cannot run its graph.
+        CheckError: the folder is a model of other dimensions, or ONNX Runtime cannot run its graph.
         GPT2Error: the folder cannot be opened.
     """
     began = time.monotonic()
     graphs = graphs_of(out, baseline.ledger.config.head)
-    beside, exactness = _files(baseline, out, graphs, options, step)
+    beside, exactness = _files(baseline, out, graphs, asked, step)
     settings: dict[str, Any] = {}
-    measured = [*baseline.legs, *_legs(baseline, out, options, settings, step)]
-    notes = baseline.notes
-    if "fp16" in graphs:
-        leg, overflow = half_precision(baseline, step)
-        measured.append(leg)
-        notes = (*notes, *([overflow] if overflow else []))
+    rows = folder_rows(baseline.ledger, baseline.limits, baseline.level, out, asked, settings)
+    legs_of_folder, notes = _legs(baseline, rows, step)
+    measured, judge = [*baseline.legs, *legs_of_folder], baseline.judge
     release_memory()
-    judge = baseline.judge
-    reports = tuple(judge.report(leg) for leg in sorted(measured, key=lambda leg: list(Kind).index(leg.kind)))
+    guilty = [leg for leg in measured if leg.kind not in (LegKind.OTHER, LegKind.LOSSY) and judge.fault(leg)]
     located = diagnosis = None
-    guilty = [leg for leg in measured if leg.kind not in (Kind.OTHER, Kind.LOSSY) and judge.fault(leg)]
-    if FULL in graphs and (guilty or options.layers):
+    if FULL in graphs and (guilty or asked.layers):
         step("where the error comes from")
         with running(graphs[FULL]):
             located, diagnosis = _explain(baseline, graphs[FULL], guilty, judge, cache or TapCache(baseline))
-    whole = judge.floor({case.name: measured[0].distances[case.name] for case in baseline.cases if short(case)})
+    floor_rms, floor_maximum = _noise_floor(baseline, measured[0], judge)
     return Report(
         source=os.fspath(baseline.checkpoint.name),
         out=os.fspath(out),
@@ -144,28 +134,34 @@ def examine(
         settings=settings,
         limits=baseline.limits.named(),
         scale=baseline.scale,
-        floor_rms=whole[0] / baseline.scale,
-        floor_maximum=whole[1] / baseline.scale,
-        exactness=options.files,
+        floor_rms=floor_rms,
+        floor_maximum=floor_maximum,
+        exactness=asked.files,
         initializers=exactness.compared,
         exactness_faults=exactness.faults,
         beside_faults=tuple(beside),
-        legs=reports,
+        legs=tuple(judge.report(leg) for leg in sorted(measured, key=lambda leg: list(LegKind).index(leg.kind))),
         localisation=located,
         diagnosis=diagnosis,
-        notes=notes,
+        notes=(*baseline.notes, *notes),
         seconds=time.monotonic() - began,
         details=Details(baseline, tuple(measured), judge),
     )
 
 
+def _noise_floor(baseline: Baseline, leg: MeasuredLeg, judge: Judge) -> tuple[float, float]:
+    """Return RMS and maximum of the noise over all cases but the longest, as shares of the logits' scale."""
+    rms, maximum = judge.floor({case.name: leg.distances[case.name] for case in baseline.cases if short(case)})
+    return rms / baseline.scale, maximum / baseline.scale
+
+
 def _files(
-    baseline: Baseline, out: Path, graphs: Mapping[str, Path], options: Options, step: Callable[[str], None]
+    baseline: Baseline, out: Path, graphs: Mapping[str, Path], asked: Examination, step: Callable[[str], None]
 ) -> tuple[list[str], Exactness]:
     """What the files themselves say."""
     step("every initializer, bit for bit")
     beside = compare_config(out, baseline.checkpoint, baseline.ledger)
-    if not options.files:
+    if not asked.files:
         return [], Exactness(0, ())
     beside += compare_tokenizer(out, baseline.checkpoint)
     found = [compare_initializers(file, baseline.ledger, PRECISIONS[name]) for name, file in graphs.items()]
@@ -186,72 +182,103 @@ def running(file: Path, how: str = "") -> Iterator[None]:
 
 
 def folder_rows(
-    baseline: Baseline, out: Path, options: Options, settings: dict[str, Any]
-) -> Sequence[tuple[Path, Row]]:
-    """The legs of the shipped graphs and of other files, each with its file; ``settings`` takes in the runtime's."""
-    config, limits, graphs = baseline.ledger.config, baseline.limits, graphs_of(out, baseline.ledger.config.head)
-    named = None if len(graphs) == 1 else list(graphs)
+    ledger: Ledger, limits: Limits, level: Level, out: Path, asked: Examination, settings: dict[str, Any]
+) -> Sequence[tuple[Path, LegSpec]]:
+    """List the legs of the shipped graphs and of other files, each with its file. Nothing is opened yet.
+
+    Args:
+        settings: takes in how ONNX Runtime was set, once a leg is opened.
+    """
+    config = ledger.config
+    graphs = graphs_of(out, config.head)
+    several = len(graphs) > 1
 
     def runtime(precision: str, in_place: bool = False) -> legs.Leg:
-        asked = precision if named else None
+        named = precision if several else None
         if config.head != "lm":
-            model = load_head(out, options.provider, precision=asked)
+            model = load_head(out, asked.provider, precision=named)
             settings.update(describe(model.session))
             return legs.shipped_head(model)
-        generating = load(out, options.provider, precision=asked, in_place=in_place)
+        generating = load(out, asked.provider, precision=named, in_place=in_place)
         settings.update(describe(generating.session))
         return legs.shipped(generating)
 
-    def lossy(precision: str) -> Row:
-        return Row(precision_leg(precision), Kind.LOSSY, partial(runtime, precision), budget=BUDGET_OF[precision])
+    def shipped(precision: str) -> LegSpec:
+        which: dict[str, Any] = {"precision": precision, "graph": os.fspath(graphs[precision])}
+        opened = partial(runtime, precision)
+        if precision == FULL:
+            return LegSpec("ONNX Runtime float32", LegKind.NUMERICS, opened, **which)
+        return LegSpec(
+            f"ONNX Runtime {precision}", LegKind.LOSSY, opened, budget=PRECISIONS[precision].budget_name, **which
+        )
 
-    def in_place(precision: str) -> Row:
-        """As ``generate`` runs it; one precision stands for all, whose weights alone differ."""
-        row = lossy(precision) if precision != FULL else Row(RUNTIME_LEG, Kind.NUMERICS, partial(runtime, FULL))
-        return replace(row, name=f"{row.name}{IN_PLACE}", open=partial(runtime, precision, in_place=True))
+    def in_place(precision: str) -> LegSpec:
+        leg, opened = shipped(precision), partial(runtime, precision, in_place=True)
+        return replace(leg, name=f"{leg.name}, cache in place", in_place=True, open=opened)
 
-    def widened() -> legs.Leg:
-        return legs.graph(widened_session(graphs[FULL]), config, np.float64)
+    rows: list[tuple[Path, LegSpec]] = []
+    if FULL in graphs:
+        rows += [(graphs[FULL], shipped(FULL)), (graphs[FULL], _widened(graphs[FULL], config, limits, level))]
+    rows += [(file, shipped(precision)) for precision, file in graphs.items() if precision != FULL]
+    if config.head == "lm" and asked.provider == "cpu":  # as ``generate`` runs it
+        can = ((file, in_place(precision)) for precision, file in graphs.items() if rewritten(file) is not None)
+        rows += islice(can, 1)  # one precision stands for all, whose weights alone differ
+    rows += [(file, _other(file, config)) for file in asked.also]
+    if "fp16" in graphs:
+        rows.append((graphs["fp16"], _rounded(ledger)))
+    return rows
 
-    def other(file: Path) -> Row:
-        return Row(os.fspath(file), Kind.OTHER, lambda: legs.graph(graph_session(file), config))
 
-    cases = (lambda case: True) if baseline.level is Level.FULL else short
-    exact = [
-        Row(RUNTIME_LEG, Kind.NUMERICS, partial(runtime, FULL)),
-        Row(FLOAT64_LEG, Kind.SEMANTICS, widened, limit=limits.graph_float64, cases=cases),
-    ]
-    asked = config.head == "lm" and options.provider == "cpu"
-    can = ((file, in_place(name)) for name, file in graphs.items() if asked and rewritten(file) is not None)
-    return [
-        *((graphs[FULL], row) for row in exact if FULL in graphs),
-        *((file, lossy(precision)) for precision, file in graphs.items() if precision != FULL),
-        *islice(can, 1),
-        *((file, other(file)) for file in options.also),
-    ]
+def _widened(file: Path, config: GPT2Config, limits: Limits, level: Level) -> LegSpec:
+    """The shipped graph in float64."""
+    cases = (lambda case: True) if level is Level.FULL else short
+    return LegSpec(
+        "ONNX graph in float64",
+        LegKind.SEMANTICS,
+        lambda: legs.graph(widened_session(file), config, np.float64),
+        limits.graph_float64,
+        cases,
+        runner=Runner.WIDENED,
+        precision=FULL,
+        graph=os.fspath(file),
+    )
+
+
+def _other(file: Path, config: GPT2Config) -> LegSpec:
+    """A graph of another exporter, with Optimum's names of inputs and outputs."""
+    name = os.fspath(file)
+    return LegSpec(name, LegKind.OTHER, lambda: legs.graph(graph_session(file), config), graph=name)
+
+
+def _rounded(ledger: Ledger) -> LegSpec:
+    """What float16 makes of the model where every operation rounds to it; notes what overflows."""
+    rounded = Rounded(ledger.config, ledger.weights)
+    return LegSpec(
+        "float16, every operation rounded",
+        LegKind.LOSSY,
+        rounded.open,
+        note=lambda: rounded.sentence,
+        runner=Runner.ROUNDED,
+        precision="fp16",
+        budget=PRECISIONS["fp16"].budget_name,
+    )
 
 
 def _legs(
-    baseline: Baseline, out: Path, options: Options, settings: dict[str, Any], step: Callable[[str], None]
-) -> list[Measured]:
-    measured = []
-    for file, row in folder_rows(baseline, out, options, settings):
+    baseline: Baseline, rows: Sequence[tuple[Path, LegSpec]], step: Callable[[str], None]
+) -> tuple[list[MeasuredLeg], list[str]]:
+    """Measure legs; return them, and the sentences that qualify the verdict."""
+    measured, notes = [], []
+    for file, row in rows:
         step(row.name)
-        with running(file, " in float64" if row.name == FLOAT64_LEG else ""):
+        with running(file, " in float64" if row.runner is Runner.WIDENED else ""):
             measured.append(baseline.measure(row))
-    return measured
-
-
-def half_precision(baseline: Baseline, step: Callable[[str], None]) -> tuple[Measured, str | None]:
-    """What float16 makes of the model where every operation rounds to it, and what overflows."""
-    rounded = Rounded(baseline.ledger.config, baseline.ledger.weights)
-    row = Row(HALF_LEG, Kind.LOSSY, rounded.open, budget="float16")
-    step(row.name)
-    return baseline.measure(row), rounded.sentence
+        notes += [note for note in [row.note()] if note]
+    return measured, notes
 
 
 def _explain(
-    baseline: Baseline, graph_file: Path, guilty: list[Measured], judge: Judge, cache: TapCache
+    baseline: Baseline, graph_file: Path, guilty: list[MeasuredLeg], judge: Judge, cache: TapCache
 ) -> tuple[Localisation, Diagnosis | None]:
     """Where the error arises, and of a mismatch the cause."""
     config, case = baseline.ledger.config, _telling_case(baseline, guilty, judge)
@@ -264,7 +291,7 @@ def _explain(
     means = any(not tap.onnx_float64 <= TAP_FLOAT64_LIMIT for tap in located.taps)
     suspect, limit = (exact, FLOAT64_LIMIT) if means else (rounded, FLOAT32_LIMIT)
     subject = Subject.GRAPH
-    if any(leg.name.startswith(HUGGINGFACE) and leg.kind is Kind.SEMANTICS for leg in guilty):
+    if any(leg.runner is Runner.HUGGING_FACE and leg.kind is LegKind.SEMANTICS for leg in guilty):
         source = HuggingFace(baseline.checkpoint, baseline.ledger)
         other = huggingface_taps(source, case, torch.float64)
         if not means:
@@ -282,7 +309,7 @@ def _agree(a: Taps, b: Taps, tap: str, case: Case, limit: float) -> bool:
     return bool(np.abs(a[tap][real] - b[tap][real]).max() <= limit)
 
 
-def _telling_case(baseline: Baseline, guilty: list[Measured], judge: Judge) -> Case:
+def _telling_case(baseline: Baseline, guilty: list[MeasuredLeg], judge: Judge) -> Case:
     """The first case in which a guilty leg is further off than it may be, the simple ones first.
 
     Of heads that pool a batch: a single row can be explained by anything.

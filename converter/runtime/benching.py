@@ -33,7 +33,7 @@ from converter.runtime.cache import Cache
 from converter.runtime.ort import provider_name
 from converter.runtime.session import Model, config_of, load, model_file
 from converter.version import VERSION
-from converter.weights import precisions
+from converter.weights import precisions, write
 from converter.weights.data_file import Spec
 from converter.weights.precisions import PRECISIONS
 from converter.weights.table import LM, parameters
@@ -573,7 +573,7 @@ def weight_bytes(config: GPT2Config, precision: str, batch_size: int = 1) -> int
     row, config = PRECISIONS[precision], replace(config, head="lm")  # a second graph has no part in it
     looked_up = {"wpe": 1} if config.tie_word_embeddings else {"wpe": 1, "wte": batch_size}
     if row.scheme is not None:
-        specs = precisions.specs(config, row.scheme)
+        specs = write.specs(config, row.scheme)
     else:
         specs = {name: Spec(row.dtype, shape) for name, _, shape in parameters(config)}
     total = 0

@@ -12,58 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from converter.checkpoint.tensor import LazyTensor, to_float32
-
-# MatMulNBits takes no smaller blocks.
-LEAST_BLOCK = 16
+from converter.weights.precisions import Blocks
 
 # So much of a weight is looked at together, in float32: it fits the second-level cache with what is made of it.
 PIECE_BYTES = 512 * 1024
 
 HALF_STEP = 0.5 + 1e-3  # with what float32 rounds off when it counts steps
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """How a weight is quantized.
-
-    Attributes:
-        bits: of a number, 4 or 8.
-        size: numbers in a block, a power of two; of a narrow weight fewer.
-        symmetric: the zero point is the middle of the range; otherwise each block has its own.
-    """
-
-    bits: int
-    size: int
-    symmetric: bool
-
-    def size_for(self, width: int) -> int:
-        """The numbers in a block of a weight with this many inputs: no more than it takes to hold them all."""
-        size = self.size
-        while size > LEAST_BLOCK and size // 2 >= width:
-            size //= 2
-        return size
-
-    def count(self, width: int) -> int:
-        """The blocks of a row."""
-        return -(-width // self.size_for(width))
-
-    def row_bytes(self, width: int) -> int:
-        """The bytes of a row's numbers, the last block filled up."""
-        return self.count(width) * self.size_for(width) * self.bits // 8
-
-    def zero_point_bytes(self, width: int) -> int:
-        """The bytes of a row's zero points."""
-        return -(-self.count(width) * self.bits // 8)
-
-    @property
-    def middle(self) -> int:
-        """The zero point where none is given."""
-        return 1 << (self.bits - 1)
-
-    @property
-    def most(self) -> int:
-        """The largest number."""
-        return (1 << self.bits) - 1
 
 
 @dataclass(frozen=True)

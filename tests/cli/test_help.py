@@ -11,7 +11,6 @@ import pytest
 from click.testing import Result
 
 from converter.cli import cli, options
-from converter.cli.check import LIMITS
 from converter.cli.group import EXIT_CODES, SECTIONS, Command
 from converter.parity.verdict.limits import Limits
 from converter.weights.precisions import PRECISIONS
@@ -94,9 +93,14 @@ def test_every_exit_code_is_in_the_help_and_in_the_readme() -> None:
     assert set(re.findall(r"\b\d+\b", told)) == set(map(str, EXIT_CODES))
 
 
-def test_names_that_are_repeated_so_that_the_help_imports_nothing_are_right() -> None:
-    assert tuple(PRECISIONS) == options.PRECISIONS
-    assert set(LIMITS) == set(Limits().named())
+def test_every_precision_and_every_limit_is_completed() -> None:
+    def completed(command: str, option: str) -> set[str]:
+        parameter = next(p for p in cli.commands[command].params if option in p.opts)
+        context = click.Context(cli.commands[command])
+        return {item.value for item in parameter.shell_complete(context, "")}
+
+    assert completed("convert", "--precision") == set(PRECISIONS)
+    assert completed("check", "--limit") == {f"{name}=" for name in Limits().named()}
 
 
 def test_a_typing_error_is_met_with_what_was_meant(run: Run) -> None:

@@ -52,6 +52,32 @@ def test_the_graph_is_judged_as_it_is_and_with_its_cache_in_place(
     assert [leg.name for leg in report.legs if leg.fault] == ["ONNX Runtime float32, cache in place"]
 
 
+@pytest.mark.parametrize(
+    ("config", "precision", "options"),
+    [
+        ({}, "fp32", {}),
+        ({"n_embd": 24}, "fp32,fp16,int8", {"level": "full"}),
+        ({"n_embd": 24}, "int4", {"layers": True}),
+        ({"head": "double-heads"}, "fp32", {"layers": True}),
+        ({"head": "token-classification"}, "fp32", {"level": "full"}),
+    ],
+    ids=str,
+)
+def test_as_many_steps_are_told_of_as_are_taken(
+    save: Save, tmp_path: Path, config: dict[str, Any], precision: str, options: dict[str, Any]
+) -> None:
+    source, out, steps = save(**config), tmp_path / "out", list[tuple[str, int, int]]()
+    convert(source, out, precision=precision)
+    limits = {f"{name}.kl_mean": 100.0 for name in ("float16", "int8", "int4")}  # a model so small is no model of text
+    limits |= {f"{name}.perplexity_ratio": 100.0 for name in ("float16", "int8", "int4")}
+    also = [out / "onnx" / "model.onnx"] if precision == "fp32" and "head" not in config else []
+    report = check(source, out, limits=limits, also=also, progress=lambda *step: steps.append(step), **options)
+    assert report.passed
+    told = len(steps) + (1 if options.get("layers") and precision == "int4" else 0)  # no fp32 graph to look into
+    assert [done for _, done, _ in steps] == list(range(len(steps)))
+    assert {total for *_, total in steps} == {told}
+
+
 def change_weight(out: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
     """Change one tensor of the data file in its bytes, as a hand would."""
     graph = onnx.load(out / "onnx" / "model.onnx", load_external_data=False).graph

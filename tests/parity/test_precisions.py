@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from converter import check, convert
 from converter.data import CHECKPOINT
+from converter.parity.legs.identity import LegKind
 from converter.parity.report.report import Report
-from converter.parity.verdict.judge import Kind
 from converter.parity.verdict.limits import BUDGETS
 
 Save = Callable[..., Path]
@@ -53,7 +53,7 @@ def only(tmp_path: Path) -> Callable[[str], Path]:
 def test_every_precision_keeps_its_budget_on_the_bundled_checkpoint(report: tuple[Report, Path]) -> None:
     found, _ = report
     assert found.passed
-    legs = {leg.name: leg for leg in found.legs if leg.kind is Kind.LOSSY}
+    legs = {leg.name: leg for leg in found.legs if leg.kind is LegKind.LOSSY}
     assert set(legs) == {
         "ONNX Runtime fp16",
         "ONNX Runtime int8",

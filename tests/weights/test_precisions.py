@@ -20,8 +20,9 @@ from converter.cli import cli
 from converter.data import CHECKPOINT
 from converter.errors import CheckpointError, ConfigError, ModelFolderError, OutputError
 from converter.weights.ledger import account
-from converter.weights.precisions import INT4, INT8, PRECISIONS, parse, quantized_share, specs
+from converter.weights.precisions import INT4, INT8, PRECISIONS, parse
 from converter.weights.table import parameters
+from converter.weights.write import quantized_share, specs
 from reference.config import GPT2Config
 
 Save = Callable[..., Path]

@@ -14,9 +14,9 @@ from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper, numpy_helper
 
 from converter.checkpoint.tensor import LazyTensor
+from converter.weights.precisions import Blocks
 from converter.weights.quantize import (
     PIECE_BYTES,
-    Blocks,
     dequantize,
     not_nearest,
     pack,

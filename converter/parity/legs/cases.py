@@ -40,7 +40,7 @@ class Level(StrEnum):
     FULL = "full"  # every leg on every case, half precisions, more text
 
     @classmethod
-    def of(cls, name: str) -> Level:
+    def parse(cls, name: str) -> Level:
         """By its name.
 
         Raises:

@@ -76,7 +76,7 @@ def _case(suite: Element, name: str, faults: Sequence[str], took: float, said: s
 def figures(leg: LegReport) -> str:
     """What a leg's verdict rests on, in lines."""
     lines = [
-        f"{leg.kind}; {leg.positions} positions of {', '.join(leg.cases)}",
+        f"{leg.status}; {leg.kind}; {leg.positions} positions of {', '.join(leg.cases)}",
         f"RMS error {leg.rms:.3g}, max {leg.maximum:.3g} of the logits' scale, the latter in {leg.worst_case}",
         f"{leg.rms_floors:.3g} and {leg.maximum_floors:.3g} times the noise floor",
         f"other top-1 at {leg.flips}, near ties at {leg.near_ties}; {100 * leg.top_k:.4g} % of the top 5 shared",

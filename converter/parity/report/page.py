@@ -17,22 +17,18 @@ from converter.errors import OutputError
 from converter.files import reason
 from converter.folder.certificate import sha256, shipped_files
 from converter.parity.diagnosis.taps import (
-    AFTER,
-    BEFORE,
     FLOAT16_MAXIMUM,
-    OPERATIONS,
     TAP_FLOAT64_LIMIT,
     TAP_LIMIT,
     Localisation,
 )
-from converter.parity.examine import RUNTIME_LEG
 from converter.parity.legs.cases import Case
 from converter.parity.report import plots
 from converter.parity.report.plots import Plot
 from converter.parity.report.report import Details, Report
-from converter.parity.verdict.judge import LOSSY, Kind, LegReport, Measured
-from converter.parity.verdict.limits import BUDGETS
+from converter.parity.verdict.judge import LegReport, MeasuredLeg
 from converter.parity.verdict.metrics import TOP_K
+from converter.weights.precisions import FULL
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -81,7 +77,7 @@ def render(report: Report, command: str) -> str:
         keys=KEYS,
         figures=figures(report),
         worst=worst_positions(details) if details else [],
-        runtime=RUNTIME_LEG,
+        runtime=shown_leg(details).name if details else "",
         maxima=maxima(report),
         ledger=ledger(details) if details else [],
         environment={key.replace("_", " "): plain(value) for key, value in report.settings.items()},
@@ -187,16 +183,16 @@ class Row:
 
 
 def _floors(text: Callable[[LegReport], str]) -> Callable[[LegReport], str]:
-    """Multiples of float32's noise mean nothing of a leg in float64, or in half precision."""
-    return lambda leg: "" if leg.kind in (Kind.SEMANTICS, *LOSSY) else text(leg)
+    """Leave the cell empty where multiples of float32's noise mean nothing."""
+    return lambda leg: text(leg) if leg.has_floors else ""
 
 
 def _budget(leg: LegReport) -> str:
-    budget = BUDGETS.get(leg.budget)
-    if budget is None:
+    """Say which budget is in force, and whether the leg keeps it."""
+    if leg.allowed is None:
         return ""
     kept = "kept" if leg.within_budget else "EXCEEDED"
-    return f"{leg.budget}: KL ≤ {budget.kl_mean:.0e}, ratio ≤ {budget.perplexity_ratio:g}: {kept}"
+    return f"{leg.budget}: KL ≤ {leg.allowed.kl_mean:.0e}, ratio ≤ {leg.allowed.perplexity_ratio:g}: {kept}"
 
 
 ERRORS: Columns = {
@@ -255,17 +251,10 @@ KEYS = (
 def table(titled: tuple[str, Columns], report: Report) -> TableOfLegs:
     """A table with a row for each leg; that of errors also says what the files say."""
     caption, columns = titled
-    rows = [Row(leg.name, leg.kind, tuple(text(leg) for text in columns.values()), verdict(leg)) for leg in report.legs]
+    rows = [Row(leg.name, leg.kind, tuple(text(leg) for text in columns.values()), leg.status) for leg in report.legs]
     if columns is ERRORS:
         rows = [*files(report, ("",) * len(columns)), *rows]
     return TableOfLegs(caption, columns is ERRORS, tuple(columns), tuple(rows))
-
-
-def verdict(leg: LegReport) -> str:
-    """In a word."""
-    if leg.fault:
-        return "FAIL"
-    return "yardstick" if leg.kind in (Kind.NOISE, Kind.HALF) else "pass"
 
 
 def files(report: Report, blank: tuple[str, ...]) -> list[Row]:
@@ -370,9 +359,8 @@ def _sentences(localisation: Localisation, float64: bool) -> Iterator[str]:
     yield f"Case: {localisation.case}."
     if localisation.first:
         yield f"The first operation that diverges is {localisation.first}, framed if it is in a layer."
-    missing = [name for name in localisation.missing if name.split(".", 2)[-1] in (*BEFORE, *OPERATIONS, *AFTER)]
-    if missing:
-        yield f"Not in the graph: {', '.join(missing)}."
+    if localisation.missing:
+        yield f"Not in the graph: {', '.join(localisation.missing)}."
 
 
 def calibration(details: Details) -> Figure:
@@ -395,14 +383,14 @@ def maxima(report: Report) -> Figure:
     fits = "all fit" if largest.largest <= FLOAT16_MAXIMUM else "it would overflow"
     caption = (
         f"Absolute values of the float64 truth, case {localisation.case}. The largest is {largest.largest:,.4g}, of "
-        f"{largest.name}; float16 holds 65,504: {fits}."
+        f"{largest.name}; float16 holds {FLOAT16_MAXIMUM:,.0f}: {fits}."
     )
     return Figure(title, plots.maxima(localisation), caption)
 
 
-def shown_leg(details: Details) -> Measured:
+def shown_leg(details: Details) -> MeasuredLeg:
     """The leg that the report is about: what ships, as it runs."""
-    return next((leg for leg in details.measured if leg.name == RUNTIME_LEG), details.measured[-1])
+    return next((leg for leg in details.measured if leg.ships(FULL)), details.measured[-1])
 
 
 # --- The worst positions ---
@@ -473,7 +461,7 @@ def _text_until(case: Case, index: int) -> np.ndarray:
     return case.input_ids[row, : column + 1][case.attention_mask[row, : column + 1].astype(bool)]
 
 
-def _position(details: Details, leg: Measured, case: Case, index: int, read: Tokenizer | None) -> Position:
+def _position(details: Details, leg: MeasuredLeg, case: Case, index: int, read: Tokenizer | None) -> Position:
     """What is shown of one position."""
     distance, ids = leg.distances[case.name], _text_until(case, index)
     following = int(case.following[case.real][index])

@@ -27,11 +27,12 @@ from converter.parity.diagnosis.taps import (
     Localisation,
     TapReport,
 )
-from converter.parity.examine import FLOAT64_LEG, RUNTIME_LEG
 from converter.parity.legs.cases import Case
+from converter.parity.legs.identity import LegKind, Runner
 from converter.parity.report.report import Details
-from converter.parity.verdict.judge import Kind, Measured
+from converter.parity.verdict.judge import MeasuredLeg
 from converter.parity.verdict.metrics import BIN_SHIFT, FLOAT32_EPSILON, TOP_K, Distance, bin_edges, joined
+from converter.weights.precisions import PRECISIONS
 
 # Figures are drawn in colours that stand for a variable of the page's stylesheet, which knows light from dark.
 VARIABLES = (
@@ -41,18 +42,16 @@ VARIABLES = (
 PAINT = {name: f"#0101{number:02x}" for number, name in enumerate(VARIABLES, 1)}
 
 COLOURS = {
-    Kind.NUMERICS: ("numerics",),
-    Kind.SEMANTICS: ("semantics",),
-    Kind.NOISE: ("noise",),
-    Kind.HALF: ("half-1", "half-2"),
-    Kind.LOSSY: ("lossy-1", "lossy-2"),
-    Kind.OTHER: ("other-1", "other-2"),
+    LegKind.NUMERICS: ("numerics",),
+    LegKind.SEMANTICS: ("semantics",),
+    LegKind.NOISE: ("noise",),
+    LegKind.HALF: ("half-1", "half-2"),
+    LegKind.LOSSY: ("lossy-1", "lossy-2"),
+    LegKind.OTHER: ("other-1", "other-2"),
 }
-# What the report is about keeps its looks whatever else was run, and stands in front.
-OWN = {
-    RUNTIME_LEG: {"color": PAINT["ink"], "linestyle": "-", "linewidth": 1.5, "zorder": 4},
-    FLOAT64_LEG: {"color": PAINT["graph"], "linestyle": "-", "zorder": 3},
-}
+# The graphs that the report is about keep their looks whatever else was run, and stand in front.
+SHIPPED = {"linestyle": "-", "linewidth": 1.5, "zorder": 4}
+WIDENED = {"color": PAINT["graph"], "linestyle": "-", "zorder": 3}
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 
 STYLE: Any = {
@@ -165,7 +164,7 @@ def logarithmic(axes: Axes, x: bool = False, y: bool = False) -> None:
         axis.set_minor_locator(NullLocator())
 
 
-def _name(leg: Measured) -> str:
+def _name(leg: MeasuredLeg) -> str:
     """A leg's name in the space of a legend; other files are called by their paths, which end in what tells."""
     name = "".join(c if c.isprintable() else "\ufffd" for c in leg.name)
     return name if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}"
@@ -176,13 +175,16 @@ def _legend(figure: Figure) -> None:
     figure.legend(loc="outside lower center", ncols=2)
 
 
-def leg_styles(legs: Sequence[Measured]) -> dict[str, dict[str, Any]]:
+def leg_styles(legs: Sequence[MeasuredLeg]) -> dict[str, dict[str, Any]]:
     """The name of each leg → how its line is drawn, the same in every figure."""
-    seen: defaultdict[Kind, int] = defaultdict(int)
+    seen: defaultdict[LegKind, int] = defaultdict(int)
     styles: dict[str, dict[str, Any]] = {}
     for leg in legs:
-        if leg.name in OWN:
-            styles[leg.name] = OWN[leg.name]
+        if leg.runner is Runner.WIDENED:
+            styles[leg.name] = WIDENED
+            continue
+        if leg.ships(leg.precision) and leg.precision in PRECISIONS:
+            styles[leg.name] = SHIPPED | {"color": PAINT[PRECISIONS[leg.precision].colour]}
             continue
         colours, number = COLOURS[leg.kind], seen[leg.kind]
         seen[leg.kind] += 1
@@ -280,13 +282,13 @@ def maxima(localisation: Localisation) -> Plot:
         largest = [max(value for at, value in inside if at == layer) for layer in layers]
         axes.plot(*zip(*inside, strict=True), ".", color=PAINT["noise"], markersize=3, label="each operation")
         axes.plot(layers, largest, "o-", color=PAINT["ink"], markersize=3.5, label="the largest")
-        axes.axhline(FLOAT16_MAXIMUM, color=PAINT["bad"], linestyle="--", label="float16 holds 65504")
+        axes.axhline(FLOAT16_MAXIMUM, color=PAINT["bad"], linestyle="--", label=f"float16 holds {FLOAT16_MAXIMUM:.0f}")
         logarithmic(axes, y=True)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="layer", ylabel="largest absolute value")
         _legend(figure)
 
-    label = "Largest absolute value of every operation by layer, against float16's maximum of 65504"
+    label = f"Largest absolute value of every operation by layer, against float16's maximum of {FLOAT16_MAXIMUM:.0f}"
     return draw("maxima", label, (HALF_WIDTH, 3.4), paint)
 
 
@@ -300,7 +302,7 @@ def positions(case: Case) -> np.ndarray:
     return case.position_ids[:, -case.keep :][case.real]
 
 
-def usable(leg: Measured, cases: Sequence[Case]) -> list[tuple[Case, Distance]]:
+def usable(leg: MeasuredLeg, cases: Sequence[Case]) -> list[tuple[Case, Distance]]:
     """The cases of which a leg has a distance at every position."""
     return [
         (case, leg.distances[case.name])
@@ -310,7 +312,7 @@ def usable(leg: Measured, cases: Sequence[Case]) -> list[tuple[Case, Distance]]:
 
 
 def _by_position(
-    leg: Measured, cases: Sequence[Case], value: Callable[[Distance], np.ndarray]
+    leg: MeasuredLeg, cases: Sequence[Case], value: Callable[[Distance], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Positions and the mean of a finite value there over all cases; NaN between stretches of positions."""
     parts = [(positions(case), value(distance)) for case, distance in usable(leg, cases)]
@@ -372,7 +374,7 @@ def _along(
         at, means = _by_position(leg, details.baseline.cases, value)
         values = np.where(means > 0, shown(means), math.nan)  # 0 has no place on a logarithmic axis
         marker = "." if np.isfinite(values).sum() < 4 else ""
-        axes = lower if leg.kind is Kind.SEMANTICS else upper
+        axes = lower if leg.kind is LegKind.SEMANTICS else upper
         axes.plot(at, values, label=_name(leg), marker=marker, **styles[leg.name])
     for axes in (upper, lower):
         logarithmic(axes, y=True)
@@ -401,7 +403,7 @@ def histogram(details: Details) -> Plot:
             density, edges, exact = _density(leg.total)
             note = f" ({exact:.0%} exact)" if exact >= 0.005 else ""
             style = dict(styles[leg.name])
-            if leg.kind is Kind.NOISE:
+            if leg.kind is LegKind.NOISE:
                 axes.stairs(density, edges / scale, fill=True, color=style["color"], alpha=0.15, linewidth=0)
             axes.stairs(density, edges / scale, label=_name(leg) + note, **style)
         axes.axvline(maximum, color=PAINT["bad"], linestyle="--", label="limit of the largest error")
@@ -463,7 +465,7 @@ def _shared(pairs: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> float:
     return hits / of if of else 0.0
 
 
-def probabilities(leg: Measured) -> tuple[np.ndarray, np.ndarray]:
+def probabilities(leg: MeasuredLeg) -> tuple[np.ndarray, np.ndarray]:
     """Of the tokens that follow in the text, what the truth gives them and what the leg does; each token once."""
     scored = [distance for name, distance in leg.distances.items() if name in leg.scored]
     total = joined(scored)
@@ -472,7 +474,7 @@ def probabilities(leg: Measured) -> tuple[np.ndarray, np.ndarray]:
     return true[known], found[known]
 
 
-def calibration(details: Details, leg: Measured) -> Plot:
+def calibration(details: Details, leg: MeasuredLeg) -> Plot:
     """The probability of the token that follows: the leg's against the truth's, and by how much they differ."""
 
     def paint(figure: Figure) -> None:
@@ -498,7 +500,7 @@ def calibration(details: Details, leg: Measured) -> Plot:
     return draw("calibration", label, (FULL_WIDTH, 3.7), paint)
 
 
-def _yardsticks(details: Details, leg: Measured) -> list[Measured]:
+def _yardsticks(details: Details, leg: MeasuredLeg) -> list[MeasuredLeg]:
     """A leg, and before it the noise leg that was run on most."""
-    noise = [other for other in details.measured if other.kind is Kind.NOISE and other is not leg]
+    noise = [other for other in details.measured if other.kind is LegKind.NOISE and other is not leg]
     return [*sorted(noise, key=lambda other: len(other.distances))[-1:], leg]

@@ -10,7 +10,6 @@ from converter.errors import OutputError
 from converter.files import read_json, reason
 from converter.folder import card
 from converter.folder.staging import MANIFEST
-from converter.parity.examine import FULL, RUNTIME_LEG, precision_leg
 from converter.parity.report.report import Report
 from converter.parity.verdict.judge import LegReport
 
@@ -22,9 +21,8 @@ def recorded(folder: Path, report: Report) -> dict[str, Any]:
         OutputError: the card cannot be written.
     """
     values = read_json(folder / MANIFEST)
-    legs = {leg.name: leg for leg in report.legs}
     for name, facts in values.get("precisions", {}).items():
-        leg = legs.get(RUNTIME_LEG if name == FULL else precision_leg(name))
+        leg = next((leg for leg in report.legs if leg.ships(name)), None)
         if leg is not None and leg.scored:
             facts["quality"] = measured(leg, report)
     if "precisions" in values and "README.md" in values.get("files", []):

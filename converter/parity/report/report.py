@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from converter.parity.verdict.judge import Kind, LegReport
+from converter.parity.legs.identity import LegKind, Runner
+from converter.parity.verdict.judge import LegReport
 
 if TYPE_CHECKING:
     from converter.parity.baseline import Baseline
     from converter.parity.diagnosis.diagnose import Diagnosis
     from converter.parity.diagnosis.taps import Localisation
-    from converter.parity.verdict.judge import Judge, Measured
+    from converter.parity.verdict.judge import Judge, MeasuredLeg
 
 # Of the JSON that ``check --json`` prints; docs/check.md describes it. The number changes when a key is renamed or
 # goes; new keys may come.
@@ -31,7 +32,7 @@ class Details:
     """What the HTML report draws and JSON leaves out: every position of every leg."""
 
     baseline: Baseline
-    measured: tuple[Measured, ...]
+    measured: tuple[MeasuredLeg, ...]
     judge: Judge
 
 
@@ -85,7 +86,7 @@ class Report:
         return (
             self.exactness_faults
             + self.beside_faults
-            + tuple(f"{leg.name} {leg.fault}" for leg in self.legs if leg.fault and leg.kind is not Kind.OTHER)
+            + tuple(f"{leg.name} {leg.fault}" for leg in self.legs if leg.fault and leg.kind is not LegKind.OTHER)
         )
 
     @property
@@ -94,7 +95,7 @@ class Report:
         return tuple(
             f"{leg.name} is NOT {self.source}: it {leg.fault}"
             for leg in self.legs
-            if leg.fault and leg.kind is Kind.OTHER
+            if leg.fault and leg.kind is LegKind.OTHER
         )
 
     @property
@@ -119,10 +120,10 @@ class Report:
     @property
     def _proven(self) -> list[str]:
         """What was found, part by part. Of the mathematics a graph of few bits says no more than its budget does."""
-        own = [leg for leg in self.legs if leg.name.startswith("ONNX")]
-        named = (leg.name.partition(",")[0].rpartition(" ")[2] for leg in own if leg.kind is Kind.LOSSY)
-        lossy = list(dict.fromkeys(named))  # a precision may have been run in two ways
-        exact = any(leg.kind is Kind.NUMERICS for leg in own)
+        own = [leg for leg in self.legs if leg.runner in (Runner.RUNTIME, Runner.WIDENED)]
+        # A precision may have been run in two ways.
+        lossy = list(dict.fromkeys(leg.precision for leg in own if leg.kind is LegKind.LOSSY))
+        exact = any(leg.kind is LegKind.NUMERICS for leg in own)
         weights = "weights bit for bit" if exact else "weights rounded to nearest"
         return [
             weights if self.exactness else "weights not compared",
@@ -135,6 +136,8 @@ class Report:
         values = {name: value for name, value in vars(self).items() if name != "details"}
         plain = asdict(Report(**values))
         del plain["details"]
+        for values, leg in zip(plain["legs"], self.legs, strict=True):
+            values["status"] = leg.status
         verdict = {"passed": self.passed, "verdict": self.verdict, "faults": list(self.faults)}
         return {"schema": SCHEMA, **verdict, **plain}
 

@@ -17,7 +17,7 @@ from converter.checkpoint.open import open_checkpoint
 from converter.errors import CheckError, GPT2Error
 from converter.folder.convert import convert
 from converter.parity.baseline import Baseline, measure_source
-from converter.parity.examine import Options, TapCache, examine
+from converter.parity.examine import Examination, TapCache, examine
 from converter.parity.legs.cases import Level
 from converter.parity.legs.leg import one_thread
 from converter.parity.legs.memory import quiet_collector
@@ -142,7 +142,7 @@ class Laboratory:
         if not _same_files(self.source, copy.source):
             baseline = _baseline(copy.source)
             cache = TapCache(baseline)
-        return examine(baseline, copy.out, Options(files=files), lambda step: None, cache)
+        return examine(baseline, copy.out, Examination(files=files), lambda step: None, cache)
 
 
 def prove(source: str | os.PathLike[str], progress: Progress = lambda step, done, total: None) -> Proof:

@@ -15,11 +15,11 @@ from onnx import TensorProto, external_data_helper, numpy_helper
 from converter.checkpoint import safetensors_file
 from converter.checkpoint.tensor import LazyTensor
 from converter.errors import CheckpointError, ModelFolderError
-from converter.weights import data_file, precisions
+from converter.weights import data_file, write
 from converter.weights.ledger import Ledger
-from converter.weights.precisions import PRECISIONS, Precision
-from converter.weights.quantize import Blocks, Rows, not_nearest, row_pieces
-from converter.weights.table import Layout, canonical, parameters
+from converter.weights.precisions import PRECISIONS, Blocks, Precision
+from converter.weights.quantize import Rows, not_nearest, row_pieces
+from converter.weights.table import canonical, parameters
 
 TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
 PART_TYPES = (TensorProto.UINT8, TensorProto.FLOAT, TensorProto.UINT8)  # numbers, scales, zero points
@@ -61,16 +61,16 @@ def compare_initializers(graph_file: Path, ledger: Ledger, precision: Precision 
     where = "" if precision.name == "fp32" else f"{graph_file.name}: "
     faults, known = [], set(ledger.weights)
     for name, weight in ledger.weights.items():
-        blocks = precisions.blocks_of(name, layouts[name], precision.scheme) if precision.scheme else None
+        blocks = write.blocks_of(name, layouts[name], precision.scheme) if precision.scheme else None
         if blocks is not None:
-            known |= set(precisions.parts_of(name, blocks))
+            known |= set(write.parts_of(name, blocks))
         if name not in initializers:
             faults.append(f"{where}{name} is not in the graph")
             continue
         if blocks is None:
             fault = _compare(graph_file, initializers[name], weight, precision.dtype)
         else:
-            seen = weight.transposed() if layouts[name] is Layout.CONV1D else weight
+            seen = write.rows_of_outputs(weight, layouts[name])
             fault = _compare_quantized(graph_file, initializers, name, seen, blocks)
         if fault:
             faults.append(f"{where}{name} {fault}")
@@ -84,7 +84,7 @@ def _compare_quantized(
     graph_file: Path, initializers: Mapping[str, TensorProto], name: str, weight: LazyTensor, blocks: Blocks
 ) -> str | None:
     """What is wrong with a weight ``[outputs, inputs]`` in blocks, if anything is."""
-    parts = precisions.parts_of(name, blocks)
+    parts = write.parts_of(name, blocks)
     missing = next((part for part in parts if part not in initializers), None)
     if missing is not None:
         return f"lacks {missing}"

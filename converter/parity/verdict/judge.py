@@ -6,40 +6,31 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 
 import numpy as np
 
+from converter.parity.legs.identity import FLOAT32, LOSSY, Identity, LegKind
 from converter.parity.verdict.limits import Limits
 from converter.parity.verdict.metrics import FLOAT32_EPSILON, Distance, joined
+from converter.weights.precisions import Budget
 
 
-class Kind(StrEnum):
-    """What a leg is there for."""
+class Status(StrEnum):
+    """What is said of a leg in a word, the same on every view of a report."""
 
-    SEMANTICS = "semantics"  # float64 against float64: does it mean the same
-    NUMERICS = "numerics"  # a float32 leg: is it as close as rounding allows
-    NOISE = "noise floor"  # Hugging Face in float32: how far rounding alone leads
-    HALF = "half precision"  # Hugging Face in 16 bits: what its users are used to
-    LOSSY = "precision"  # a graph of the folder with fewer bits: does it keep its budget
-    OTHER = "another file"  # a graph of another exporter, judged as a float32 leg
-
-
-# Legs that measure; the others are measured. The former are not what the verdict is about.
-YARDSTICKS = (Kind.NOISE, Kind.HALF)
-
-# Legs that are held against the noise floor.
-FLOAT32 = (Kind.NUMERICS, Kind.OTHER)
-
-# Legs that are held against a budget.
-LOSSY = (Kind.HALF, Kind.LOSSY)
+    PASS = "pass"
+    FAULT = "FAIL"
+    IN_BUDGET = "in budget"
+    OVER_BUDGET = "over budget"
+    YARDSTICK = "yardstick"  # it measures, and is not judged
 
 
 @dataclass(frozen=True)
-class LegReport:
+class LegReport(Identity):
     """One leg and its verdict; errors relative to the scale of the logits, probabilities as they are.
 
     Attributes:
-        name, kind: which leg, and what it is there for.
         cases: what it was run on.
         rms, maximum: its distance from the float64 truth.
         p50, p99, p999: the errors that half, 99 % and 99.9 % of all logits stay within.
@@ -54,14 +45,12 @@ class LegReport:
         scored: on how many tokens perplexity was measured.
         perplexity, perplexity_error: of the text, with its standard error.
         perplexity_ratio, perplexity_ratio_error: to the truth's, with the standard error of the paired difference.
-        budget: the name of the budget it is held against, if it is.
-        within_budget: whether it keeps it.
+        within_budget: whether it keeps its budget, if it has one.
+        allowed: the budget in force.
         fault: why it fails; empty if it passes.
         seconds: that it took.
     """
 
-    name: str
-    kind: Kind
     cases: tuple[str, ...]
     rms: float
     maximum: float
@@ -87,31 +76,38 @@ class LegReport:
     perplexity_error: float
     perplexity_ratio: float
     perplexity_ratio_error: float
-    budget: str
     within_budget: bool
+    allowed: Budget | None
     fault: str
     seconds: float
 
+    @property
+    def status(self) -> Status:
+        """Say in a word what became of the leg."""
+        if self.fault:
+            return Status.FAULT
+        if self.kind is LegKind.HALF:
+            return Status.IN_BUDGET if self.within_budget else Status.OVER_BUDGET
+        return Status.YARDSTICK if self.kind is LegKind.NOISE else Status.PASS
+
 
 @dataclass(frozen=True)
-class Measured:
-    """A leg's distances, case by case, and what they are to be held against.
+class MeasuredLeg(Identity):
+    """A leg's distances from the truth, case by case, and the limit they are held against.
 
     Attributes:
-        limit: a share of the logits' scale, for ``Kind.SEMANTICS``.
-        budget: the name of a row of ``BUDGETS``, for lossy legs.
+        distances: case → distance.
         scored: the cases on which perplexity is measured.
+        seconds: that it took.
+        limit: a share of the logits' scale, for ``LegKind.SEMANTICS``.
     """
 
-    name: str
-    kind: Kind
     distances: Mapping[str, Distance]
     scored: tuple[str, ...]
     seconds: float
     limit: float = 0.0
-    budget: str = ""
 
-    @property
+    @cached_property
     def total(self) -> Distance:
         """All cases as one."""
         return joined(self.distances.values())
@@ -137,12 +133,12 @@ class Judge:
     limits: Limits = field(default_factory=Limits)
 
     @classmethod
-    def of(cls, scale: float, legs: Iterable[Measured], limits: Limits) -> Judge:
+    def from_legs(cls, scale: float, legs: Iterable[MeasuredLeg], limits: Limits) -> Judge:
         """The floor is no lower than float32's step; legs that are not even finite are faults of their own."""
         noise: dict[str, tuple[float, float]] = {}
         for leg in legs:
             for case, distance in leg.distances.items():
-                if leg.kind is Kind.NOISE and math.isfinite(distance.total_maximum):
+                if leg.kind is LegKind.NOISE and math.isfinite(distance.total_maximum):
                     rms, maximum = noise.get(case, (FLOAT32_EPSILON * scale,) * 2)
                     noise[case] = max(rms, distance.total_rms), max(maximum, distance.total_maximum)
         return cls(scale, noise, limits)
@@ -156,24 +152,24 @@ class Judge:
         square = sum(rms**2 * positions for rms, _, positions in known) / sum(positions for *_, positions in known)
         return max(least, math.sqrt(square)), max(least, *(maximum for _, maximum, _ in known))
 
-    def fault(self, leg: Measured) -> str:
+    def fault(self, leg: MeasuredLeg) -> str:
         """Why a leg fails, or nothing."""
         total, worst = leg.total, leg.worst_case
         floor_rms, floor_maximum = self.floor(leg.distances)
         limits = self.limits
         if total.misshapen:
             return f"gives logits of another shape than the truth ({worst})"
-        if leg.kind is Kind.HALF:
+        if leg.kind is LegKind.HALF:
             return ""
         if not math.isfinite(total.total_maximum):
-            why = f": the model overflows {leg.budget or 'float32'}" if leg.kind is not Kind.SEMANTICS else ""
+            why = f": the model overflows {leg.budget or 'float32'}" if leg.kind is not LegKind.SEMANTICS else ""
             return f"gives logits that are NaN or infinite ({worst}){why}"
-        if leg.kind is Kind.LOSSY:
+        if leg.kind is LegKind.LOSSY:
             return self.over_budget(leg)
-        if leg.kind is Kind.NOISE and not total.total_rms <= limits.noise * self.scale:
+        if leg.kind is LegKind.NOISE and not total.total_rms <= limits.noise * self.scale:
             share = total.total_rms / self.scale
             return f"is {share:.1e} of the logits' scale from the truth in RMS: float32 does not hold this model"
-        if leg.kind is Kind.SEMANTICS and not total.total_maximum <= leg.limit * self.scale:
+        if leg.kind is LegKind.SEMANTICS and not total.total_maximum <= leg.limit * self.scale:
             share = total.total_maximum / self.scale
             return f"is {share:.1e} of the logits' scale from the truth ({worst}); at most {leg.limit:.0e} is rounding"
         if leg.kind in FLOAT32 and not total.total_rms <= limits.rms * floor_rms:
@@ -192,7 +188,7 @@ class Judge:
             return f"prefers another token at {flips} of {len(total.rms)} positions, and not by a near tie"
         return ""
 
-    def over_budget(self, leg: Measured) -> str:
+    def over_budget(self, leg: MeasuredLeg) -> str:
         """What a lossy leg costs more than it may, or nothing. A ratio of perplexities counts as far as it is certain:
         by two standard errors, as a short text says little about it."""
         budget = self.limits.budgets[leg.budget]
@@ -209,12 +205,12 @@ class Judge:
         return ""
 
     @staticmethod
-    def perplexity_ratio(leg: Measured) -> tuple[float, float]:
+    def perplexity_ratio(leg: MeasuredLeg) -> tuple[float, float]:
         """A leg's perplexity over the truth's, with the standard error of the paired difference."""
         scored = joined(distance for case, distance in leg.distances.items() if case in leg.scored)
         return _perplexity(scored.log_p_true - scored.log_p)
 
-    def flips(self, leg: Measured) -> int:
+    def flips(self, leg: MeasuredLeg) -> int:
         """Positions that decide otherwise. Two candidates that an allowed error could swap do not count: each may move
         by it, in opposite directions."""
         total = leg.total
@@ -223,7 +219,7 @@ class Judge:
             tie = 2 * total.percentile(0.999)
         return int((total.flips > tie).sum())
 
-    def report(self, leg: Measured) -> LegReport:
+    def report(self, leg: MeasuredLeg) -> LegReport:
         """All that is said of a leg."""
         total = leg.total
         scored = joined(distance for case, distance in leg.distances.items() if case in leg.scored)
@@ -236,8 +232,7 @@ class Judge:
         kl_mean = float(total.kl.mean())
         budget = self.limits.budgets.get(leg.budget)
         return LegReport(
-            name=leg.name,
-            kind=leg.kind,
+            **leg.identity(),
             cases=tuple(leg.distances),
             rms=total.total_rms / self.scale,
             maximum=total.total_maximum / self.scale,
@@ -263,8 +258,8 @@ class Judge:
             perplexity_error=perplexity_error,
             perplexity_ratio=ratio,
             perplexity_ratio_error=ratio_error,
-            budget=leg.budget,
             within_budget=budget is None or not self.over_budget(leg),
+            allowed=budget,
             fault=self.fault(leg),
             seconds=leg.seconds,
         )

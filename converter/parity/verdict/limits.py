@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from converter.errors import CheckError
+from converter.weights.precisions import BUDGETS, Budget
 
 # Hugging Face and the reference in float64, at most this share of the logits' scale apart anywhere. Both only round,
 # at 1e-15; what is wrong about the mathematics (an epsilon of 1e-5 for 1e-6, tanh for erf) shows from 1e-7 on.
@@ -29,30 +30,6 @@ NOISE_LIMIT = 1e-2
 
 
 @dataclass(frozen=True)
-class Budget:
-    """What a lossy precision may cost, as a distribution against the float64 truth.
-
-    Attributes:
-        kl_mean: nats a token.
-        perplexity_ratio: the leg's perplexity over the truth's.
-    """
-
-    kl_mean: float
-    perplexity_ratio: float
-
-
-# Half precision keeps 11 bits (float16) or 8 (bfloat16), of weights and of every intermediate result; what integers
-# cost depends on how the weights are cut into blocks. Perplexity ratios are what users notice: a twentieth is about
-# what a model of the next smaller size loses.
-BUDGETS: dict[str, Budget] = {
-    "float16": Budget(kl_mean=1e-5, perplexity_ratio=1.001),
-    "bfloat16": Budget(kl_mean=1e-2, perplexity_ratio=1.02),
-    "int8": Budget(kl_mean=1e-3, perplexity_ratio=1.005),
-    "int4": Budget(kl_mean=1e-1, perplexity_ratio=1.05),
-}
-
-
-@dataclass(frozen=True)
 class Limits:
     """The multiples and shares that a verdict rests on; each can be set for a check of one's own.
 
@@ -70,7 +47,7 @@ class Limits:
     budgets: Mapping[str, Budget] = field(default_factory=lambda: dict(BUDGETS))
 
     @classmethod
-    def of(cls, settings: Mapping[str, float]) -> Limits:
+    def from_settings(cls, settings: Mapping[str, float]) -> Limits:
         """The defaults, some of them overridden.
 
         Raises:

@@ -29,7 +29,7 @@ from converter.parity.baseline import Baseline, measure_source
 from converter.parity.diagnosis.diagnose import FLOAT64_LIMIT, Diagnosis, Finding, diagnose
 from converter.parity.diagnosis.operations import Operations
 from converter.parity.diagnosis.taps import Localisation, graph_taps
-from converter.parity.examine import Options, TapCache, examine
+from converter.parity.examine import Examination, TapCache, examine
 from converter.parity.legs import truth
 from converter.parity.legs.cases import Case, Level
 from converter.parity.report.report import Report
@@ -85,7 +85,7 @@ class Bench:
 
     def report(self, folder: Folder) -> Report:
         """What the logits alone say."""
-        return examine(self.baseline, folder.path, Options(files=False), lambda step: None, self.cache)
+        return examine(self.baseline, folder.path, Examination(files=False), lambda step: None, self.cache)
 
 
 MakeBench = Callable[..., Bench]
@@ -972,7 +972,7 @@ def test_where_hugging_face_computes_something_else_it_is_hugging_face_that_is_n
     monkeypatch.setattr(transformers.GPT2LMHeadModel, "from_pretrained", otherwise)
     checkpoint = made.baseline.checkpoint
     baseline = measure_source(checkpoint, made.baseline.ledger, None, Limits(), Level.QUICK, lambda step: None)
-    report = examine(baseline, copy(made).path, Options(files=False), lambda step: None)
+    report = examine(baseline, copy(made).path, Examination(files=False), lambda step: None)
     faults = {leg.name: leg.fault for leg in report.legs if leg.fault}
     assert "Hugging Face float64 eager" in faults
     assert "ONNX graph in float64" not in faults
@@ -994,7 +994,7 @@ def test_where_the_reference_is_wrong_the_graph_is_not_blamed(
     monkeypatch.setitem(truth.CLASSES, "lm", Wrong)
     checkpoint = made.baseline.checkpoint
     baseline = measure_source(checkpoint, made.baseline.ledger, None, Limits(), Level.QUICK, lambda step: None)
-    report = examine(baseline, copy(made).path, Options(files=False), lambda step: None)
+    report = examine(baseline, copy(made).path, Examination(files=False), lambda step: None)
     assert not report.passed
     assert "gpt2onnx's own reference does not" in report.verdict
     assert "is NOT" not in report.verdict
@@ -1066,7 +1066,9 @@ def test_a_defect_that_only_long_texts_meet_is_called_by_its_name(bench: MakeBen
 
 def test_a_match_is_not_diagnosed_but_its_operations_can_be_looked_at(bench: MakeBench, copy: Copy) -> None:
     made = bench()
-    report = examine(made.baseline, copy(made).path, Options(files=False, layers=True), lambda step: None, made.cache)
+    report = examine(
+        made.baseline, copy(made).path, Examination(files=False, layers=True), lambda step: None, made.cache
+    )
     assert report.passed
     assert report.diagnosis is None
     assert report.localisation is not None

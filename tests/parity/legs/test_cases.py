@@ -197,6 +197,6 @@ def test_a_model_no_longer_than_the_short_cases_has_no_long_one() -> None:
 
 
 def test_an_unknown_level_is_refused_by_name() -> None:
-    assert Level.of("full") is Level.FULL
+    assert Level.parse("full") is Level.FULL
     with pytest.raises(CheckError, match="there is no level 'slow'; expected one of quick, full"):
-        Level.of("slow")
+        Level.parse("slow")

@@ -22,7 +22,6 @@ import pytest
 from converter import check, convert
 from converter.data import CHECKPOINT
 from converter.errors import OutputError
-from converter.parity.examine import RUNTIME_LEG
 from converter.parity.report import page, plots
 from converter.parity.report.report import Report
 from converter.parity.verdict import metrics
@@ -98,7 +97,7 @@ def test_the_page_says_match_and_shows_every_leg(match: Report, written: str) ->
     seen = words(written)
     assert f"✓ MATCH {match.verdict}" in seen
     for leg in match.legs:
-        assert f"{leg.name} {page.verdict(leg)} {leg.kind} {page.error(leg.rms)} {page.error(leg.maximum)}" in seen
+        assert f"{leg.name} {leg.status} {leg.kind} {page.error(leg.rms)} {page.error(leg.maximum)}" in seen
     assert "64 initializers pass bit for bit" in seen
     assert COMMAND in seen
 
@@ -228,8 +227,8 @@ def test_whatever_tokens_names_and_commands_hold_stays_text(match: Report, monke
     monkeypatch.setattr("converter.tokenizer.load", lambda folder: Wicked())
     name = "$x^2$ <b>bold</b> --> &amp; \"quoted\" 'too'"
     assert match.details is not None
-    measured = tuple(replace(leg, name=name) if leg.name == RUNTIME_LEG else leg for leg in match.details.measured)
-    legs = tuple(replace(leg, name=name) if leg.name == RUNTIME_LEG else leg for leg in match.legs)
+    measured = tuple(replace(leg, name=name) if leg.ships("fp32") else leg for leg in match.details.measured)
+    legs = tuple(replace(leg, name=name) if leg.ships("fp32") else leg for leg in match.legs)
     details = replace(match.details, measured=measured)
     spoiled = replace(match, details=details, legs=legs, source="<img src=x onerror=alert(1)>", notes=("<i>note",))
     text = page.render(spoiled, "gpt2onnx check '<u>'")
@@ -248,7 +247,7 @@ def spoiled(report: Report, spoil: Callable[[np.ndarray], np.ndarray]) -> Report
     baseline = details.baseline
 
     def measure(leg: Any) -> Any:
-        if leg.name != RUNTIME_LEG:
+        if not leg.ships("fp32"):
             return leg
         logits = {case.name: spoil(baseline.truths[case.name].copy()) for case in baseline.cases}
         distances = {
@@ -370,8 +369,8 @@ def test_a_page_that_cannot_be_written_is_an_error_of_one_sentence(match: Report
 def test_names_in_any_script_and_in_none_can_be_written(match: Report, tmp_path: Path) -> None:
     name = "模型/caf\udce9\n\x07.onnx"
     assert match.details is not None
-    measured = tuple(replace(leg, name=name) if leg.name == RUNTIME_LEG else leg for leg in match.details.measured)
-    legs = tuple(replace(leg, name=name) if leg.name == RUNTIME_LEG else leg for leg in match.legs)
+    measured = tuple(replace(leg, name=name) if leg.ships("fp32") else leg for leg in match.details.measured)
+    legs = tuple(replace(leg, name=name) if leg.ships("fp32") else leg for leg in match.legs)
     report = replace(match, source=name, legs=legs, details=replace(match.details, measured=measured))
     page.write(report, tmp_path / "report.html", COMMAND)
     seen = words((tmp_path / "report.html").read_text(encoding="utf-8"))

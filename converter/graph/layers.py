@@ -1,6 +1,6 @@
 """How weights lie in the graph and are multiplied: the one thing that differs between precisions.
 
-The rest of the graph asks its ``Precision`` for ``linear``, ``embed`` and ``head`` and is the same for all.
+The rest of the graph asks its ``Layers`` for ``linear``, ``embed`` and ``head`` and is the same for all.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from converter.graph.module import Module, Parameter
-from converter.weights import precisions
-from converter.weights.quantize import Blocks
+from converter.weights.precisions import Blocks, Precision
 
 MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
 
@@ -163,8 +162,8 @@ def declare(value: ir.Value, shape: list[int | None]) -> ir.Value:
 
 
 @dataclass(frozen=True)
-class Precision:
-    """The types and modules of one precision.
+class Layers:
+    """The type and the modules that one precision supplies.
 
     Attributes:
         dtype: of activations, cache and unquantized weights.
@@ -179,18 +178,18 @@ class Precision:
     head: Callable[[int, int, Module | None], Module]
 
 
-def of(row: precisions.Precision) -> Precision:
-    """The modules for a row of ``converter.precisions``."""
-    return blockwise(row.scheme.linear, row.scheme.head) if row.scheme else FLOATS[row.dtype]
+def layers_of(row: Precision) -> Layers:
+    """Return the modules of a row of the table of precisions."""
+    return blockwise(row.scheme.linear, row.scheme.vocabulary) if row.scheme else FLOATS[row.dtype]
 
 
-def floating(dtype: ir.DataType) -> Precision:
+def floating(dtype: ir.DataType) -> Layers:
     """Weights as they are, all of one floating-point type."""
 
     def head(vocab_size: int, n_embd: int, wte: Module | None) -> Module:
         return Head(wte.weight if isinstance(wte, Embedding) else Parameter([vocab_size, n_embd], dtype))
 
-    return Precision(
+    return Layers(
         dtype,
         linear=lambda nx, nf: Conv1D(nx, nf, dtype),
         embed=lambda rows, width: Embedding(rows, width, dtype),
@@ -198,7 +197,7 @@ def floating(dtype: ir.DataType) -> Precision:
     )
 
 
-def blockwise(linear: Blocks, head: Blocks) -> Precision:
+def blockwise(linear: Blocks, head: Blocks) -> Layers:
     """Weights in blocks of whole numbers, everything else float32; a tied head uses the embedding's numbers."""
 
     def output_head(vocab_size: int, n_embd: int, wte: Module | None) -> Module:
@@ -206,7 +205,7 @@ def blockwise(linear: Blocks, head: Blocks) -> Precision:
             return TiedHead(wte)
         return QuantizedConv1D(n_embd, vocab_size, head, bias=False)
 
-    return Precision(
+    return Layers(
         ir.DataType.FLOAT,
         linear=lambda nx, nf: QuantizedConv1D(nx, nf, linear),
         embed=lambda rows, width: QuantizedEmbedding(rows, width, head),

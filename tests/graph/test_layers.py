@@ -10,8 +10,9 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from converter.graph.build import MIN_OPSET
-from converter.graph.precision import QuantizedEmbedding
-from converter.weights.quantize import Blocks, dequantize, quantize_rows
+from converter.graph.layers import QuantizedEmbedding
+from converter.weights.precisions import Blocks
+from converter.weights.quantize import dequantize, quantize_rows
 
 ROWS = 7
 
