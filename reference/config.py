@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from reference.errors import ConfigError
+from reference.head import ASKED, HEADS, LM, HeadSpec, head_of
 
 # Every activation of transformers' ACT2FN but xielu, whose three learned parameters no GPT-2 checkpoint carries.
 ACTIVATION_NAMES = (
@@ -20,20 +21,7 @@ ACTIVATION_NAMES = (
     "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh",
 )  # fmt: skip
 
-# What stands on the body, and the class of transformers that has it; ``reference/heads.py`` says what each computes.
-# Models of two heads are converted to two graphs, of which the second has one of its own: multiple-choice.
-HEADS = {
-    "lm": "GPT2LMHeadModel",
-    "base": "GPT2Model",
-    "sequence-classification": "GPT2ForSequenceClassification",
-    "token-classification": "GPT2ForTokenClassification",
-    "question-answering": "GPT2ForQuestionAnswering",
-    "double-heads": "GPT2DoubleHeadsModel",
-}
-MULTIPLE_CHOICE = "multiple-choice"
-GRAPHS = {"double-heads": ("lm", MULTIPLE_CHOICE)}  # of any other head: one of its own
-LABELLED = ("sequence-classification", "token-classification")
-# Fields of the config that follow from other keys of a config.json than their own.
+# Fields that follow from other keys of a config.json than their own.
 HEAD_FIELDS = ("head", "num_labels", "pad_token_id", "summary_activation")
 
 # The file of a state dict of ``GPT2(config)`` (reference/model.py), and the key of its metadata that has the config.
@@ -66,7 +54,7 @@ class GPT2Config:
     attn_pdrop: float = 0.1
     resid_pdrop: float = 0.1
     initializer_range: float = 0.02
-    head: str = "lm"
+    head: str = LM
     num_labels: int = 2  # of a classification
     pad_token_id: int | None = None  # what a classification of sequences does not take for their last token
     summary_activation: str | None = None  # of a choice's score
@@ -99,8 +87,8 @@ class GPT2Config:
                 raise ConfigError(f"{name} {value!r} is unknown; expected one of {', '.join(ACTIVATION_NAMES)}")
         if self.pad_token_id is not None and type(self.pad_token_id) is not int:
             raise ConfigError(f"pad_token_id is {self.pad_token_id!r}; expected an integer")
-        if self.head not in (*HEADS, MULTIPLE_CHOICE):
-            raise ConfigError(f"head {self.head!r} is unknown; expected one of {', '.join(HEADS)}")
+        if self.head not in HEADS:
+            raise ConfigError(f"head {self.head!r} is unknown; expected one of {', '.join(ASKED)}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GPT2Config:
@@ -110,15 +98,18 @@ class GPT2Config:
         """
         known = {field.name for field in fields(cls)} - set(HEAD_FIELDS)
         taken = {name: value for name, value in values.items() if name in known}
-        taken["head"] = head = head_of(values.get("architectures")) or "lm"
-        if head in LABELLED:
+        head = HEADS[head_of(values.get("architectures")) or LM]
+        taken["head"] = head.name
+        taken |= {name: values.get(name) for name in head.reads}
+        if head.labelled:
             names = values.get("id2label")
             taken["num_labels"] = len(names) if isinstance(names, dict) and names else values.get("num_labels", 2)
-        if head == "sequence-classification":
-            taken["pad_token_id"] = values.get("pad_token_id")
-        if head == "double-heads":
-            taken["summary_activation"] = values.get("summary_activation")
         return cls(**taken)
+
+    @property
+    def head_spec(self) -> HeadSpec:
+        """Return the record of the head."""
+        return HEADS[self.head]
 
     @property
     def head_dim(self) -> int:
@@ -134,13 +125,6 @@ class GPT2Config:
         """What q·k is multiplied with in layer ``layer_idx`` (counted from 0)."""
         scale = self.head_dim**-0.5 if self.scale_attn_weights else 1.0
         return scale / (layer_idx + 1) if self.scale_attn_by_inverse_layer_idx else scale
-
-
-def head_of(architectures: object) -> str | None:
-    """The head that ``architectures`` of a ``config.json`` names, if it names one of GPT-2's."""
-    names = [str(name) for name in architectures] if isinstance(architectures, list) else []
-    classes = {name.removeprefix("TF").removeprefix("Flax") for name in names}
-    return next((head for head, known in HEADS.items() if known in classes), None)
 
 
 def _is_number(value: object) -> bool:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from reference.activations import activation
-from reference.config import MULTIPLE_CHOICE, GPT2Config
+from reference.config import GPT2Config
+from reference.head import LM, MULTIPLE_CHOICE
 from reference.model import GPT2, Body, Head, Projection
 
 
@@ -128,7 +129,7 @@ class MultipleChoice(HeadModel):
 
 # The class for a ``GPT2Config.head``; a model of double heads is the first and the last of these.
 CLASSES: dict[str, type[Body]] = {
-    "lm": GPT2,
+    LM: GPT2,
     "base": Base,
     "sequence-classification": SequenceClassification,
     "token-classification": TokenClassification,

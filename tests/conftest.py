@@ -17,7 +17,7 @@ import transformers
 
 from converter.data import CHECKPOINT
 from converter.folder.convert import convert
-from reference.config import HEADS
+from reference.head import HEADS
 
 torch.set_num_threads(1)  # models as small as these only lose time to threads that wait for each other
 gc.freeze()  # what the imports left is not looked at again whenever a leg's memory is released
@@ -34,9 +34,9 @@ def random_gpt2(seed: int = 0, **config: Any) -> transformers.GPT2LMHeadModel:
 
 
 def random_head(head: str, seed: int = 0, **config: Any) -> Any:
-    """Likewise of any of transformers' classes for GPT-2, by the name in ``reference.config.HEADS``."""
+    """Likewise of any of transformers' classes for GPT-2, by the name in ``reference.head.HEADS``."""
     torch.manual_seed(seed)
-    model = getattr(transformers, HEADS[head])(
+    model = getattr(transformers, HEADS[head].class_name)(
         transformers.GPT2Config(**{"bos_token_id": 0, "eos_token_id": 0} | SMALL | config)
     )
     with torch.no_grad():

@@ -60,7 +60,6 @@ DEFAULT_RANK = DEFAULT_ALPHA = 8
 # [out, in]. Of the first two, rows are columns of lora_A.
 CONV1D = re.compile(r"h\.(?:0|[1-9][0-9]*)\.(?:attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)")
 EMBEDDINGS, LINEAR = ("wte", "wpe"), ("lm_head",)
-TYING = ("lm", "double-heads")  # heads that may be the embedding
 
 # What a tensor of an adapter is called behind its module's name → what it is.
 PARTS = {
@@ -361,7 +360,7 @@ def _named(names: str | list[str] | None, known: str) -> bool:
 def _refuse_ambiguous(adapter: Adapter, checkpoint: Checkpoint) -> bool:
     """Whether head and embedding are one; then an update of either means one thing in PEFT before merging (it is
     that one's alone), and another thereafter (both have it)."""
-    tied = checkpoint.config.tie_word_embeddings and checkpoint.config.head in TYING
+    tied = checkpoint.config.tie_word_embeddings and checkpoint.config.head_spec.predicts
     shared = [module for module in ("wte", "lm_head") if module in adapter.updates]
     if tied and shared:
         raise CheckpointError(

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import ConfigError
-from reference.config import HEADS, GPT2Config, head_of
+from reference.config import GPT2Config
+from reference.head import DOUBLE_HEADS, HEADS, head_of
 
 # transformers' GPT2Config.attribute_map: the other names under which it accepts these.
 ALIASES = {
@@ -54,7 +55,7 @@ def parse_config(values: Mapping[str, Any], file: Path, head: str | None = None)
     """The architecture that a ``config.json`` describes; keys it does not need are left aside.
 
     Args:
-        head: one of ``HEADS``, whatever ``architectures`` says.
+        head: one of ``reference.head.ASKED``, whatever ``architectures`` says.
 
     Raises:
         ConfigError: it is not a GPT-2, has a part that GPT-2 does not have, or contradicts itself.
@@ -69,7 +70,7 @@ def parse_config(values: Mapping[str, Any], file: Path, head: str | None = None)
     for key, reason in REFUSED.items():
         if values.get(key):
             raise ConfigError(f"{file} sets {key}: {reason}")
-    resolved = dict(values) | ({"architectures": [HEADS[head]]} if head else {})
+    resolved = dict(values) | ({"architectures": [HEADS[head].class_name]} if head else {})
     for alias, name in ALIASES.items():
         if alias not in values:
             continue
@@ -77,7 +78,7 @@ def parse_config(values: Mapping[str, Any], file: Path, head: str | None = None)
             raise ConfigError(f"{file} contradicts itself: {name} is {values[name]!r} and {alias} is {values[alias]!r}")
         resolved[name] = values[alias]
     summary = [values.get("summary_type", "cls_index"), values.get("summary_use_proj", True)]
-    if head_of(resolved.get("architectures")) == "double-heads" and summary != ["cls_index", True]:
+    if head_of(resolved.get("architectures")) == DOUBLE_HEADS and summary != ["cls_index", True]:
         raise ConfigError(
             f"{file}: summary_type is {summary[0]!r} and summary_use_proj {summary[1]!r}; of heads for multiple choice "
             f"only 'cls_index' with a projection is converted"

@@ -11,7 +11,7 @@ from converter.checkpoint.formats import read
 from converter.checkpoint.hub import ADAPTER, MODEL, Kind, fetch, is_hub_id
 from converter.checkpoint.source import Checkpoint, Options
 from converter.errors import CheckpointError, ConfigError
-from reference.config import HEADS
+from reference.head import ASKED
 
 
 def open_checkpoint(
@@ -30,14 +30,14 @@ def open_checkpoint(
         bars: let a download show its progress on standard error.
         activation: ``activation_function`` of a checkpoint that does not record it.
         adapter: the folder or Hub id of a PEFT LoRA adapter, to be merged into it.
-        head: one of ``reference.config.HEADS``; by default what the config names, or else what the tensors are.
+        head: one of ``reference.head.ASKED``; by default what the config names, or else what the tensors are.
 
     Raises:
         ConfigError: it is not a GPT-2, or one with parts that GPT-2 does not have.
         CheckpointError: it does not exist, is incomplete or damaged.
     """
-    if head is not None and head not in HEADS:
-        raise ConfigError(f"there is no head {head!r}; expected one of {', '.join(HEADS)}")
+    if head is not None and head not in ASKED:
+        raise ConfigError(f"there is no head {head!r}; expected one of {', '.join(ASKED)}")
     path, name = _locate(source, MODEL, bars)
     try:
         found = read(path, Options(activation))

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from converter.checkpoint.config import parse_config
 from converter.checkpoint.tensor import LazyTensor
-from reference.config import GPT2Config, head_of
+from reference.config import GPT2Config
+from reference.head import head_of
 
 
 @dataclass(frozen=True)

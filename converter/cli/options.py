@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.weights.precisions import PRECISIONS
-from reference.config import ACTIVATION_NAMES, HEADS
+from reference.config import ACTIVATION_NAMES
+from reference.head import ASKED, HEADS
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -78,12 +79,12 @@ adapter_option = click.option(
     shell_complete=complete_paths("dir"),
     help="Merge this PEFT LoRA adapter, a folder or a Hub id, into SOURCE first.",
 )
+told_heads = [f"{name} ({HEADS[name].said})" if HEADS[name].said else name for name in ASKED]
 head_option = click.option(
     "--head",
     metavar="NAME",
-    shell_complete=complete_names(HEADS),
-    help="lm, base (hidden states), sequence-classification, token-classification, question-answering or double-heads; "
-    "by default that of SOURCE.",
+    shell_complete=complete_names(ASKED),
+    help=f"{', '.join(told_heads[:-1])} or {told_heads[-1]}; by default that of SOURCE.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 provider_option = click.option(

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from converter.weights.precisions import Precision
-from reference.config import HEADS, GPT2Config, head_of
+from reference.config import GPT2Config
+from reference.head import LM, head_of
 
 # transformers' GPT2Config has this where a config.json says nothing.
 DEFAULT_TOKEN_ID = 50256
@@ -51,8 +52,8 @@ def config_json(values: Mapping[str, Any], config: GPT2Config, precisions: Seque
     result = dict(values)
     result.pop("torch_dtype", None)
     result["dtype"] = "float32"
-    if (head_of(result.get("architectures")) or "lm") != config.head:
-        result["architectures"] = [HEADS[config.head]]
+    if (head_of(result.get("architectures")) or LM) != config.head:
+        result["architectures"] = [config.head_spec.class_name]
     if result.get("tie_word_embeddings", True) != config.tie_word_embeddings:
         result["tie_word_embeddings"] = config.tie_word_embeddings
     # Without a dtype a browser asks for a quantized file. "model" stands for every precision's file: each has its

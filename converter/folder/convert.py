@@ -21,8 +21,7 @@ from converter.weights import data_file, precisions, write
 from converter.weights.data_file import Plan
 from converter.weights.ledger import Ledger, account
 from converter.weights.precisions import PRECISIONS, Precision
-from converter.weights.table import LM
-from reference.config import head_of
+from reference.head import LM, head_of
 
 MODEL_IN_PLACE = "model.onnx"  # beside the weights it points into
 STAGE_PREFIX = ".gpt2onnx-"  # of the folder in which an in-place conversion is put together
@@ -55,7 +54,7 @@ class Conversion:
     def warnings(self) -> tuple[str, ...]:
         """Sentences for the user."""
         why = tokenizer.unavailable(self.out) or "the source has none that can be read"
-        verb = "generate" if self.ledger.config.head in LM else "run"
+        verb = "generate" if self.ledger.config.head_spec.predicts else "run"
         hint = f"; without it {verb} takes token ids (--ids)" if self.runs else ""
         missing = f"{self.out} has no {tokenizer.TOKENIZER if self.runs else 'tokenizer'}, as {why}{hint}"
         there = (self.out / tokenizer.TOKENIZER).is_file() if self.runs else tokenizer.is_in(self.out)
@@ -91,7 +90,7 @@ def convert(
         scan: refuse weights that hold NaN or infinity.
         activation: ``activation_function`` of a checkpoint that does not record it (nanoGPT's).
         adapter: the folder or Hub id of a PEFT LoRA adapter, to be merged into the source's weights.
-        head: one of ``reference.config.HEADS``; by default that of the source.
+        head: one of ``reference.head.ASKED``; by default that of the source.
         progress: called with the work done so far and the work in all (of no unit), by any thread.
 
     Raises:
@@ -218,7 +217,7 @@ def _refuse_in_place(checkpoint: Checkpoint, ledger: Ledger) -> None:
         raise OutputError(
             f"--in-place needs safetensors; {checkpoint.folder / checkpoint.weight_file} is not: give an OUT"
         )
-    stated = head_of(checkpoint.config_values.get("architectures")) or "lm"
+    stated = head_of(checkpoint.config_values.get("architectures")) or LM
     if stated != ledger.config.head:
         raise OutputError(
             f"--in-place leaves config.json as it is, by which the head is {stated} and not {ledger.config.head}: "
@@ -239,7 +238,7 @@ def _refuse_in_place(checkpoint: Checkpoint, ledger: Ledger) -> None:
 
 def graph_files(ledger: Ledger, model: str) -> dict[str, str]:
     """The head of each graph that a model becomes → its file, of which ``model`` is the first."""
-    first, *others = ledger.graphs
+    first, *others = ledger.per_graph
     return {first.config.head: model} | {part.config.head: second_graph(Path(model)).as_posix() for part in others}
 
 
@@ -256,7 +255,7 @@ def _write_graphs(
     from converter.graph.layers import ACCURACY_LEVEL, layers_of
 
     heads = graph_files(ledger, model or row.model)
-    for part in ledger.graphs:
+    for part in ledger.per_graph:
         file = stage / heads[part.config.head]
         file.write_bytes(build(part.config, places.__getitem__, opset, layers_of(row)))
     data = stage / row.data  # in place, the source's own files
@@ -308,7 +307,7 @@ def _write_companions(
         raise TokenizerError(str(error).replace(str(stage), str(checkpoint.folder))) from error
     generation = read_json(stage / "generation_config.json") if (stage / "generation_config.json").is_file() else {}
     write_json(stage / "config.json", described)
-    if config.head in LM:
+    if config.head_spec.predicts:
         ids = token_ids(config, checkpoint.config_values, generation)
         write_json(stage / "genai_config.json", genai_config(config, ids, there[first]["model"]))
     facts = {key: there[first][key] for key in ("model", "heads", "opset")} | {"precision": first, "precisions": there}

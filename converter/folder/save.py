@@ -27,7 +27,8 @@ from converter.weights import data_file
 from converter.weights.ledger import Ledger, account
 from converter.weights.table import TABLE, parameters
 from converter.weights.write import rows_of_outputs
-from reference.config import HEAD_FIELDS, HEADS, STATE_FILE, STATE_KEY, GPT2Config
+from reference.config import HEAD_FIELDS, STATE_FILE, STATE_KEY, GPT2Config
+from reference.head import HEADS
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -129,7 +130,7 @@ def to_reference(
     """
     checkpoint = open_checkpoint(source, bars=progress is not None, activation=activation, adapter=adapter, head=head)
     ledger = account(checkpoint, ignore)
-    if len(ledger.graphs) > 1:
+    if len(ledger.per_graph) > 1:
         raise ConfigError(f"{source} has two heads, which no class of the reference has; choose one with --head lm")
     layouts = {name: layout for name, layout, _ in parameters(ledger.config)}
     state = {name: rows_of_outputs(weight, layouts[name]) for name, weight in ledger.weights.items()}
@@ -165,7 +166,7 @@ def _write(
 
 def huggingface_name(name: str, head: str) -> str:
     """A canonical name as transformers' class with this head has it."""
-    bare = head == "base" or any(name == weight.name for weight in TABLE if weight.heads)
+    bare = HEADS[head].bare or any(name == weight.name for weight in TABLE if weight.heads)
     return name if bare else f"transformer.{name}"
 
 
@@ -228,7 +229,7 @@ def config_json(checkpoint: Checkpoint, ledger: Ledger) -> dict[str, Any]:
     numbers = {field.name for field in fields(GPT2Config) if field.type == "float"}  # transformers takes no 0 for 0.0
     dtypes = {weight.dtype for weight in ledger.weights.values()}
     result = {key: value for key, value in values.items() if key not in LEFT_OUT}
-    result |= {"architectures": [HEADS[config.head]], "model_type": "gpt2"}
+    result |= {"architectures": [config.head_spec.class_name], "model_type": "gpt2"}
     described = {key: value for key, value in asdict(config).items() if key not in HEAD_FIELDS}
     result |= {key: float(value) if key in numbers else value for key, value in described.items()}
     result["dtype"] = dtypes.pop() if len(dtypes) == 1 else "float32"

@@ -15,6 +15,7 @@ from converter.graph.model import GPT2
 from converter.graph.module import Module, Parameter, name_values
 from converter.version import PRODUCER, VERSION
 from reference.config import GPT2Config
+from reference.head import LM
 
 MIN_OPSET = 17  # the first with LayerNormalization
 MAX_OPSET = 25
@@ -28,7 +29,7 @@ def build(config: GPT2Config, locate: Locate, opset: int, layers: Layers = FLOAT
     """The serialized ONNX model of a GPT-2 with the head that ``config`` names, its weights in files beside it."""
     graph = ir.Graph([], [], nodes=[], opset_imports={"": opset}, name="gpt2")
     builder = onnxscript.GraphBuilder(graph)
-    write = _language_model if config.head == "lm" else _head_model
+    write = _language_model if config.head == LM else _head_model
     model = write(builder, config, layers)
     name_values(graph, model)
     for node in graph:

@@ -15,7 +15,8 @@ from converter.graph.activations import activation
 from converter.graph.layers import Head, Layers
 from converter.graph.model import Body
 from converter.graph.module import Module, Parameter
-from reference.config import MULTIPLE_CHOICE, GPT2Config
+from reference.config import GPT2Config
+from reference.head import MULTIPLE_CHOICE
 
 Shape = tuple[str, ...]  # dimensions, by their names in the graph or, where the model fixes them, in its config
 TOKENS: Shape = ("batch_size", "sequence_length")

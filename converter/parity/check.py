@@ -110,7 +110,7 @@ def check(
     compare_config(folder, checkpoint, ledger)  # what cannot be compared is refused before anything is computed
     # Another file is held against the first graph only.
     alone = replace(examination, also=())
-    parts = [(part, alone if at else examination) for at, part in enumerate(ledger.graphs)]
+    parts = [(part, alone if at else examination) for at, part in enumerate(ledger.per_graph)]
     opened = [HuggingFace(checkpoint, part) for part, _ in parts]
     rows = [len(source_rows(source, part, allowed, asked)) for source, (part, _) in zip(opened, parts, strict=True)]
     rows += [len(folder_rows(part, allowed, asked, folder, each, {})) for part, each in parts]

@@ -54,7 +54,8 @@ from converter.runtime.session import load, model_file
 from converter.version import VERSION
 from converter.weights.ledger import Ledger
 from converter.weights.precisions import FULL, PRECISIONS
-from reference.config import MULTIPLE_CHOICE, GPT2Config
+from reference.config import GPT2Config
+from reference.head import HEADS, LM
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def graphs_of(out: Path, head: str) -> dict[str, Path]:
     there = manifest.read(out).get("precisions")
     names = list(there) if isinstance(there, dict) and there else [None]
     files = {name or FULL: model_file(out, name) for name in names}
-    return {name: second_graph(file) if head == MULTIPLE_CHOICE else file for name, file in files.items()}
+    return {name: second_graph(file) if HEADS[head].part_of else file for name, file in files.items()}
 
 
 def examine(
@@ -195,7 +196,7 @@ def folder_rows(
 
     def runtime(precision: str, in_place: bool = False) -> legs.Leg:
         named = precision if several else None
-        if config.head != "lm":
+        if config.head != LM:
             model = load_head(out, asked.provider, precision=named)
             settings.update(describe(model.session))
             return legs.shipped_head(model)
@@ -220,7 +221,7 @@ def folder_rows(
     if FULL in graphs:
         rows += [(graphs[FULL], shipped(FULL)), (graphs[FULL], _widened(graphs[FULL], config, limits, level))]
     rows += [(file, shipped(precision)) for precision, file in graphs.items() if precision != FULL]
-    if config.head == "lm" and asked.provider == "cpu":  # as ``generate`` runs it
+    if config.head == LM and asked.provider == "cpu":  # as ``generate`` runs it
         can = ((file, in_place(precision)) for precision, file in graphs.items() if rewritten(file) is not None)
         rows += islice(can, 1)  # one precision stands for all, whose weights alone differ
     rows += [(file, _other(file, config)) for file in asked.also]

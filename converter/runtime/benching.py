@@ -36,8 +36,9 @@ from converter.version import VERSION
 from converter.weights import precisions, write
 from converter.weights.data_file import Spec
 from converter.weights.precisions import PRECISIONS
-from converter.weights.table import LM, parameters
+from converter.weights.table import parameters
 from reference.config import GPT2Config
+from reference.head import HEADS, LM
 
 SCHEMA = "gpt2onnx/bench/1"
 
@@ -268,7 +269,7 @@ def chosen(folder: Path, asked: Sequence[str]) -> tuple[str, ...]:
     """
     model_file(folder)
     head = config_of(folder).head
-    if head not in LM:
+    if not HEADS[head].predicts:
         raise BenchError(f"{folder} has the head {head}, which generates nothing; bench measures language models")
     names = [row.name for row in precisions.parse(asked)] if asked else _held(folder)
     for name in names:
@@ -570,7 +571,7 @@ def weight_bytes(config: GPT2Config, precision: str, batch_size: int = 1) -> int
     All of the precision's weights, but of a table of embeddings only the rows that are looked up: one of positions, and
     one a row of the batch of tokens, unless the output head is that table and reads all of it.
     """
-    row, config = PRECISIONS[precision], replace(config, head="lm")  # a second graph has no part in it
+    row, config = PRECISIONS[precision], replace(config, head=LM)  # a second graph has no part in it
     looked_up = {"wpe": 1} if config.tie_word_embeddings else {"wpe": 1, "wte": batch_size}
     if row.scheme is not None:
         specs = write.specs(config, row.scheme)

@@ -19,7 +19,8 @@ from converter.runtime.answers import Answer, Choice, Embedding, Labels, Span, T
 from converter.runtime.cache import FED
 from converter.runtime.ort import open_session, provider_name
 from converter.runtime.session import config_of, model_file, refuse_another_interface, refuse_ids
-from reference.config import MULTIPLE_CHOICE, GPT2Config
+from reference.config import GPT2Config
+from reference.head import LM, MULTIPLE_CHOICE
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -93,7 +94,7 @@ class HeadModel:
             return []
         ids, mask = batch_of([row.ids for row in rows])
         refuse_ids(ids, self.config)
-        if self.config.head == MULTIPLE_CHOICE:
+        if self.config.head_spec.compares:
             return _choices(self.outputs(ids[None], mask[None])["mc_logits"][0])
         found = self.outputs(ids, mask)
         answer = ANSWERS[self.config.head]
@@ -111,9 +112,9 @@ def load(
     """
     folder = Path(folder)
     name, file, config = provider_name(provider), model_file(folder, precision), config_of(folder)
-    if config.head == "lm":
+    if config.head == LM:
         raise ModelFolderError(f"{folder} has no head but the language model's: gpt2onnx generate {folder} PROMPT")
-    if config.head == "double-heads":
+    if config.head_spec.graphs:
         return open_head(folder, second_graph(file), MULTIPLE_CHOICE, name, threads)
     return open_head(folder, file, config.head, name, threads)
 

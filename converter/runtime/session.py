@@ -24,7 +24,6 @@ from converter.runtime.in_place import rewritten
 from converter.runtime.ort import CPU_PROVIDER, open_session, provider_name, untiled
 from converter.weights import precisions
 from converter.weights.precisions import PRECISIONS
-from converter.weights.table import LM
 from reference.config import GPT2Config
 
 if TYPE_CHECKING:
@@ -198,7 +197,7 @@ def load(
     name = provider_name(provider)
     file = model_file(folder, precision)
     config = config_of(folder)
-    if config.head not in LM:
+    if not config.head_spec.predicts:
         raise ModelFolderError(f"{folder} has the head {config.head} and generates nothing: gpt2onnx run {folder} TEXT")
     graph = rewritten(file) if in_place and name == CPU_PROVIDER else None
     before = regions()

@@ -12,8 +12,8 @@ from fnmatch import fnmatchcase
 from converter.checkpoint.source import Checkpoint
 from converter.checkpoint.tensor import LazyTensor
 from converter.errors import CheckpointError
-from converter.weights.table import BUFFERS, HEAD_WEIGHTS, LM, TABLE, Layout, canonical, parameters
-from reference.config import GRAPHS, GPT2Config
+from converter.weights.table import BUFFERS, HEAD_WEIGHTS, TABLE, Layout, canonical, parameters
+from reference.config import GPT2Config
 
 # Narrower types are widened, which is exact; nothing wider is narrowed behind the user's back.
 WEIGHT_DTYPES = ("float32", "float16", "bfloat16")
@@ -68,10 +68,9 @@ class Ledger:
         return sum(tensor.size for tensor in self.weights.values())
 
     @property
-    def graphs(self) -> tuple[Ledger, ...]:
-        """A ledger for each graph that the model becomes: two of one with two heads, else this one alone."""
-        parts = GRAPHS.get(self.config.head)
-        return tuple(self._part(head) for head in parts) if parts else (self,)
+    def per_graph(self) -> tuple[Ledger, ...]:
+        """Return a ledger for each graph that the model becomes: two for double heads, else this one alone."""
+        return tuple(self._part(head) for head in self.config.head_spec.graphs) or (self,)
 
     def _part(self, head: str) -> Ledger:
         config = replace(self.config, head=head)
@@ -95,7 +94,7 @@ def account(checkpoint: Checkpoint, ignore: Iterable[str] = ()) -> Ledger:
     if checkpoint.asked_head:
         entries = _leave_other_heads(config, entries, found)
     head = found.get("lm_head.weight")
-    if head is not None and config.head in LM:
+    if head is not None and config.head_spec.predicts:
         tied = "wte.weight" in found and same_bytes(head, found["wte.weight"])
         if not tied and config.tie_word_embeddings:
             warnings.append(
@@ -118,7 +117,7 @@ def _with_head(checkpoint: Checkpoint, found: Mapping[str, LazyTensor]) -> Check
 
 def _leave_other_heads(config: GPT2Config, entries: list[Entry], found: dict[str, LazyTensor]) -> list[Entry]:
     """Take out of ``found`` what belongs to other heads than the one that was asked for."""
-    surplus = {weight.name for weight in TABLE if not weight.of(config)} & found.keys()
+    surplus = {weight.name for weight in TABLE if not weight.belongs_to(config)} & found.keys()
     for name in surplus:
         del found[name]
     return [replace(e, role=Role.OTHER_HEAD) if e.role is Role.USED and e.name in surplus else e for e in entries]

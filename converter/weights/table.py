@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from reference.config import MULTIPLE_CHOICE, GPT2Config
+from reference.config import GPT2Config
+from reference.head import DOUBLE_HEADS, HEADS, MULTIPLE_CHOICE, SUMMARY
 
 
 class Layout(StrEnum):
@@ -37,18 +38,17 @@ class Weight:
     when: Callable[[GPT2Config], bool] = lambda config: True
 
     def needed(self, config: GPT2Config) -> bool:
-        """Whether a model of this architecture has it."""
-        return self.of(config) and self.when(config)
+        """Tell whether a model of this architecture has it."""
+        return self.belongs_to(config) and self.when(config)
 
-    def of(self, config: GPT2Config) -> bool:
-        """Whether it belongs to the body or to the head that stands on it."""
+    def belongs_to(self, config: GPT2Config) -> bool:
+        """Tell whether it is part of the body, or of the config's head."""
         return not self.heads or config.head in self.heads
 
 
-CHOICE = "multiple_choice_head.summary"
-LM = ("lm", "double-heads")  # heads that predict tokens
+PREDICTING = tuple(head.name for head in HEADS.values() if head.predicts)
 SEQUENCE, TOKEN, ANSWER = ("sequence-classification",), ("token-classification",), ("question-answering",)
-CHOICES = ("double-heads", MULTIPLE_CHOICE)
+CHOICES = (DOUBLE_HEADS, MULTIPLE_CHOICE)
 
 TABLE: tuple[Weight, ...] = (
     Weight("wte.weight", Layout.EMBEDDING, lambda c: (c.vocab_size, c.n_embd)),
@@ -69,24 +69,23 @@ TABLE: tuple[Weight, ...] = (
     Weight("ln_f.weight", Layout.VECTOR, lambda c: (c.n_embd,)),
     Weight("ln_f.bias", Layout.VECTOR, lambda c: (c.n_embd,)),
     Weight(
-        "lm_head.weight", Layout.LINEAR, lambda c: (c.vocab_size, c.n_embd), LM, lambda c: not c.tie_word_embeddings
+        "lm_head.weight",
+        Layout.LINEAR,
+        lambda c: (c.vocab_size, c.n_embd),
+        PREDICTING,
+        lambda c: not c.tie_word_embeddings,
     ),
     Weight("score.weight", Layout.LINEAR, lambda c: (c.num_labels, c.n_embd), SEQUENCE),
     Weight("classifier.weight", Layout.LINEAR, lambda c: (c.num_labels, c.n_embd), TOKEN),
     Weight("classifier.bias", Layout.VECTOR, lambda c: (c.num_labels,), TOKEN),
     Weight("qa_outputs.weight", Layout.LINEAR, lambda c: (2, c.n_embd), ANSWER),
     Weight("qa_outputs.bias", Layout.VECTOR, lambda c: (2,), ANSWER),
-    Weight(f"{CHOICE}.weight", Layout.LINEAR, lambda c: (1, c.n_embd), CHOICES),
-    Weight(f"{CHOICE}.bias", Layout.VECTOR, lambda c: (1,), CHOICES),
+    Weight(f"{SUMMARY}.weight", Layout.LINEAR, lambda c: (1, c.n_embd), CHOICES),
+    Weight(f"{SUMMARY}.bias", Layout.VECTOR, lambda c: (1,), CHOICES),
 )
 
 # The weights by which a head is known where no config names it.
-HEAD_WEIGHTS = {
-    "score.weight": "sequence-classification",
-    "classifier.weight": "token-classification",
-    "qa_outputs.weight": "question-answering",
-    f"{CHOICE}.weight": "double-heads",
-}
+HEAD_WEIGHTS = {head.known_by: head.name for head in HEADS.values() if head.known_by}
 
 # What DataParallel, torch.compile, trainers and GPT2LMHeadModel put before a name, in any combination.
 PREFIXES = ("module.", "_orig_mod.", "model.", "transformer.")

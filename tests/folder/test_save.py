@@ -30,7 +30,8 @@ from converter.data import CHECKPOINT
 from converter.errors import GPT2Error
 from converter.folder.save import parse_size
 from reference import GPT2, GPT2Config
-from reference.config import ACTIVATION_NAMES, HEADS, STATE_FILE
+from reference.config import ACTIVATION_NAMES, STATE_FILE
+from reference.head import ASKED, HEADS
 from reference.heads import CLASSES
 
 Save = Callable[..., Path]
@@ -553,7 +554,7 @@ def test_no_tensor_is_in_memory_whole(
 
 # --- Heads ------------------------------------------------------------------------------------------------------------
 
-OTHER_HEADS = [head for head in HEADS if head != "lm"]
+OTHER_HEADS = [head for head in ASKED if head != "lm"]
 
 
 def made_for(head: str) -> dict[str, Any]:
@@ -568,12 +569,12 @@ def test_each_head_becomes_a_folder_that_its_class_opens_without_a_word(
 ) -> None:
     source = save(head=head, dtype=dtype, **made_for(head))
     to_huggingface(source, tmp_path / "hf")
-    klass = getattr(transformers, HEADS[head])
+    klass = getattr(transformers, HEADS[head].class_name)
     with complaints() as said:
         model, found = klass.from_pretrained(tmp_path / "hf", output_loading_info=True, dtype="auto")
     assert said == []
     assert not any(found.values())
-    assert config_of(tmp_path / "hf")["architectures"] == [HEADS[head]]
+    assert config_of(tmp_path / "hf")["architectures"] == [HEADS[head].class_name]
     assert_same_bits(load_file(tmp_path / "hf" / "model.safetensors"), load_file(source / "model.safetensors"))
     expected = klass.from_pretrained(source, dtype="auto").state_dict()
     assert_same_bits(model.state_dict(), expected)
@@ -593,7 +594,7 @@ def test_each_head_becomes_a_file_of_the_reference_and_comes_back(save: Save, tm
         return
     to_reference(source, tmp_path / "reference")
     model = CLASSES[head].from_pretrained(tmp_path / "reference")
-    theirs = getattr(transformers, HEADS[head]).from_pretrained(source)
+    theirs = getattr(transformers, HEADS[head].class_name).from_pretrained(source)
     with torch.no_grad():
         ours, answer = model(IDS), theirs(IDS)
     expected = answer.start_logits if head == "question-answering" else answer[0]
@@ -601,7 +602,7 @@ def test_each_head_becomes_a_file_of_the_reference_and_comes_back(save: Save, tm
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     to_huggingface(tmp_path / "reference", tmp_path / "back")
     assert_same_bits(load_file(tmp_path / "back" / "model.safetensors"), load_file(source / "model.safetensors"))
-    assert config_of(tmp_path / "back")["architectures"] == [HEADS[head]]
+    assert config_of(tmp_path / "back")["architectures"] == [HEADS[head].class_name]
     convert(tmp_path / "reference", tmp_path / "onnx")
     assert check(tmp_path / "reference", tmp_path / "onnx").passed
 
@@ -611,7 +612,7 @@ def test_a_converted_folder_opens_in_the_class_of_its_head(save: Save, tmp_path:
     source = save(head=head, **made_for(head))
     convert(source, tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors").is_symlink()
-    klass = getattr(transformers, HEADS[head])
+    klass = getattr(transformers, HEADS[head].class_name)
     with complaints() as said:
         model, found = klass.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert said == []

@@ -18,11 +18,12 @@ from onnx.reference import ReferenceEvaluator
 
 from converter import convert
 from converter.graph.build import MAX_OPSET, MIN_OPSET
-from reference.config import ACTIVATION_NAMES, HEADS
+from reference.config import ACTIVATION_NAMES
+from reference.head import ASKED
 
 Make = Callable[..., Any]
 
-SINGLE = [head for head in HEADS if head not in ("lm", "double-heads")]
+SINGLE = [head for head in ASKED if head not in ("lm", "double-heads")]
 SUMMARIES = [None, *(name for name in ACTIVATION_NAMES if name != "prelu")]
 EPSILON = float(np.finfo(np.float32).eps)
 

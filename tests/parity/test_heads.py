@@ -26,12 +26,13 @@ from converter.parity.legs.cases import Level, grid
 from converter.parity.report.report import Report
 from converter.parity.verdict.metrics import scale
 from reference import heads as reference_heads
-from reference.config import HEADS, GPT2Config
+from reference.config import GPT2Config
+from reference.head import ASKED
 
 Save = Callable[..., Path]
 Change = Callable[[np.ndarray], np.ndarray]
 
-SINGLE = [head for head in HEADS if head not in ("lm", "double-heads")]
+SINGLE = [head for head in ASKED if head not in ("lm", "double-heads")]
 every_head = pytest.mark.parametrize("head", [*SINGLE, "double-heads"])
 
 

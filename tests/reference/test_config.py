@@ -13,7 +13,7 @@ import transformers
 
 import reference
 from reference import ConfigError, GPT2Config, GPT2Error, WeightsError
-from reference.config import HEADS, head_of
+from reference.head import ASKED, HEADS, head_of
 
 FIELDS = [field.name for field in dataclasses.fields(GPT2Config)]
 SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "num_labels")
@@ -21,6 +21,8 @@ HEAD = ("head", "pad_token_id", "summary_activation")
 FLAGS = ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "tie_word_embeddings")
 PROBABILITIES = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
 NUMBERS = ("layer_norm_epsilon", "initializer_range", *PROBABILITIES)
+
+CLASS_NAMES = {name: HEADS[name].class_name for name in ASKED}
 
 
 @pytest.mark.parametrize("name", [name for name in FIELDS if name != "head"])
@@ -151,7 +153,7 @@ def test_an_unknown_name_is_an_attribute_error_of_the_package() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "TF", "Flax"])
-@pytest.mark.parametrize(("head", "name"), list(HEADS.items()))
+@pytest.mark.parametrize(("head", "name"), CLASS_NAMES.items())
 def test_the_head_is_the_class_that_saved_it_whatever_the_framework(head: str, name: str, prefix: str) -> None:
     assert head_of([prefix + name]) == head
     assert GPT2Config.from_dict({"architectures": ["SomethingElse", prefix + name]}).head == head
@@ -178,7 +180,7 @@ def test_there_are_as_many_labels_as_have_names_as_transformers_counts_them(
     values: dict[str, Any], labels: int
 ) -> None:
     for head in ("sequence-classification", "token-classification"):
-        assert GPT2Config.from_dict(values | {"architectures": [HEADS[head]]}).num_labels == labels
+        assert GPT2Config.from_dict(values | {"architectures": [HEADS[head].class_name]}).num_labels == labels
     if not {"id2label", "num_labels"} <= values.keys():  # of the two transformers 4 takes the first, and 5 the last
         assert transformers.GPT2Config.from_dict(dict(values)).num_labels == labels
     assert GPT2Config.from_dict(values | {"architectures": ["GPT2Model"]}).num_labels == 2
@@ -186,7 +188,7 @@ def test_there_are_as_many_labels_as_have_names_as_transformers_counts_them(
 
 def test_each_head_takes_of_a_config_what_it_heeds_and_no_more() -> None:
     values = {"pad_token_id": 5, "summary_activation": "tanh", "num_labels": 3}
-    taken = {head: GPT2Config.from_dict(values | {"architectures": [name]}) for head, name in HEADS.items()}
+    taken = {head: GPT2Config.from_dict(values | {"architectures": [name]}) for head, name in CLASS_NAMES.items()}
     assert {head for head, config in taken.items() if config.pad_token_id == 5} == {"sequence-classification"}
     assert {head for head, config in taken.items() if config.summary_activation == "tanh"} == {"double-heads"}
     assert {head for head, config in taken.items() if config.num_labels == 3} == {

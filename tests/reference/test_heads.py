@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from reference.config import ACTIVATION_NAMES, HEADS, GPT2Config
+from reference.config import ACTIVATION_NAMES, GPT2Config
 from reference.errors import GPT2Error, WeightsError
+from reference.head import HEADS
 from reference.heads import CLASSES, LastToken, MultipleChoice, SequenceClassification, TokenClassification
 from reference.model import Body, Conv1D, Projection
 
@@ -28,7 +29,7 @@ def twins(make: Make, head: str, projection: Projection = nn.Linear, **config: A
     theirs.set_attn_implementation("eager")
     weights = {name.removeprefix("transformer."): tensor for name, tensor in theirs.state_dict().items()}
     weights.pop("lm_head.weight", None)
-    values = GPT2Config.from_dict(theirs.config.to_dict() | {"architectures": [HEADS[whole]]})
+    values = GPT2Config.from_dict(theirs.config.to_dict() | {"architectures": [HEADS[whole].class_name]})
     described = GPT2Config(**{**vars(values), "head": head})
     return CLASSES[head].from_weights(described, weights, None, projection), theirs
 

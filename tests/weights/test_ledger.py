@@ -23,7 +23,8 @@ from converter.checkpoint.tensor import CHUNK_BYTES, LazyTensor
 from converter.errors import CheckpointError, ConfigError
 from converter.weights.ledger import Role, account, same_bytes
 from converter.weights.table import PREFIXES, Layout, canonical, parameters
-from reference.config import HEADS, GPT2Config
+from reference.config import GPT2Config
+from reference.head import ASKED
 
 State = dict[str, torch.Tensor]
 Save = Callable[..., Path]
@@ -401,7 +402,7 @@ def test_a_single_glob_is_not_taken_apart_into_letters(alter: Alter) -> None:
 
 # --- Heads ------------------------------------------------------------------------------------------------------------
 
-OTHER_HEADS = [head for head in HEADS if head != "lm"]
+OTHER_HEADS = [head for head in ASKED if head != "lm"]
 
 
 def stripped(folder: Path, *keys: str, **values: Any) -> None:
@@ -434,8 +435,8 @@ def test_where_no_config_names_the_head_the_tensors_do(save: Save, head: str, ar
         assert ledger.config.num_labels == 5
 
 
-@pytest.mark.parametrize("asked", list(HEADS))
-@pytest.mark.parametrize("head", list(HEADS))
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("head", ASKED)
 def test_the_head_that_is_asked_for_is_made_of_any_checkpoint_that_has_its_weights(
     save: Save, head: str, asked: str
 ) -> None:
@@ -491,13 +492,13 @@ def test_two_heads_that_no_config_names_are_refused(save: Save) -> None:
 
 def test_a_model_of_two_heads_is_two_graphs_of_its_weights(save: Save) -> None:
     ledger = account(open_checkpoint(save(head="double-heads", tie_word_embeddings=False)))
-    first, second = ledger.graphs
+    first, second = ledger.per_graph
     assert (first.config.head, second.config.head) == ("lm", "multiple-choice")
     choice = {"multiple_choice_head.summary.weight", "multiple_choice_head.summary.bias"}
     assert set(ledger.weights) - set(first.weights) == choice
     assert set(ledger.weights) - set(second.weights) == {"lm_head.weight"}
     single = account(open_checkpoint(save("single", head="base")))
-    assert single.graphs == (single,)
+    assert single.per_graph == (single,)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ from converter.parity.legs.truth import stream
 from converter.parity.legs.widen import OpenedGraph, graph_session, widened_session
 from converter.parity.verdict.metrics import FLOAT32_EPSILON
 from converter.weights.ledger import Ledger
-from reference.config import MULTIPLE_CHOICE, GPT2Config
+from reference.config import GPT2Config
+from reference.head import HEADS, LM
 
 Taps = dict[str, np.ndarray]
 
@@ -37,23 +38,6 @@ OPERATIONS = (
     "ln_2", "mlp.c_fc", "mlp.act", "mlp.c_proj", "mlp_residual",
 )  # fmt: skip
 BEFORE = ("wte", "wpe", "drop")
-
-# What each head computes; "pool" picks the position that answers.
-AFTER: dict[str, tuple[str, ...]] = {
-    "lm": ("ln_f", "logits"),
-    "base": ("last_hidden_state",),
-    "sequence-classification": ("pool", "ln_f", "score"),
-    "token-classification": ("ln_f", "logits"),
-    "question-answering": ("ln_f", "qa_outputs"),
-    MULTIPLE_CHOICE: ("pool", "ln_f", "multiple_choice_head.summary", "multiple_choice_head.activation"),
-}
-
-# The module behind a tap that bears the name of a graph's output.
-MODULES: dict[str, dict[str, str]] = {
-    "lm": {"logits": "lm_head"},
-    "base": {"last_hidden_state": "ln_f"},
-    "token-classification": {"logits": "classifier"},
-}
 
 # A single operation of ONNX Runtime may be this many times as far from the truth as Hugging Face's; more varies
 # between two ways to compute one operation than in the logits, where much averages out.
@@ -72,12 +56,12 @@ FLOAT16_MAXIMUM = float(np.finfo(np.float16).max)
 def tap_names(config: GPT2Config) -> list[str]:
     """Every tap, in the order in which data flows."""
     layers = (f"h.{i}.{name}" for i in range(config.n_layer) for name in OPERATIONS)
-    return [*BEFORE, *layers, *AFTER[config.head]]
+    return [*BEFORE, *layers, *config.head_spec.taps]
 
 
 def module_of(tap: str, head: str) -> str:
     """The module that puts a tap out."""
-    return MODULES.get(head, {}).get(tap, tap)
+    return HEADS[head].modules.get(tap, tap)
 
 
 def layer_of(tap: str) -> int | None:
@@ -127,10 +111,10 @@ def huggingface_taps(huggingface: HuggingFace, case: Case, dtype: torch.dtype) -
     model, head, record = huggingface.model(dtype, "eager"), huggingface.head, Recorder(case)
     handles = [*_hooks(model, record), *_head_hooks(model, head, case, record)]
     padding = model.config.pad_token_id
-    if head != "lm" and not knows_padding(model):
+    if head != LM and not knows_padding(model):
         model.config.pad_token_id = ANY_TOKEN  # else a batch goes row by row; what transformers pools is not looked at
     try:
-        leg = partial(legs.run, step_of(model)) if head == "lm" else partial(answer, model, head)
+        leg = partial(legs.run, step_of(model)) if head == LM else partial(answer, model, head)
         leg(case)
     finally:
         model.config.pad_token_id = padding
@@ -152,9 +136,9 @@ def _head_hooks(model: Any, head: str, case: Case, record: Recorder) -> Iterator
         return lambda module, args, out: record(tap, picked(out))
 
     body = model.base_model
-    if "pool" in AFTER[head]:
+    if HEADS[head].pools:
         yield body.ln_f.register_forward_pre_hook(lambda module, args: record("pool", picked(args[0])))
-    for tap in (tap for tap in AFTER[head] if tap != "pool"):
+    for tap in (tap for tap in HEADS[head].taps if tap != "pool"):
         path = module_of(tap, head)
         yield (body if path == "ln_f" else model).get_submodule(path).register_forward_hook(output(tap))
 

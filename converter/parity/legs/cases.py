@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 from converter.data import HELD_OUT
 from converter.errors import CheckError
 from converter.texts import read_texts
-from reference.config import MULTIPLE_CHOICE, GPT2Config
+from reference.config import GPT2Config
+from reference.head import LM
 
 # Enough tokens for statistics over thousands of logits, few enough for a decode step each.
 SHORT_TOKENS = 48
@@ -28,7 +29,6 @@ FULL_WINDOWS = 4
 
 HEAD_ROWS = 16  # in a batch for a head, which may give no more than one number for a row
 
-POOLED = ("sequence-classification", MULTIPLE_CHOICE)  # heads for which one position answers
 
 RANDOM_SEED = 0  # for token ids where there is no tokenizer
 
@@ -115,7 +115,7 @@ def grid(config: GPT2Config, tokens: np.ndarray, level: Level = Level.QUICK) -> 
         tokens: at least ``n_positions`` of them.
         level: ``full`` reads several windows of text at full length.
     """
-    if config.head != "lm":
+    if config.head != LM:
         return _head_grid(config, tokens)
     length = min(config.n_positions, SHORT_TOKENS)
     short = tokens[None, :length]
@@ -163,7 +163,7 @@ def _padded_for_head(name: str, config: GPT2Config, tokens: np.ndarray, length: 
 def _at_once(name: str, ids: np.ndarray, config: GPT2Config, mask: np.ndarray | None = None) -> Case:
     mask = np.ones_like(ids) if mask is None else mask
     last = None
-    if config.head in POOLED:
+    if config.head_spec.pools:
         token = mask > 0 if config.pad_token_id is None else (mask > 0) & (ids != config.pad_token_id)
         last = (np.arange(ids.shape[1]) * token).argmax(axis=1)
     return Case(name, ids, mask, (ids.shape[1],), predicts=False, last=last)

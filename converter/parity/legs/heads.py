@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from reference.config import MULTIPLE_CHOICE
-
-Outputs = Mapping[str, np.ndarray]
-
-# The names of a graph's outputs, which are those of the fields that transformers' models return.
-NAMES: dict[str, tuple[str, ...]] = {
-    "base": ("last_hidden_state",),
-    "sequence-classification": ("logits",),
-    "token-classification": ("logits",),
-    "question-answering": ("start_logits", "end_logits"),
-    MULTIPLE_CHOICE: ("mc_logits",),
-}
+from reference.head import HEADS, MULTIPLE_CHOICE
 
 STACKED: dict[str, Callable[[Any], np.ndarray]] = {
     "base": lambda outputs: outputs["last_hidden_state"],
@@ -31,4 +20,4 @@ STACKED: dict[str, Callable[[Any], np.ndarray]] = {
 
 def choices(head: str, array: np.ndarray) -> np.ndarray:
     """The rows of a batch as the choices of one question, for the head that compares them."""
-    return array[None] if head == MULTIPLE_CHOICE else array
+    return array[None] if HEADS[head].compares else array

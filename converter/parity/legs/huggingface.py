@@ -21,7 +21,7 @@ from converter.parity.legs.memory import forget_pages
 from converter.parity.legs.truth import to_torch
 from converter.weights.ledger import Ledger
 from converter.weights.table import TABLE
-from reference.config import HEADS, MULTIPLE_CHOICE
+from reference.head import HEADS, LM
 
 HALF = (torch.float16, torch.bfloat16)  # dtypes that there is no way back from
 
@@ -39,7 +39,7 @@ class HuggingFace:
         self.folder, self.ledger = checkpoint.folder, ledger
         self.files = {weight.file for weight in ledger.weights.values()}
         self.head = ledger.config.head
-        self.klass = getattr(transformers, HEADS["double-heads" if self.head == MULTIPLE_CHOICE else self.head])
+        self.klass = getattr(transformers, HEADS[self.head].class_name)
         self.note: str | None = None
         if not checkpoint.transformers_reads:
             self.note = (
@@ -52,7 +52,7 @@ class HuggingFace:
     def open(self, dtype: torch.dtype, attention: str) -> Leg:
         """The leg in one dtype, with ``eager`` or ``sdpa`` attention; those opened before it end."""
         model = self.model(dtype, attention)
-        return partial(run, step_of(model)) if self.head == "lm" else partial(answer, model, self.head)
+        return partial(run, step_of(model)) if self.head == LM else partial(answer, model, self.head)
 
     def model(self, dtype: torch.dtype, attention: str) -> transformers.PreTrainedModel:
         """The model itself."""
@@ -94,7 +94,7 @@ class HuggingFace:
         values = asdict(config) | override | {"bos_token_id": None, "eos_token_id": None}
         with quiet_transformers(), torch.device("meta"):
             model = self.klass(transformers.GPT2Config(**values))
-        body = f"{model.base_model_prefix}." if self.head != "base" else ""
+        body = f"{model.base_model_prefix}." if not HEADS[self.head].bare else ""
         given = {name: to_torch(weight) for name, weight in self.ledger.weights.items()}
         heads = {weight.name for weight in TABLE if weight.heads}
         state = {name if name in heads else f"{body}{name}": weight for name, weight in given.items()}
@@ -112,12 +112,12 @@ def answer(model: transformers.PreTrainedModel, head: str, case: Case) -> np.nda
     transformers classifies one text at a time, and takes its last position whatever the mask says.
     """
     fed = {name: torch.tensor(getattr(case, name)) for name in ("input_ids", "attention_mask", "position_ids")}
-    if head == "sequence-classification" and not knows_padding(model):
+    if HEADS[head].pools and not HEADS[head].compares and not knows_padding(model):
         rows = [
             {name: x[i][case.attention_mask[i] > 0][None] for name, x in fed.items()} for i in range(len(case.real))
         ]
         return np.concatenate([_array(head, model(**row)) for row in rows])
-    if head == MULTIPLE_CHOICE:
+    if HEADS[head].compares:
         fed |= {name: fed[name][None] for name in ("input_ids", "attention_mask")}
         fed["mc_token_ids"] = torch.tensor(case.last)[None]
     return _array(head, model(**fed))

@@ -16,12 +16,13 @@ import torch
 
 from converter.checkpoint.tensor import LazyTensor
 from converter.parity.legs.cases import Case
-from converter.parity.legs.heads import NAMES, STACKED, choices
+from converter.parity.legs.heads import STACKED, choices
 from converter.parity.legs.truth import to_torch
 from converter.parity.legs.widen import OpenedGraph
 from converter.runtime.heads import HeadModel
 from converter.runtime.session import Model
 from reference.config import GPT2Config
+from reference.head import HEADS, LM
 from reference.heads import CLASSES
 
 Leg = Callable[[Case], np.ndarray]
@@ -69,7 +70,7 @@ def of_reference(model: Any, head: str) -> Leg:
     def at_once(case: Case) -> np.ndarray:
         return model(torch.tensor(case.input_ids), torch.tensor(case.attention_mask)).numpy()
 
-    return partial(run, step) if head == "lm" else at_once
+    return partial(run, step) if head == LM else at_once
 
 
 def single_threaded(leg: Leg) -> Leg:
@@ -117,7 +118,7 @@ def graph(opened: OpenedGraph, config: GPT2Config, dtype: Any = np.float32) -> L
     pasts = [name for name in names if name.startswith("past_key_values.")]
     if odd := sorted(set(names) - {*KNOWN, *pasts}):
         raise InterfaceError(f"it takes the input {odd[0]}, which is none of a GPT-2's")
-    if config.head != "lm":
+    if config.head != LM:
         return _head_graph(opened, config.head, names)
     outputs = ["logits", *(name.replace("past_key_values", "present") for name in pasts)]
 
@@ -136,7 +137,7 @@ def graph(opened: OpenedGraph, config: GPT2Config, dtype: Any = np.float32) -> L
 
 def _head_graph(opened: OpenedGraph, head: str, names: list[str]) -> Leg:
     """A graph with the names that Optimum gives a head's outputs."""
-    outputs = list(NAMES[head])  # what it takes or gives otherwise, ONNX Runtime complains of
+    outputs = list(HEADS[head].outputs)  # what it takes or gives otherwise, ONNX Runtime complains of
 
     def leg(case: Case) -> np.ndarray:
         fed = (name for name in KNOWN if name in names)

@@ -26,6 +26,7 @@ from converter.parity.seeded.mutations import MUTATIONS, Copy, Mutation, element
 from converter.parity.verdict.limits import Limits
 from converter.runtime.session import model_file
 from converter.weights.ledger import account
+from reference.head import LM
 
 # The smallest change of a weight matrix that is caught is looked for between these, to within this factor.
 CHANGE_LEAST, CHANGE_MOST, CHANGE_STEP = 1e-8, 1e-2, 2.0
@@ -158,7 +159,7 @@ def prove(source: str | os.PathLike[str], progress: Progress = lambda step, done
         raise CheckError(f"{source} cannot be seeded with defects: it has no single model.safetensors")
     ledger = account(checkpoint)
     config = ledger.config
-    if config.head != "lm":
+    if config.head != LM:
         raise CheckError(f"{source} has the head {config.head}; defects are seeded into language models only")
     known = [*MUTATIONS, *elements(config)]
     possible = [mutation for mutation in known if mutation.possible(config)]

@@ -11,7 +11,6 @@ from converter.data import HELD_OUT
 from converter.errors import CheckError
 from converter.files import read_json
 from converter.weights.ledger import Ledger
-from reference.config import GRAPHS, LABELLED
 
 # A folder that differs in one of these is another model, and nothing can be compared.
 DIMENSIONS = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "inner_dim", "num_labels")
@@ -40,7 +39,7 @@ def compare_config(folder: Path, checkpoint: Checkpoint, ledger: Ledger) -> list
     """
     values = read_json(folder / "config.json")
     config = parse_config(values, folder / "config.json")
-    if ledger.config.head not in (config.head, *GRAPHS.get(config.head, ())):
+    if ledger.config.head not in (config.head, *config.head_spec.graphs):
         raise CheckError(
             f"{folder} is another model than {checkpoint.folder}: its head is {config.head}, the source's "
             f"{ledger.config.head}; --head says which one is meant"
@@ -58,7 +57,7 @@ def compare_config(folder: Path, checkpoint: Checkpoint, ledger: Ledger) -> list
             known.append(checkpoint.config.tie_word_embeddings)
         if ours not in known:
             faults.append(f"config.json says {name} {ours!r}; the source has {known[0]!r}")
-    for name in ANSWERS if config.head in LABELLED else ():
+    for name in ANSWERS if config.head_spec.labelled else ():
         if values.get(name) != checkpoint.config_values.get(name):
             faults.append(f"config.json says {name} {values.get(name)!r}; the source has another")
     return faults

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reference.head import LM
+
 # Positions looked at together; keeps the float64 copies of wide vocabularies small.
 BLOCK_POSITIONS = 64
 
@@ -179,12 +181,12 @@ def _bins(errors: np.ndarray | list[float]) -> np.ndarray:
     return np.bincount(bits.astype(np.int64), minlength=BINS)
 
 
-def scale(truths: Mapping[str, np.ndarray], real: Mapping[str, np.ndarray], head: str = "lm") -> float:
+def scale(truths: Mapping[str, np.ndarray], real: Mapping[str, np.ndarray], head: str = LM) -> float:
     """The yardstick: RMS over positions of the logits' standard deviation over the vocabulary.
 
     Not their size: real GPT-2 logits share a large offset that softmax does not see. What other heads put out has
     none, or is a single number: there it is the size.
     """
-    spread = np.var if head == "lm" else lambda values, axis: np.mean(values**2, axis=axis)
+    spread = np.var if head == LM else lambda values, axis: np.mean(values**2, axis=axis)
     variances = np.concatenate([spread(truth[real[name]], axis=-1) for name, truth in truths.items()])
     return max(math.sqrt(float(variances.mean())), FLOAT32_EPSILON)
