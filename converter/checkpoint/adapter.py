@@ -36,7 +36,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 ADAPTER_PREFIX = "base_model.model."
 PREFIXES = (ADAPTER_PREFIX, "module.", "_orig_mod.", "model.", "transformer.")
 
-# What is heeded, and what leaves no trace in a merged model: how training began, went, and was written down.
+# The keys that are used, and those that leave no trace in a merged model: how training began, went, and was written down.
 HEEDED = {
     "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "lora_bias", "bias",
     "modules_to_save", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
@@ -122,7 +122,7 @@ def merge(checkpoint: Checkpoint, folder: Path, name: str) -> Checkpoint:
         name: what the adapter is called in notes, in the manifest and on the model card.
 
     Raises:
-        CheckpointError: the adapter is damaged, of another model, or does more than is heeded here.
+        CheckpointError: the adapter is damaged, of another model, or does more than is supported here.
     """
     adapter = read(folder)
     names: dict[str, str] = {}  # canonical → the checkpoint's
@@ -168,7 +168,7 @@ def read(folder: Path) -> Adapter:
     """The files of an adapter; no weights are read.
 
     Raises:
-        CheckpointError: it is not there, damaged, of another kind than LoRA, or asks for what is not heeded.
+        CheckpointError: it is not there, damaged, of another kind than LoRA, or asks for what is not supported.
     """
     if not (folder / ADAPTER_CONFIG).is_file():
         raise CheckpointError(f"{folder} has no {ADAPTER_CONFIG}; expected the folder of a PEFT adapter")
@@ -231,7 +231,7 @@ def _saved(values: Mapping[str, Any], known: str) -> bool:
 
 
 def _refuse_unknown(file: Path, values: Mapping[str, Any]) -> None:
-    """Whatever the merge would not heed is refused by name."""
+    """Refuse by name whatever the merge would not use."""
     if values.get("peft_type") != "LORA":
         raise CheckpointError(f"{file}: peft_type is {values.get('peft_type')!r}; only LORA can be merged")
     for key, value in values.items():
@@ -290,7 +290,7 @@ def _are_layers(value: object) -> bool:
     return value is None or type(value) is int or (isinstance(value, list) and all(type(n) is int for n in value))
 
 
-# What the keys that are heeded may be.
+# The values that the keys may have.
 SOUND: dict[str, Callable[[Any], bool]] = {
     "r": _is_rank,
     "lora_alpha": _is_number,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from converter.checkpoint import gguf_file, huggingface, llmc, megatron, nanogpt, openai, reference_file
-from converter.checkpoint.source import Format, Options, Source
+from converter.checkpoint.options import SourceOptions
+from converter.checkpoint.source import Format, Source
 from converter.errors import CheckpointError, ConfigError
 from converter.files import refuse_lfs_pointer, starts_with
 
@@ -25,7 +26,7 @@ FORMATS: tuple[Format, ...] = (
 LONE_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack")
 
 
-def read(path: Path, options: Options) -> Source:
+def read(path: Path, options: SourceOptions) -> Source:
     """Read a file or folder with the first format that recognises it.
 
     Raises:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from converter.checkpoint.source import Format, Options, Source
+from converter.checkpoint.options import SourceOptions
+from converter.checkpoint.source import Format, Source
 from converter.checkpoint.tensor import DTYPES, Computed, LazyTensor
 from converter.errors import CheckpointError, TokenizerError
 from converter.files import starts_with
@@ -234,7 +235,7 @@ def _nbytes(file: Path, name: str, kind: str, shape: tuple[int, ...]) -> int:
     return math.prod(shape) // BLOCK * Q8_0.itemsize
 
 
-def read(file: Path, options: Options) -> Source:
+def read(file: Path, options: SourceOptions) -> Source:
     """A file of architecture ``gpt2``; only its header is read.
 
     Raises:
@@ -269,7 +270,7 @@ def _refuse_others(file: Path, values: Metadata) -> None:
         )
 
 
-def _config(file: Path, values: Metadata, tensors: Mapping[str, LazyTensor], options: Options) -> dict[str, Any]:
+def _config(file: Path, values: Metadata, tensors: Mapping[str, LazyTensor], options: SourceOptions) -> dict[str, Any]:
     """What ``config.json`` would say."""
     left = {key.removeprefix("gpt2."): value for key, value in values.items() if key.startswith("gpt2.")}
     sizes = {name: _take(file, left, key, int) for key, name in SIZES.items()}

@@ -24,7 +24,7 @@ BAR_DELAY = 2.0  # seconds before a download shows its progress
 NO_ANSWER_OF_THE_HUB = (ValueError, KeyError, TypeError)
 
 
-class Kind(NamedTuple):
+class Repository(NamedTuple):
     """What a repository may hold: the file that describes it, its weights (the first counts), and what goes along."""
 
     name: str
@@ -33,8 +33,8 @@ class Kind(NamedTuple):
     companions: tuple[str, ...] = ()
 
 
-MODEL = Kind("model", "config.json", tuple(file for file, _ in WEIGHT_FILES), COMPANIONS)
-ADAPTER = Kind("adapter", ADAPTER_CONFIG, tuple(file for file, _ in adapter.WEIGHT_FILES))
+MODEL = Repository("model", "config.json", tuple(file for file, _ in WEIGHT_FILES), COMPANIONS)
+ADAPTER = Repository("adapter", ADAPTER_CONFIG, tuple(file for file, _ in adapter.WEIGHT_FILES))
 
 
 def is_hub_id(source: str) -> bool:
@@ -42,7 +42,7 @@ def is_hub_id(source: str) -> bool:
     return HUB_ID.fullmatch(source) is not None
 
 
-def fetch(source: str, bars: bool = False, kind: Kind = MODEL) -> tuple[Path, str]:
+def fetch(source: str, bars: bool = False, kind: Repository = MODEL) -> tuple[Path, str]:
     """The cached folder of a Hub repository and its name with the commit it stands for, ``user/model@commit``.
 
     Raises:
@@ -109,7 +109,7 @@ def _list_files(repo: str, revision: str | None) -> set[str]:
     return {sibling.rfilename for sibling in info.siblings or ()}
 
 
-def _fetch_weights(repo: str, kind: Kind, commit: str, names: Collection[str], bars: bool) -> None:
+def _fetch_weights(repo: str, kind: Repository, commit: str, names: Collection[str], bars: bool) -> None:
     """Download the weights and what travels with them."""
     weights = next((file for file in kind.weights if file in names), None)
     if weights is None:
@@ -122,7 +122,7 @@ def _fetch_weights(repo: str, kind: Kind, commit: str, names: Collection[str], b
 
 
 def _download(
-    repo: str, kind: Kind, name: str, revision: str | None, bars: bool, local_files_only: bool = False
+    repo: str, kind: Repository, name: str, revision: str | None, bars: bool, local_files_only: bool = False
 ) -> str:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError

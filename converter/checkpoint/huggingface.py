@@ -8,13 +8,14 @@ from pathlib import Path
 from converter.checkpoint import h5_file, msgpack_file, safetensors_file, torch_file
 from converter.checkpoint.folder import WEIGHT_FILES, Reader, choose_weight_file, read_folder, read_weights
 from converter.checkpoint.folder import companions as names_of_companions
-from converter.checkpoint.source import Format, Options, Source, tied
+from converter.checkpoint.options import SourceOptions
+from converter.checkpoint.source import Format, Source, tied
 from converter.files import read_json
 
 CONFIG = "config.json"
 
 
-def read(folder: Path, options: Options) -> Source:
+def read(folder: Path, options: SourceOptions) -> Source:
     """A folder, as transformers writes it; or with one file of weights of another name."""
     if choose_weight_file([entry.name for entry in folder.iterdir()]) is None:
         lone = [file for file in sorted(folder.iterdir()) if file.suffix in SUFFIXES and file.is_file()]
@@ -27,7 +28,7 @@ def read(folder: Path, options: Options) -> Source:
     return tied(source) if reader is h5_file.read else replace(source, transformers_reads=reader not in DROPPED)
 
 
-def read_file(file: Path, options: Options) -> Source:
+def read_file(file: Path, options: SourceOptions) -> Source:
     """One file of weights, under any name; transformers opens only those that it named itself."""
     del options
     reader, values = reader_of(file), read_json(file.parent / CONFIG)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from converter.checkpoint.linear import PROJECTIONS, config_values
-from converter.checkpoint.source import Format, Options, Source
+from converter.checkpoint.options import SourceOptions
+from converter.checkpoint.source import Format, Source
 from converter.checkpoint.tensor import DTYPES, LazyTensor
 from converter.errors import CheckpointError
 from converter.files import starts_with
@@ -86,7 +87,7 @@ def recognises(path: Path) -> bool:
     return starts_with(path, *(struct.pack("<i", magic) for magic in (MAGIC, *OTHERS)))
 
 
-def read(file: Path, options: Options) -> Source:
+def read(file: Path, options: SourceOptions) -> Source:
     """A model of llm.c.
 
     Raises:

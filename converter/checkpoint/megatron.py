@@ -15,7 +15,8 @@ from typing import Any
 
 from converter.checkpoint import torch_file
 from converter.checkpoint.linear import PROJECTIONS, config_values, integer
-from converter.checkpoint.source import Format, Options, Source
+from converter.checkpoint.options import SourceOptions
+from converter.checkpoint.source import Format, Source
 from converter.checkpoint.tensor import LazyTensor, row_major, zeros
 from converter.errors import CheckpointError, ConfigError
 
@@ -122,7 +123,7 @@ def recognises(path: Path) -> bool:
     return "checkpoint_version" in found or (isinstance(model, dict) and "language_model" in model)
 
 
-def read(path: Path, options: Options) -> Source:
+def read(path: Path, options: SourceOptions) -> Source:
     """A checkpoint's file, its folder, or the folder of all checkpoints.
 
     Raises:
@@ -211,7 +212,7 @@ def _refuse_others(file: Path, args: Mapping[Any, Any]) -> None:
             raise ConfigError(f"{file} is no GPT-2: its {key} is another than {expected}")
 
 
-def _activation(file: Path, args: Mapping[Any, Any], options: Options) -> str:
+def _activation(file: Path, args: Mapping[Any, Any], options: SourceOptions) -> str:
     if not args:
         return options.activation or RELEASED_ACTIVATION
     if any(key in args for key in ACTIVATIONS):

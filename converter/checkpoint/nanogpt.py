@@ -12,7 +12,8 @@ from typing import Any
 
 from converter.checkpoint import torch_file
 from converter.checkpoint.linear import PROJECTIONS, config_values, integer
-from converter.checkpoint.source import Format, Options, Source
+from converter.checkpoint.options import SourceOptions
+from converter.checkpoint.source import Format, Source
 from converter.checkpoint.tensor import LazyTensor, zeros
 from converter.errors import CheckpointError, ConfigError
 
@@ -45,7 +46,7 @@ def recognises(path: Path) -> bool:
     return isinstance(found.get("model"), dict) and isinstance(found.get("model_args"), dict)
 
 
-def read(file: Path, options: Options) -> Source:
+def read(file: Path, options: SourceOptions) -> Source:
     """A ``ckpt.pt``.
 
     Raises:
@@ -103,7 +104,7 @@ def _absent_biases(file: Path, tensors: Mapping[str, LazyTensor]) -> Iterator[tu
             yield bias, zeros(bias, weight.shape[-1:], file)  # [in, out] by now, or [features]
 
 
-def refuse(file: Path, options: Options) -> Source:
+def refuse(file: Path, options: SourceOptions) -> Source:
     """Say why a file of ``torch.save`` is none that can be read: the last resort among its kind.
 
     Raises:

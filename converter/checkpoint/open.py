@@ -8,18 +8,15 @@ from pathlib import Path
 from converter.checkpoint.adapter import merge
 from converter.checkpoint.config import parse_config
 from converter.checkpoint.formats import read
-from converter.checkpoint.hub import ADAPTER, MODEL, Kind, fetch, is_hub_id
-from converter.checkpoint.source import Checkpoint, Options
+from converter.checkpoint.hub import ADAPTER, MODEL, Repository, fetch, is_hub_id
+from converter.checkpoint.options import SourceOptions
+from converter.checkpoint.source import Checkpoint
 from converter.errors import CheckpointError, ConfigError
 from reference.head import ASKED
 
 
 def open_checkpoint(
-    source: str | os.PathLike[str],
-    bars: bool = False,
-    activation: str | None = None,
-    adapter: str | os.PathLike[str] | None = None,
-    head: str | None = None,
+    source: str | os.PathLike[str], asked: SourceOptions | None = None, bars: bool = False
 ) -> Checkpoint:
     """Open a checkpoint: a Hugging Face folder, a Hub id such as ``openai-community/gpt2`` or ``user/model@revision``,
     or a folder or file of another format (see docs/sources.md).
@@ -27,26 +24,27 @@ def open_checkpoint(
     What exists on this machine is never looked up on the network.
 
     Args:
+        asked: what the user says of it.
         bars: let a download show its progress on standard error.
-        activation: ``activation_function`` of a checkpoint that does not record it.
-        adapter: the folder or Hub id of a PEFT LoRA adapter, to be merged into it.
-        head: one of ``reference.head.ASKED``; by default what the config names, or else what the tensors are.
 
     Raises:
-        ConfigError: it is not a GPT-2, or one with parts that GPT-2 does not have.
-        CheckpointError: it does not exist, is incomplete or damaged.
+        ConfigError: it is not a GPT-2, or it has parts that GPT-2 does not have.
+        CheckpointError: it does not exist, is incomplete, or is damaged.
     """
-    if head is not None and head not in ASKED:
-        raise ConfigError(f"there is no head {head!r}; expected one of {', '.join(ASKED)}")
+    asked = asked or SourceOptions()
+    if asked.head is not None and asked.head not in ASKED:
+        raise ConfigError(f"there is no head {asked.head!r}; expected one of {', '.join(ASKED)}")
     path, name = _locate(source, MODEL, bars)
     try:
-        found = read(path, Options(activation))
+        found = read(path, asked)
         folder = path if path.is_dir() else path.parent
         described = folder / "config.json"
         recorded = found.values.get("activation_function")
-        if activation is not None and recorded not in (None, activation):
-            raise ConfigError(f"{source} records its activation, {recorded}; leave --activation {activation} away")
-        config = parse_config(found.values, described if described.is_file() else folder / found.weight_file, head)
+        if asked.activation is not None and recorded not in (None, asked.activation):
+            raise ConfigError(f"{source} records its activation, {recorded}; omit --activation {asked.activation}")
+        config = parse_config(
+            found.values, described if described.is_file() else folder / found.weight_file, asked.head
+        )
     except OSError as error:
         raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
     checkpoint = Checkpoint(
@@ -61,14 +59,14 @@ def open_checkpoint(
         transformers_reads=found.transformers_reads,
         notes=found.notes,
         tokenizer=found.tokenizer,
-        asked_head=head,
+        asked_head=asked.head,
     )
-    if adapter is None:
+    if asked.adapter is None:
         return checkpoint
     try:
-        return merge(checkpoint, *_locate(adapter, ADAPTER, bars))
+        return merge(checkpoint, *_locate(asked.adapter, ADAPTER, bars))
     except OSError as error:
-        raise CheckpointError(f"{error.filename or adapter} cannot be read: {error.strerror or error}") from error
+        raise CheckpointError(f"{error.filename or asked.adapter} cannot be read: {error.strerror or error}") from error
 
 
 # What is asked for where a path does not exist and is no Hub id.
@@ -78,7 +76,7 @@ EXPECTED = {
 }
 
 
-def _locate(source: str | os.PathLike[str], kind: Kind, bars: bool) -> tuple[Path, str]:
+def _locate(source: str | os.PathLike[str], kind: Repository, bars: bool) -> tuple[Path, str]:
     """Where a model or adapter lies, and its name; what does not exist here is fetched from the Hub."""
     path = Path(source)
     try:

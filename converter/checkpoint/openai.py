@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from converter.checkpoint.config import ALIASES
 from converter.checkpoint.folder import choose_weight_file
-from converter.checkpoint.source import Format, Options, Source, tied
+from converter.checkpoint.options import SourceOptions
+from converter.checkpoint.source import Format, Source, tied
 from converter.checkpoint.tensor import LazyTensor
 from converter.errors import CheckpointError, ConfigError
 from converter.files import read_json, refuse_lfs_pointer
@@ -83,7 +84,7 @@ class Handle(NamedTuple):
     size: int
 
 
-def read(path: Path, options: Options) -> Source:
+def read(path: Path, options: SourceOptions) -> Source:
     """The folder, or one of the checkpoints in it, named by its ``.index``.
 
     Raises:

@@ -11,7 +11,8 @@ from pathlib import Path
 from converter.checkpoint import huggingface, safetensors_file
 from converter.checkpoint.folder import choose_weight_file
 from converter.checkpoint.linear import PROJECTIONS
-from converter.checkpoint.source import Format, Options, Source
+from converter.checkpoint.options import SourceOptions
+from converter.checkpoint.source import Format, Source
 from converter.errors import CheckpointError
 from reference.config import STATE_FILE, STATE_KEY
 
@@ -25,7 +26,7 @@ def recognises(path: Path) -> bool:
     return _has_key(path / STATE_FILE) and choose_weight_file([entry.name for entry in path.iterdir()]) is None
 
 
-def read(path: Path, options: Options) -> Source:
+def read(path: Path, options: SourceOptions) -> Source:
     """A file, or the folder that ``--to reference`` wrote.
 
     Raises:

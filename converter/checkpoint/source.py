@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from converter.checkpoint.config import parse_config
+from converter.checkpoint.options import SourceOptions
 from converter.checkpoint.tensor import LazyTensor
 from reference.config import GPT2Config
 from reference.head import head_of
@@ -54,12 +55,6 @@ def tied(source: Source) -> Source:
 ADAPTER_CONFIG = "adapter_config.json"  # as peft names it
 
 
-class Options(NamedTuple):
-    """What a user must say where a format does not."""
-
-    activation: str | None = None
-
-
 @dataclass(frozen=True)
 class Format:
     """A kind of checkpoint: how it is recognised by its content, and read.
@@ -69,7 +64,7 @@ class Format:
 
     name: str
     recognises: Callable[[Path], bool]
-    read: Callable[[Path, Options], Source]
+    read: Callable[[Path, SourceOptions], Source]
 
 
 @dataclass(frozen=True)

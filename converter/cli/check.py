@@ -14,21 +14,19 @@ from converter.cli.group import MISMATCH, cli
 from converter.cli.options import (
     OUTPUT_GROUP,
     SOURCE_GROUP,
-    activation_option,
-    adapter_option,
     complete_names,
     complete_paths,
     debug_option,
-    head_option,
-    ignore_option,
     json_option,
     provider_option,
     refuse_unwritable,
     source_help,
+    source_options,
 )
 from converter.parity.verdict.limits import Limits
 
 if TYPE_CHECKING:
+    from converter.checkpoint.options import SourceOptions
     from converter.parity.report.report import Report
 
 
@@ -103,10 +101,7 @@ def parse_limits(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str,
     help="Allow more or less: rms, maximum (× noise floor), graph_float64, huggingface_float64, noise, int8.kl_mean …",
 )
 @provider_option
-@ignore_option
-@activation_option
-@adapter_option
-@head_option
+@source_options
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with tables and plots.")
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write JUnit XML, for CI systems.")
 @json_option
@@ -122,10 +117,7 @@ def check(
     logits_only: bool,
     limits: dict[str, float],
     provider: str,
-    ignore: tuple[str, ...],
-    activation: str | None,
-    adapter: str | None,
-    head: str | None,
+    read_as: SourceOptions,
     report: Path | None,
     junit: Path | None,
     as_json: bool,
@@ -153,15 +145,12 @@ def check(
         show=True,
         level=level,
         layers=layers or report is not None,
-        ignore=ignore,
         provider=provider,
         text=text,
         also=also,
         files=not logits_only,
         limits=limits,
-        activation=activation,
-        adapter=adapter,
-        head=head,
+        **vars(read_as),
     )
     if report is not None:
         from converter.parity.report import page
@@ -180,14 +169,14 @@ def check(
 
 
 def refuse_beside_prove(out: Path | None) -> None:
-    """Options that ``--prove`` would not heed are a mistake."""
+    """Refuse options that ``--prove`` would not use."""
     if out is not None:
-        raise click.UsageError("--prove converts SOURCE itself: leave OUT away")
+        raise click.UsageError("--prove converts SOURCE itself: omit OUT")
     ctx = click.get_current_context()
     for name in ctx.params:
         given = ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
         if given and name not in ("source", "out", "prove", "as_json"):
-            raise click.UsageError(f"--prove goes with SOURCE and --json only: leave --{name.replace('_', '-')} away")
+            raise click.UsageError(f"--prove goes with SOURCE and --json only: omit --{name.replace('_', '-')}")
 
 
 def run_prove(source: str | None, as_json: bool) -> None:

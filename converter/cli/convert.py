@@ -17,22 +17,20 @@ from converter.cli.group import MISMATCH, cli
 from converter.cli.options import (
     OUTPUT_GROUP,
     SOURCE_GROUP,
-    activation_option,
-    adapter_option,
     complete_names,
     complete_paths,
     debug_option,
-    head_option,
-    ignore_option,
     json_option,
     source_help,
+    source_options,
 )
 from converter.weights.precisions import PRECISIONS
 
 if TYPE_CHECKING:
+    from converter.checkpoint.options import SourceOptions
     from converter.folder.convert import Conversion
 
-# What --to names → the function that writes it (module, name), and the options that it alone heeds.
+# What --to names → the function that writes it (module, name), and the options that it alone uses.
 TARGETS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "onnx": ("converter.folder.convert", "convert", ("precision", "in_place", "opset", "then_check")),
     "hf": ("converter.folder.save", "to_huggingface", ("max_shard_size",)),
@@ -92,10 +90,7 @@ TARGETS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 @click.option(
     "--check", "then_check", is_flag=True, help="Check the folder once it is written; a mismatch removes nothing."
 )
-@ignore_option
-@activation_option
-@adapter_option
-@head_option
+@source_options
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @json_option
 @debug_option
@@ -110,10 +105,7 @@ def convert(
     force: bool,
     no_scan: bool,
     then_check: bool,
-    ignore: tuple[str, ...],
-    activation: str | None,
-    adapter: str | None,
-    head: str | None,
+    read_as: SourceOptions,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -125,26 +117,23 @@ def convert(
     from converter.cli import progress
 
     began = time.monotonic()
-    refuse_unheeded(to)
+    refuse_unused(to)
     if out is None and not in_place:
         raise click.UsageError("give a folder to write to (OUT)" + (", or --in-place" if to == "onnx" else ""))
     if out is not None and in_place:
-        raise click.UsageError("--in-place writes into SOURCE: leave OUT away")
+        raise click.UsageError("--in-place writes into SOURCE: omit OUT")
     with progress.amounts(f"writing {out or source}", show=not quiet, at_once=False) as count:
-        module, name, heeded = TARGETS[to]
+        module, name, used = TARGETS[to]
         special = {
             "precision": precision, "in_place": in_place, "opset": opset, "max_shard_size": max_shard_size,
         }  # fmt: skip
         done = getattr(importlib.import_module(module), name)(
             source,
             out,
-            **{key: value for key, value in special.items() if key in heeded},
+            **{key: value for key, value in special.items() if key in used},
             force=force,
-            ignore=ignore,
             scan=not no_scan,
-            activation=activation,
-            adapter=adapter,
-            head=head,
+            **vars(read_as),
             progress=count,
         )
     seconds = time.monotonic() - began
@@ -154,8 +143,7 @@ def convert(
         click.echo(conversion_line(done, seconds))
     report = None
     if then_check:
-        options = {"ignore": ignore, "activation": activation, "adapter": adapter, "head": head}
-        report = run_check(source, done.out, show=not quiet, **options)
+        report = run_check(source, done.out, show=not quiet, **vars(read_as))
     if as_json:
         facts = conversion_facts(done, seconds)
         click.echo(terminal.to_json(facts | ({"check": report.to_dict()} if report else {})))
@@ -165,13 +153,13 @@ def convert(
         sys.exit(MISMATCH)
 
 
-def refuse_unheeded(to: str) -> None:
-    """Options that a target would not heed are a mistake."""
+def refuse_unused(to: str) -> None:
+    """Refuse options that a target would not use."""
     ctx = click.get_current_context()
-    special = {name for *_, heeded in TARGETS.values() for name in heeded}.difference(TARGETS[to][-1])
+    special = {name for *_, used in TARGETS.values() for name in used}.difference(TARGETS[to][-1])
     for option in ctx.command.params:
         if option.name in special and ctx.get_parameter_source(option.name) is click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--to {to} does not heed {option.opts[0]}: leave it away")
+            raise click.UsageError(f"--to {to} does not use {option.opts[0]}: omit it")
 
 
 def conversion_facts(done: Conversion, seconds: float) -> dict[str, Any]:

@@ -13,17 +13,15 @@ from converter.cli.group import cli
 from converter.cli.options import (
     OUTPUT_GROUP,
     SOURCE_GROUP,
-    activation_option,
-    adapter_option,
     complete_paths,
     debug_option,
-    head_option,
-    ignore_option,
     json_option,
     source_help,
+    source_options,
 )
 
 if TYPE_CHECKING:
+    from converter.checkpoint.options import SourceOptions
     from converter.checkpoint.source import Checkpoint
     from converter.weights.ledger import Ledger
 
@@ -34,22 +32,15 @@ if TYPE_CHECKING:
     groups={**SOURCE_GROUP, **OUTPUT_GROUP},
 )
 @click.argument("source", shell_complete=complete_paths("file"), help=source_help)
-@ignore_option
-@activation_option
-@adapter_option
-@head_option
+@source_options
 @json_option
 @debug_option
-def inspect(
-    source: str, ignore: tuple[str, ...], activation: str | None, adapter: str | None, head: str | None, as_json: bool
-) -> None:
+def inspect(source: str, read_as: SourceOptions, as_json: bool) -> None:
     """Show what SOURCE is: its config, its size, and what becomes of each of its tensors."""
-    from converter.checkpoint.open import open_checkpoint
     from converter.cli import progress
-    from converter.weights.ledger import account
+    from converter.weights.ledger import read_source
 
-    checkpoint = open_checkpoint(source, bars=progress.seen(), activation=activation, adapter=adapter, head=head)
-    ledger = account(checkpoint, ignore)
+    checkpoint, ledger = read_source(source, read_as, bars=progress.seen())
     if as_json:
         click.echo(terminal.to_json(ledger_facts(checkpoint, ledger)))
     else:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from converter.checkpoint.options import SourceOptions
 from converter.weights.precisions import PRECISIONS
 from reference.config import ACTIVATION_NAMES
 from reference.head import ASKED, HEADS
@@ -61,6 +63,20 @@ def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--debug", is_flag=True, expose_value=False, callback=remember, help="Show the traceback of an error."
     )(command)
+
+
+def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how SOURCE is read; the command gets them as ``read_as``."""
+
+    @wraps(command)
+    def gathered(
+        *, ignore: tuple[str, ...], activation: str | None, adapter: str | None, head: str | None, **others: Any
+    ) -> Any:
+        return command(read_as=SourceOptions(ignore, activation, adapter, head), **others)
+
+    for option in (head_option, adapter_option, activation_option, ignore_option):
+        gathered = option(gathered)
+    return gathered
 
 
 source_help = "A Hugging Face folder, a Hub id (user/model, user/model@revision), or another format's folder or file."

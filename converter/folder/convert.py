@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from converter import tokenizer
-from converter.checkpoint.open import open_checkpoint
+from converter.checkpoint.options import SourceOptions
 from converter.checkpoint.source import Checkpoint
 from converter.errors import ConfigError, GPT2Error, OutputError, TokenizerError
 from converter.files import read_json, reason, write_json
@@ -19,7 +19,7 @@ from converter.folder.clients import config_json, genai_config, token_ids
 from converter.folder.staging import MANIFEST, bytes_in, second_graph, stage_name, staged, sweep, written_files
 from converter.weights import data_file, precisions, write
 from converter.weights.data_file import Plan
-from converter.weights.ledger import Ledger, account
+from converter.weights.ledger import Ledger, read_source
 from converter.weights.precisions import PRECISIONS, Precision
 from reference.head import LM, head_of
 
@@ -106,8 +106,8 @@ def convert(
     asked = precisions.parse(precision)
     if in_place and [row.name for row in asked] != ["fp32"]:
         raise OutputError("--in-place copies no weights, and another precision changes them: give an OUT")
-    checkpoint = open_checkpoint(source, bars=progress is not None, activation=activation, adapter=adapter, head=head)
-    ledger = account(checkpoint, ignore)
+    read_as = SourceOptions(tuple(ignore), activation, adapter, head)
+    checkpoint, ledger = read_source(source, read_as, bars=progress is not None)
     if out is None:
         return _convert_in_place(checkpoint, ledger, opset, force, scan, progress)
     layouts = {row: write.plan(ledger, row) for row in asked}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.config import ALIASES
-from converter.checkpoint.open import open_checkpoint
+from converter.checkpoint.options import SourceOptions
 from converter.checkpoint.source import Checkpoint
 from converter.checkpoint.tensor import LazyTensor
 from converter.errors import ConfigError
@@ -24,7 +24,7 @@ from converter.folder.clients import DEFAULT_TOKEN_ID, known_ids
 from converter.folder.convert import Conversion, Progress
 from converter.folder.staging import bytes_in, staged
 from converter.weights import data_file
-from converter.weights.ledger import Ledger, account
+from converter.weights.ledger import Ledger, read_source
 from converter.weights.table import TABLE, parameters
 from converter.weights.write import rows_of_outputs
 from reference.config import HEAD_FIELDS, STATE_FILE, STATE_KEY, GPT2Config
@@ -87,8 +87,8 @@ def to_huggingface(
         OutputError: the folder cannot be written, or exists.
     """
     limit = parse_size(max_shard_size)
-    checkpoint = open_checkpoint(source, bars=progress is not None, activation=activation, adapter=adapter, head=head)
-    ledger = account(checkpoint, ignore)
+    read_as = SourceOptions(tuple(ignore), activation, adapter, head)
+    checkpoint, ledger = read_source(source, read_as, bars=progress is not None)
     names = {name: huggingface_name(name, ledger.config.head) for name in ledger.weights}
     files = shards({names[name]: weight for name, weight in ledger.weights.items()}, limit)
     texts = {"config.json": config_json(checkpoint, ledger)}
@@ -128,8 +128,8 @@ def to_reference(
         ConfigError, CheckpointError: as ``convert`` does; or the model has two heads.
         OutputError: the folder cannot be written, or exists.
     """
-    checkpoint = open_checkpoint(source, bars=progress is not None, activation=activation, adapter=adapter, head=head)
-    ledger = account(checkpoint, ignore)
+    read_as = SourceOptions(tuple(ignore), activation, adapter, head)
+    checkpoint, ledger = read_source(source, read_as, bars=progress is not None)
     if len(ledger.per_graph) > 1:
         raise ConfigError(f"{source} has two heads, which no class of the reference has; choose one with --head lm")
     layouts = {name: layout for name, layout, _ in parameters(ledger.config)}

@@ -123,7 +123,7 @@ def measure_source(
         CheckError: the text cannot be used, or the source's logits are not finite.
     """
     config, huggingface = ledger.config, huggingface or HuggingFace(checkpoint, ledger)
-    read = tokenizer.of(checkpoint.companions, checkpoint.tokenizer)
+    read = tokenizer.from_source(checkpoint.companions, checkpoint.tokenizer)
     tokens, what = held_out_tokens(read, config) if text is None else tokens_of(text, read, config)
     cases = grid(config, tokens, level)
     step("the truth: reference in float64")

@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from converter.checkpoint.open import open_checkpoint
+from converter.checkpoint.options import SourceOptions
 from converter.checkpoint.source import Checkpoint
 from converter.errors import CheckError, OutputError
 from converter.folder import certificate
 from converter.folder.staging import MANIFEST
-from converter.weights.ledger import Ledger, account
+from converter.weights.ledger import Ledger, read_source
 
 if TYPE_CHECKING:
     from converter.parity.report.report import Report
@@ -103,8 +103,7 @@ def check(
     for file in examination.also:
         if not file.is_file():
             raise CheckError(f"there is no ONNX file {file}")
-    checkpoint = open_checkpoint(source, activation=activation, adapter=adapter, head=head)
-    ledger = account(checkpoint, ignore)
+    checkpoint, ledger = read_source(source, SourceOptions(tuple(ignore), activation, adapter, head))
     if own_process and ledger.parameters < LARGE_MODEL:
         keep_large_blocks()
     compare_config(folder, checkpoint, ledger)  # what cannot be compared is refused before anything is computed

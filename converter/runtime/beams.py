@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from converter.runtime.batch import Batch
-from converter.runtime.options import Options
+from converter.runtime.options import GenerationOptions
 from converter.runtime.rows import OnText, Row, room
 from converter.runtime.sampling import History
 
@@ -19,14 +19,14 @@ IMPOSSIBLE = -1e9  # the score of a beam that there is not; transformers' number
 
 
 def search(
-    model: Model, prompts: list[list[int]], options: Options, tick: Callable[[], None], on_text: OnText | None
+    model: Model, prompts: list[list[int]], options: GenerationOptions, tick: Callable[[], None], on_text: OnText | None
 ) -> tuple[list[Row], list[float]]:
     """The best texts of each prompt, the best first, and their scores.
 
     Args:
         model: what runs them.
         prompts: token ids; the searches of several run side by side and do not know of each other.
-        options: all but those that draw are heeded. Penalties change log-probabilities here, as in transformers.
+        options: all are used but those that draw. Penalties change log-probabilities here, as in transformers.
         tick: called once a token.
         on_text: called with each row's text, when all searches are over.
     """
@@ -80,7 +80,7 @@ class Search:
         over: whether nothing better can come.
     """
 
-    def __init__(self, model: Model, options: Options, prompt: list[int], limit: int) -> None:
+    def __init__(self, model: Model, options: GenerationOptions, prompt: list[int], limit: int) -> None:
         self.options, self.prompt, self.limit = options, prompt, limit
         self.end_ids, self.tokenizer = np.array(sorted(model.end_ids), np.int64), model.tokenizer
         self.origins = self.tokens = np.zeros(options.beams, np.int64)

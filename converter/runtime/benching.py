@@ -122,7 +122,7 @@ class Spread:
     maximum: float
 
     @classmethod
-    def of(cls, samples: Sequence[float]) -> Spread | None:
+    def over(cls, samples: Sequence[float]) -> Spread | None:
         """None if there is no sample."""
         return cls(statistics.median(samples), min(samples), max(samples)) if samples else None
 
@@ -157,7 +157,7 @@ class Decode:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredPrecision:
     """One precision.
 
     Attributes:
@@ -198,7 +198,7 @@ class Bench:
     rounds: int
     seconds: float
     bandwidth: float | None
-    precisions: tuple[Measured, ...]
+    precisions: tuple[MeasuredPrecision, ...]
     missing: tuple[str, ...]
     environment: Mapping[str, str | int | None]
 
@@ -238,7 +238,7 @@ def bench(
     steps = _Steps(progress, settings.rounds * (1 + len(names) * (1 + len(cells))))
     jobs = {name: job_of(folder, name, settings, cells) for name in names}
     samples, rounds = _rounds(jobs, settings, deadline, steps)
-    read = Spread.of(samples["memory"].get(("bandwidth",), []))
+    read = Spread.over(samples["memory"].get(("bandwidth",), []))
     bandwidth = read.median if read is not None else None
     measured = tuple(summary(name, config, settings, samples[name], bandwidth) for name in names)
     if not any(samples[name] for name in names):
@@ -425,7 +425,7 @@ def process(job: Mapping[str, Any], seconds: float) -> Iterator[tuple[Iterator[s
     late = threading.Event()
     child = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
-        process_group=0,  # Ctrl-C is ours to heed
+        process_group=0,  # we handle Ctrl-C
     )  # fmt: skip
 
     def stop() -> None:
@@ -597,14 +597,14 @@ def bytes_per_step(config: GPT2Config, precision: str, batch_size: int, cached: 
 
 def summary(
     name: str, config: GPT2Config, settings: Settings, samples: Mapping[Key, list[float]], bandwidth: float | None
-) -> Measured:
+) -> MeasuredPrecision:
     """Medians of a precision's samples."""
 
     def of(*key: str | int, times: int = 1) -> Spread | None:
-        return Spread.of([times * value for value in samples.get(key, [])])
+        return Spread.over([times * value for value in samples.get(key, [])])
 
     cells = sorted(cells_of(settings), key=lambda cell: (cell.batch_size, cell.tokens))
-    return Measured(
+    return MeasuredPrecision(
         precision=name,
         weight_bytes=weight_bytes(config, name),
         load_seconds=of("load"),
@@ -627,7 +627,7 @@ def decoded(
     name: str, config: GPT2Config, settings: Settings, cell: Cell, seconds: Sequence[float], bandwidth: float | None
 ) -> Decode:
     """A decode speed beside its limit."""
-    speed = Spread.of([cell.batch_size * settings.new_tokens / value for value in seconds])
+    speed = Spread.over([cell.batch_size * settings.new_tokens / value for value in seconds])
     cached = cell.tokens + 1 + (settings.new_tokens - 1) / 2  # in the middle of what is timed
     read = bytes_per_step(config, name, cell.batch_size, cached)
     limit = cell.batch_size * bandwidth / read if bandwidth is not None else None
@@ -635,7 +635,7 @@ def decoded(
     return Decode(cell.batch_size, cell.tokens, speed, read, limit, share)
 
 
-def _missing(measured: Sequence[Measured]) -> Iterator[str]:
+def _missing(measured: Sequence[MeasuredPrecision]) -> Iterator[str]:
     """What has no sample."""
     for one in measured:
         for prefilled in one.prefill:

@@ -13,7 +13,7 @@ import numpy as np
 from converter import tokenizer
 from converter.errors import PromptError
 from converter.runtime.batch import Batch
-from converter.runtime.options import Options
+from converter.runtime.options import GenerationOptions
 from converter.runtime.rows import OnText, Row, room
 from converter.runtime.sampling import History
 from converter.runtime.session import Model, refuse_ids
@@ -79,14 +79,14 @@ def generate(
     Args:
         prompts: a text, several texts, or lists of token ids.
         on_text: called with the number of a row and each piece of its text, once it is decided.
-        options: those of ``Options``; greedy by default.
+        options: those of ``GenerationOptions``; greedy by default.
 
     Raises:
         PromptError: a prompt is empty, leaves no room for a new token, or holds ids that the model does not have; or
             it is a text, or stop strings are given, and the folder has no tokenizer; or an option is out of range.
         TokenizerError: the folder's tokenizer is damaged.
     """
-    asked = Options(**options)
+    asked = GenerationOptions(**options)
     encoded = encode(model, prompts)
     _refuse_what_cannot_be(model, encoded, asked)
     clock, scores, speculation = Clock(), list[float](), None
@@ -113,14 +113,14 @@ def generate(
     )
 
 
-def _refuse_what_cannot_be(model: Model, encoded: list[list[int]], options: Options) -> None:
+def _refuse_what_cannot_be(model: Model, encoded: list[list[int]], options: GenerationOptions) -> None:
     if options.speculate and len(encoded) > 1:
         raise PromptError(f"speculate is for one prompt at a time, and these are {len(encoded)}")
     if options.stop and model.tokenizer is None:
-        raise PromptError(f"{model.folder} has no tokenizer; stop strings need one: leave stop away")
+        raise PromptError(f"{model.folder} has no tokenizer; stop strings need one: omit stop")
 
 
-def _rows(model: Model, encoded: list[list[int]], options: Options, on_text: OnText | None) -> list[Row]:
+def _rows(model: Model, encoded: list[list[int]], options: GenerationOptions, on_text: OnText | None) -> list[Row]:
     """A row for each text that is wanted."""
     seed = secrets.randbits(64) if options.seed is None else options.seed
     rows, copies = list[Row](), dict[tuple[int, ...], int]()
@@ -131,7 +131,7 @@ def _rows(model: Model, encoded: list[list[int]], options: Options, on_text: OnT
     return rows
 
 
-def _run(model: Model, prompts: list[list[int]], rows: list[Row], options: Options, clock: Clock) -> None:
+def _run(model: Model, prompts: list[list[int]], rows: list[Row], options: GenerationOptions, clock: Clock) -> None:
     """Run the batch until every row has ended; those that have leave it."""
     batch = Batch(model, prompts, max(row.limit for row in rows))
     logits = batch.prefill()

@@ -89,7 +89,7 @@ class HeadModel:
         Raises:
             PromptError: a text is empty or too long, holds an id that is no token, or there is no tokenizer.
         """
-        rows = [Row.of(self, text) for text in _several(texts, self.config.head)]
+        rows = [EncodedText.encode(self, text) for text in _several(texts, self.config.head)]
         if not rows:
             return []
         ids, mask = batch_of([row.ids for row in rows])
@@ -127,7 +127,7 @@ def open_head(folder: Path, file: Path, head: str, provider: str, threads: int |
 
 
 @dataclass(frozen=True)
-class Row:
+class EncodedText:
     """A text on its way in: its ids, and where its tokens stand if it was a text."""
 
     text: str | None
@@ -135,7 +135,7 @@ class Row:
     encoding: Encoding | None
 
     @classmethod
-    def of(cls, model: HeadModel, text: Text) -> Row:
+    def encode(cls, model: HeadModel, text: Text) -> EncodedText:
         """Tokenize.
 
         Raises:
@@ -152,7 +152,7 @@ class Row:
         return given
 
     @classmethod
-    def _read(cls, model: HeadModel, text: Text) -> Row:
+    def _read(cls, model: HeadModel, text: Text) -> EncodedText:
         parts: list[Any] = [text] if isinstance(text, str) else list(text)
         if not parts or not all(isinstance(part, str) for part in parts):
             return cls(None, [int(part) for part in parts], None)
@@ -193,7 +193,7 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def _labels(model: HeadModel, row: Row, found: dict[str, np.ndarray]) -> Labels:
+def _labels(model: HeadModel, row: EncodedText, found: dict[str, np.ndarray]) -> Labels:
     """As ``problem_type`` wants them, which is transformers' pipeline's rule."""
     scores, kind = found["logits"].astype(np.float64), model.settings.get("problem_type")
     if kind == "multi_label_classification" or (kind is None and len(scores) == 1):
@@ -204,7 +204,7 @@ def _labels(model: HeadModel, row: Row, found: dict[str, np.ndarray]) -> Labels:
     return Labels({model.labels[i]: float(scores[i]) for i in order}, kind != "regression")
 
 
-def _token_labels(model: HeadModel, row: Row, found: dict[str, np.ndarray]) -> TokenLabels:
+def _token_labels(model: HeadModel, row: EncodedText, found: dict[str, np.ndarray]) -> TokenLabels:
     probabilities = softmax(found["logits"][: len(row.ids)])
     best = probabilities.argmax(axis=-1)
     return TokenLabels(
@@ -215,7 +215,7 @@ def _token_labels(model: HeadModel, row: Row, found: dict[str, np.ndarray]) -> T
     )
 
 
-def _span(model: HeadModel, row: Row, found: dict[str, np.ndarray]) -> Span:
+def _span(model: HeadModel, row: EncodedText, found: dict[str, np.ndarray]) -> Span:
     """The likeliest start and end in that order, within the text and not the question."""
     inside = [i for i, part in enumerate(row.encoding.sequence_ids) if part == 1] if row.encoding else []
     inside = inside or list(range(len(row.ids)))  # of ids nobody knows which of them are the question
@@ -227,7 +227,7 @@ def _span(model: HeadModel, row: Row, found: dict[str, np.ndarray]) -> Span:
     return Span(row.piece(begin, stop), begin, stop, float(pairs[first, last]))
 
 
-def _embedding(model: HeadModel, row: Row, found: dict[str, np.ndarray]) -> Embedding:
+def _embedding(model: HeadModel, row: EncodedText, found: dict[str, np.ndarray]) -> Embedding:
     return Embedding(found["last_hidden_state"][: len(row.ids)])
 
 
@@ -235,7 +235,7 @@ def _choices(scores: np.ndarray) -> list[Choice]:
     return [Choice(float(p), float(score)) for p, score in zip(softmax(scores), scores, strict=True)]
 
 
-ANSWERS: dict[str, Callable[[HeadModel, Row, dict[str, np.ndarray]], Answer]] = {
+ANSWERS: dict[str, Callable[[HeadModel, EncodedText, dict[str, np.ndarray]], Answer]] = {
     "base": _embedding,
     "sequence-classification": _labels,
     "token-classification": _token_labels,

@@ -13,8 +13,8 @@ from converter.runtime.sampling import Sampling
 
 
 @dataclass(frozen=True)
-class Options(Sampling):
-    """Everything ``generate`` heeds; ``Sampling`` says how one token is chosen.
+class GenerationOptions(Sampling):
+    """Every option of ``generate``; ``Sampling`` says how one token is chosen.
 
     Attributes:
         max_new_tokens: as many as there are positions by default.
@@ -65,7 +65,7 @@ class Options(Sampling):
             if self.best > 1 and self.temperature == 0:
                 yield "best needs texts that differ: give a temperature to draw with, or beams"
             if (self.length_penalty, self.early_stopping) != (1.0, False):
-                yield "length_penalty and early_stopping are for beams: give beams, or leave them away"
+                yield "length_penalty and early_stopping are for beams: give beams, or omit them"
         if self.speculate and self.temperature > 0:
             yield "speculate is for the likeliest token and draws nothing: leave temperature at 0"
 
@@ -75,7 +75,7 @@ class Options(Sampling):
         if self.best > self.beams:
             yield f"best is {self.best}, more than the {self.beams} beams that there are; give more beams"
         if self.speculate:
-            yield "speculate is for one text at a time: leave beams or speculate away"
+            yield "speculate is for one text at a time: omit beams or speculate"
 
 
 def _count(value: Any, least: int) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tokenizers.decoders import DecodeStream
 
 from converter.errors import PromptError
-from converter.runtime.options import Options
+from converter.runtime.options import GenerationOptions
 from converter.runtime.sampling import History
 from converter.runtime.stopping import StopStrings
 
@@ -46,7 +46,7 @@ class Row:
         self,
         model: Model,
         prompt_ids: list[int],
-        options: Options,
+        options: GenerationOptions,
         *,
         number: int = 0,
         history: History | None = None,
@@ -102,7 +102,7 @@ class Row:
         return whole.removeprefix(self.decoded) if whole.startswith(self.decoded) else ""
 
 
-def room(model: Model, prompt_ids: list[int], options: Options) -> int:
+def room(model: Model, prompt_ids: list[int], options: GenerationOptions) -> int:
     """How many tokens may follow a prompt.
 
     Raises:

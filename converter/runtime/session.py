@@ -204,7 +204,7 @@ def load(
     quantized = next((row.name for row in PRECISIONS.values() if row.scheme and file.match(row.model)), None)
     if quantized and not prepack:
         raise ConfigError(
-            f"{quantized} would run {SLOWER} times slower from the file itself: leave --no-prepack (prepack=False) away"
+            f"{quantized} would run {SLOWER} times slower from the file itself: omit --no-prepack (prepack=False)"
         )
     with untiled():
         session = open_session(file, name, threads, prepack, graph)

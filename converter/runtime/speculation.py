@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from converter.runtime.batch import Batch
-from converter.runtime.options import Options
+from converter.runtime.options import GenerationOptions
 from converter.runtime.rows import Row
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Lookup:
         return [self.ids[place + i % period] for i in range(count)]
 
 
-def speculate(model: Model, row: Row, options: Options, tick: Callable[[], None]) -> Speculation:
+def speculate(model: Model, row: Row, options: GenerationOptions, tick: Callable[[], None]) -> Speculation:
     """Run one row until it ends; its tokens are those of plain generation."""
     bold = most = min(options.speculate, row.limit)
     batch = Batch(model, [row.prompt_ids], row.limit + most)

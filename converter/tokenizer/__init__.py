@@ -77,7 +77,7 @@ def unavailable(folder: str | os.PathLike[str]) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def of(companions: Mapping[str, Path], write: Callable[[Path], None] | None = None) -> Tokenizer | None:
+def from_source(companions: Mapping[str, Path], write: Callable[[Path], None] | None = None) -> Tokenizer | None:
     """The tokenizer of a source, whose files may have other names there.
 
     Args:

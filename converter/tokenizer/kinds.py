@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Kind:
+class TokenizerKind:
     """A way to make a tokenizer of the files of a folder.
 
     Attributes:
@@ -45,7 +45,7 @@ class Kind:
 class Found:
     """A tokenizer that can be made."""
 
-    kind: Kind
+    kind: TokenizerKind
     folder: Path
 
     def build(self) -> Tokenizer:
@@ -66,9 +66,9 @@ class Found:
 LIBRARY = "sentencepiece"
 MODELS = tuple((name,) for name in sentencepiece_model.FILES)
 
-BYTE_LEVEL = Kind((byte_level.FILES,), byte_level.build, "GPT2Tokenizer")
-WORDPIECE = Kind((wordpiece.FILES,), wordpiece.build, "BertTokenizer")
-PLAIN = Kind(MODELS, partial(recipes.build, recipes.PLAIN), library=LIBRARY)
+BYTE_LEVEL = TokenizerKind((byte_level.FILES,), byte_level.build, "GPT2Tokenizer")
+WORDPIECE = TokenizerKind((wordpiece.FILES,), wordpiece.build, "BertTokenizer")
+PLAIN = TokenizerKind(MODELS, partial(recipes.build, recipes.PLAIN), library=LIBRARY)
 
 CLASSES = {
     kind.class_name: kind
@@ -76,7 +76,7 @@ CLASSES = {
         BYTE_LEVEL,
         WORDPIECE,
         *(
-            Kind(MODELS, partial(recipes.build, recipe), name, LIBRARY, partial(recipes.remark, name, recipe))
+            TokenizerKind(MODELS, partial(recipes.build, recipe), name, LIBRARY, partial(recipes.remark, name, recipe))
             for name, recipe in recipes.RECIPES.items()
         ),
     )

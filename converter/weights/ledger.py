@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
+from converter.checkpoint.open import open_checkpoint
+from converter.checkpoint.options import SourceOptions
 from converter.checkpoint.source import Checkpoint
 from converter.checkpoint.tensor import LazyTensor
 from converter.errors import CheckpointError
@@ -75,6 +77,16 @@ class Ledger:
     def _part(self, head: str) -> Ledger:
         config = replace(self.config, head=head)
         return replace(self, config=config, weights={name: self.weights[name] for name, *_ in parameters(config)})
+
+
+def read_source(source: str | os.PathLike[str], asked: SourceOptions, bars: bool = False) -> tuple[Checkpoint, Ledger]:
+    """Open a checkpoint and account for every tensor of it; see ``open_checkpoint`` and ``account``.
+
+    Raises:
+        ConfigError, CheckpointError: it is not a GPT-2, is incomplete, or is damaged.
+    """
+    checkpoint = open_checkpoint(source, asked, bars)
+    return checkpoint, account(checkpoint, asked.ignore)
 
 
 def account(checkpoint: Checkpoint, ignore: Iterable[str] = ()) -> Ledger:
@@ -149,7 +161,7 @@ def _sort(checkpoint: Checkpoint, globs: tuple[str, ...]) -> tuple[list[Entry], 
         others = f" (also {more}{beyond})" if more else ""
         raise CheckpointError(
             f"{checkpoint.tensors[unknown[0]].file}: tensor {unknown[0]}{others} is not part of a GPT-2; "
-            f"leave it aside with --ignore '{_glob(unknown)}' if the model does not need it"
+            f"omit it with --ignore '{_glob(unknown)}' if the model does not need it"
         )
     return entries, found
 

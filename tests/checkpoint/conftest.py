@@ -176,8 +176,9 @@ class Opened:
 OPEN = """
 import json, sys
 from converter.checkpoint.open import open_checkpoint
+from converter.checkpoint.options import SourceOptions
 try:
-    c = open_checkpoint(sys.argv[1], adapter=sys.argv[2] or None)
+    c = open_checkpoint(sys.argv[1], SourceOptions(adapter=sys.argv[2] or None))
     found = {"name": c.name, "folder": str(c.folder.resolve()), "weight_file": c.weight_file}
     print(json.dumps(found | {"adapter": c.adapter_name}))
 except Exception as error:

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 import converter
 from converter.checkpoint.open import open_checkpoint
+from converter.checkpoint.options import SourceOptions
 from converter.checkpoint.source import Checkpoint
 from converter.checkpoint.tensor import Computed
 from converter.cli import cli
@@ -76,7 +77,7 @@ def write(folder: Path, tensors: Tensors, without: tuple[str, ...] = (), **confi
 
 def merged(base: Path, adapter: Path) -> Tensors:
     """Every weight of the merged checkpoint, as it is written."""
-    ledger = account(open_checkpoint(base, adapter=adapter))
+    ledger = account(open_checkpoint(base, SourceOptions(adapter=adapter)))
     found = {}
     for name, tensor in ledger.weights.items():
         found[name] = np.concatenate(list(tensor.chunks())).reshape(tensor.shape)
@@ -191,7 +192,7 @@ def test_a_narrow_base_of_any_layout_in_its_file_is_widened(tmp_path: Path, base
     for module in MODULES:
         a, b = (tensors[f"base_model.model.{module}.lora_{part}.weight"].astype(np.float64) for part in "AB")
         expected[f"{module.removeprefix('transformer.')}.weight"] += 7 / 3 * (b @ a).T
-    ledger = account(open_checkpoint(base, adapter=write(tmp_path / "adapter", tensors)))
+    ledger = account(open_checkpoint(base, SourceOptions(adapter=write(tmp_path / "adapter", tensors))))
     for module in MODULES:
         name = f"{module.removeprefix('transformer.')}.weight"
         np.testing.assert_array_equal(ledger.weights[name].memmap(), expected[name].astype(np.float32))
@@ -236,7 +237,7 @@ def test_a_head_that_was_trained_as_a_whole_is_no_longer_the_embedding(tmp_path:
     adapter = write(tmp_path / "adapter", tensors, modules_to_save=["lm_head"])
     expected = expected_of(base, tensors, lambda m: 7 / 3) | {"lm_head.weight": head}
     assert_rounded(merged(base, adapter), expected)
-    found = open_checkpoint(base, adapter=adapter)
+    found = open_checkpoint(base, SourceOptions(adapter=adapter))
     assert not found.config.tie_word_embeddings
     assert not account(found).warnings
 
@@ -378,7 +379,7 @@ def test_an_adapter_cannot_be_merged_in_place(tmp_path: Path, base: Path) -> Non
 
 def test_the_certificate_names_the_adapter_s_files(tmp_path: Path, base: Path) -> None:
     adapter = write(tmp_path / "adapter", pairs(MODULES))
-    read = open_checkpoint(base, adapter=adapter).described_by
+    read = open_checkpoint(base, SourceOptions(adapter=adapter)).described_by
     assert {file.name for file in read} == {"config.json", "adapter_config.json", "adapter_model.safetensors"}
 
 
@@ -446,7 +447,7 @@ def test_whatever_cannot_be_merged_is_refused_by_name(
 ) -> None:
     adapter = write(tmp_path / "adapter", pairs(MODULES), **config)
     with pytest.raises(CheckpointError, match=rf"adapter_config\.json:? {message}"):
-        open_checkpoint(base, adapter=adapter)
+        open_checkpoint(base, SourceOptions(adapter=adapter))
 
 
 A, B = (f"base_model.model.{MODULES[0]}.lora_{part}.weight" for part in "AB")
@@ -491,7 +492,7 @@ def test_tensors_that_config_and_base_do_not_account_for_are_refused(
     change(tensors)
     adapter = write(tmp_path / "adapter", tensors, **config)
     with pytest.raises(CheckpointError, match=rf"adapter_model\.safetensors.*{message}"):
-        open_checkpoint(base, adapter=adapter)
+        open_checkpoint(base, SourceOptions(adapter=adapter))
 
 
 def test_a_base_that_holds_a_weight_twice_is_still_refused(tmp_path: Path, base: Path) -> None:
@@ -504,30 +505,30 @@ def test_a_base_that_holds_a_weight_twice_is_still_refused(tmp_path: Path, base:
 def test_dora_of_an_embedding_is_refused(tmp_path: Path, base: Path) -> None:
     adapter = write(tmp_path / "adapter", embedding_tensors(("wpe",)), target_modules=["wpe"], use_dora=True)
     with pytest.raises(CheckpointError, match="use_dora for the embedding wpe"):
-        open_checkpoint(base, adapter=adapter)
+        open_checkpoint(base, SourceOptions(adapter=adapter))
 
 
 def test_an_embedding_of_another_vocabulary_is_refused(tmp_path: Path, base: Path) -> None:
     both = {f"base_model.model.{n}.weight": np.ones((62, 32), np.float32) for n in ("transformer.wte", "lm_head")}
     adapter = write(tmp_path / "adapter", pairs(MODULES) | both)
     with pytest.raises(CheckpointError, match=r"wte\.weight is \[62, 32\]; config\.json asks for \[61, 32\]"):
-        account(open_checkpoint(base, adapter=adapter))
+        account(open_checkpoint(base, SourceOptions(adapter=adapter)))
 
 
 def test_files_that_are_missing_or_pointers_are_named(tmp_path: Path, base: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"there is no folder .*nowhere; expected the folder of a PEFT adapter, or"
     ):
-        open_checkpoint(base, adapter=tmp_path / "nowhere")
+        open_checkpoint(base, SourceOptions(adapter=tmp_path / "nowhere"))
     with pytest.raises(CheckpointError, match=r"base has no adapter_config\.json; expected .* PEFT adapter"):
-        open_checkpoint(base, adapter=base)
+        open_checkpoint(base, SourceOptions(adapter=base))
     adapter = write(tmp_path / "adapter", pairs(MODULES))
     (adapter / "adapter_model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors is a Git LFS pointer"):
-        open_checkpoint(base, adapter=adapter)
+        open_checkpoint(base, SourceOptions(adapter=adapter))
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"has no adapter_model\.safetensors or adapter_model\.bin"):
-        open_checkpoint(base, adapter=adapter)
+        open_checkpoint(base, SourceOptions(adapter=adapter))
 
 
 def test_a_merged_weight_that_is_not_finite_is_refused(tmp_path: Path, base: Path) -> None:
@@ -558,7 +559,7 @@ def test_damage_is_refused_or_harmless(
         (adapter / file).write_bytes(content)
     (adapter / name).write_bytes(data.draw(damaged(header)) + files[name][len(header) :])
     try:
-        for tensor in account(open_checkpoint(base, adapter=adapter)).weights.values():
+        for tensor in account(open_checkpoint(base, SourceOptions(adapter=adapter))).weights.values():
             next(tensor.chunks())
     except GPT2Error as error:
         message = str(error)
@@ -572,7 +573,7 @@ def test_a_file_that_ends_early_is_refused(whole: tuple[Path, Path, dict[str, by
             for file, sound in files.items():
                 (adapter / file).write_bytes(sound[:end] if file == name else sound)
             with pytest.raises(GPT2Error, match="adapter_"):
-                open_checkpoint(base, adapter=adapter)
+                open_checkpoint(base, SourceOptions(adapter=adapter))
 
 
 # --- Heads ------------------------------------------------------------------------------------------------------------
@@ -608,7 +609,7 @@ def test_a_head_that_the_base_lacks_is_refused_and_never_made_up(base: Path, tmp
     score = np.zeros((3, 32), np.float32)
     adapter = write(tmp_path / "adapter", pairs(MODULES) | {"base_model.model.score.weight": score}, **SCORE)
     with pytest.raises(CheckpointError, match=r"stands for score\.weight, which base lacks"):
-        open_checkpoint(base, adapter=adapter, head=head)
+        open_checkpoint(base, SourceOptions(adapter=adapter, head=head))
 
 
 def test_an_update_of_a_head_is_refused(tmp_path: Path) -> None:
@@ -619,7 +620,7 @@ def test_an_update_of_a_head_is_refused(tmp_path: Path) -> None:
     }
     adapter = write(tmp_path / "adapter", tensors, target_modules=["c_attn", "mlp.c_proj", "score"])
     with pytest.raises(CheckpointError, match="an update of score, which is no module of a GPT-2 to update"):
-        account(open_checkpoint(source, adapter=adapter))
+        account(open_checkpoint(source, SourceOptions(adapter=adapter)))
 
 
 def test_an_embedding_of_a_classifier_is_replaced_and_ties_nothing(tmp_path: Path) -> None:

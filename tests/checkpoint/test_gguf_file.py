@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import converter
 from converter import tokenizer
 from converter.checkpoint.open import open_checkpoint
-from converter.checkpoint.source import Options
+from converter.checkpoint.options import SourceOptions
 from converter.checkpoint.tensor import STRIDED_BYTES, LazyTensor
 from converter.data import CHECKPOINT, HELD_OUT
 from converter.errors import CheckpointError, ConfigError, GPT2Error, TokenizerError
@@ -123,7 +123,7 @@ def with_weights(model: transformers.GPT2LMHeadModel, weights: dict[str, np.ndar
 
 
 def read(file: Path) -> dict[str, LazyTensor]:
-    return dict(converter.checkpoint.formats.read(file, Options()).tensors)
+    return dict(converter.checkpoint.formats.read(file, SourceOptions()).tensors)
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -182,7 +182,7 @@ def test_the_config_is_that_of_the_metadata(tmp_path: Path) -> None:
 
 def test_a_folder_with_one_gguf_file_is_that_file_and_an_activation_can_be_named(tmp_path: Path) -> None:
     write(tmp_path / "small.gguf", arrays(random_gpt2()))
-    found = open_checkpoint(tmp_path, activation="relu")
+    found = open_checkpoint(tmp_path, SourceOptions(activation="relu"))
     assert found.config.activation_function == "relu"
     assert not any("gelu_new" in note for note in found.notes)
 
@@ -282,7 +282,7 @@ def test_the_tokenizer_gives_the_ids_of_the_one_it_was_made_from(tmp_path: Path,
     converter.convert(file, tmp_path / "out")
     ours, theirs = tokenizer.load(tmp_path / "out"), tokenizer.load(CHECKPOINT)
     opened = open_checkpoint(file)
-    source = tokenizer.of(opened.companions, opened.tokenizer)
+    source = tokenizer.from_source(opened.companions, opened.tokenizer)
     assert ours is not None
     assert source is not None
     assert ours.get_vocab() == theirs.get_vocab() == source.get_vocab()
@@ -309,7 +309,7 @@ def test_tokens_that_users_added_and_what_is_put_before_a_text_are_kept(tmp_path
 
     file = write(tmp_path / "gpt2.gguf", arrays(random_gpt2()), extra=extra)
     opened = open_checkpoint(file)
-    found = tokenizer.of(opened.companions, opened.tokenizer)
+    found = tokenizer.from_source(opened.companions, opened.tokenizer)
     assert found is not None
     assert found.encode("ab ab</s>a b").ids == [0, 3, 4, 3, 6, 5]
     assert found.decode([0, 3, 5, 6]) == "aba b"

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from converter import convert
 from converter.checkpoint import formats, llmc
 from converter.checkpoint.open import open_checkpoint
-from converter.checkpoint.source import Options
+from converter.checkpoint.options import SourceOptions
 from converter.errors import CheckpointError, ConfigError, WeightsError
 from converter.weights.ledger import account
 
@@ -72,7 +72,7 @@ def test_the_converted_model_computes_what_llmc_does(
 
 def test_every_parameter_is_found_bit_for_bit(tmp_path: Path) -> None:
     state = state_dict()
-    source = formats.read(write(tmp_path / "model.bin", state), Options())
+    source = formats.read(write(tmp_path / "model.bin", state), SourceOptions())
     assert {name.removeprefix("transformer.") for name in source.tensors} == state.keys()
     for name, tensor in state.items():
         transposed = name.endswith(".weight") and (".attn." in name or ".mlp." in name)

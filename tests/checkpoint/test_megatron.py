@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from converter.checkpoint import formats, megatron
 from converter.checkpoint.open import open_checkpoint
-from converter.checkpoint.source import Options
+from converter.checkpoint.options import SourceOptions
 from converter.errors import CheckpointError, ConfigError
 from converter.weights.ledger import account
 
@@ -186,7 +186,7 @@ def test_half_precision_is_widened(tmp_path: Path, converted_logits: Any, dtype:
 @pytest.mark.parametrize("version", SPLITS)
 def test_the_permuted_projection_reads_alike_mapped_and_in_pieces(tmp_path: Path, version: float) -> None:
     state = layers(NEW)
-    source = formats.read(save(checkpoint(state, version=version), tmp_path), Options())
+    source = formats.read(save(checkpoint(state, version=version), tmp_path), SourceOptions())
     joint = state["layers.1.self_attention.query_key_value.weight"]
     expected = torch.cat([part.reshape(-1, E) for part in SPLITS[version](joint.T)], 1)  # [E, 3·E]
     found = source.tensors["transformer.h.1.attn.c_attn.weight"]
@@ -221,7 +221,7 @@ def test_an_activation_that_is_not_recorded_must_be_said(tmp_path: Path) -> None
     file = save(saved, tmp_path)
     with pytest.raises(ConfigError, match=r"model_optim_rng\.pt does not record its activation: give --activation"):
         open_checkpoint(file)
-    assert open_checkpoint(file, activation="gelu_new").config.activation_function == "gelu_new"
+    assert open_checkpoint(file, SourceOptions(activation="gelu_new")).config.activation_function == "gelu_new"
 
 
 def test_the_model_that_was_released_without_arguments_is_known(tmp_path: Path) -> None:

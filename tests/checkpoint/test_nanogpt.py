@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from converter import convert
 from converter.checkpoint import formats, nanogpt
 from converter.checkpoint.open import open_checkpoint
-from converter.checkpoint.source import Options
+from converter.checkpoint.options import SourceOptions
 from converter.checkpoint.tensor import Computed, LazyTensor
 from converter.errors import CheckpointError, ConfigError
 from converter.weights.ledger import Role, account
@@ -94,7 +94,7 @@ def test_prefixes_masks_and_containers_change_nothing(
     file = save(checkpoint(state, prefix), tmp_path, _use_new_zipfile_serialization=container == "zip")
     expected = linear_gpt(state, IDS[None], H, F.gelu)[0]
     torch.testing.assert_close(converted_logits(file, IDS, activation="gelu"), expected, atol=2e-5, rtol=1e-5)
-    ledger = account(open_checkpoint(file, activation="gelu"))
+    ledger = account(open_checkpoint(file, SourceOptions(activation="gelu")))
     assert sum(entry.role == Role.BUFFER for entry in ledger.entries) == L
     assert sum(entry.role == Role.TIED for entry in ledger.entries) == 1
     assert ledger.warnings == ()
@@ -115,7 +115,7 @@ def test_a_folder_with_a_checkpoint_is_read_and_bfloat16_widened(
 def test_the_first_checkpoints_had_no_bias_among_their_arguments(tmp_path: Path) -> None:
     saved = checkpoint(state_dict(tied=False))
     del saved["model_args"]["bias"]
-    ledger = account(open_checkpoint(save(saved, tmp_path), activation="gelu_new"))
+    ledger = account(open_checkpoint(save(saved, tmp_path), SourceOptions(activation="gelu_new")))
     assert not ledger.config.tie_word_embeddings
     assert ledger.config.activation_function == "gelu_new"
 
@@ -128,7 +128,7 @@ def test_a_bias_that_is_missing_from_a_model_with_biases_is_not_made_up(tmp_path
 
 
 def test_the_config_is_put_together(tmp_path: Path) -> None:
-    source = formats.read(save(checkpoint(state_dict()), tmp_path), Options("gelu"))
+    source = formats.read(save(checkpoint(state_dict()), tmp_path), SourceOptions(activation="gelu"))
     assert (source.format, source.weight_file, source.transformers_reads) == ("nanoGPT", "ckpt.pt", False)
     assert source.values == {
         "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": V, "n_positions": T, "n_embd": E,
@@ -159,7 +159,7 @@ def test_the_activation_must_be_said(tmp_path: Path) -> None:
 def test_a_malformed_size_is_refused(tmp_path: Path, key: str, value: Any, message: str) -> None:
     file = save(checkpoint(state_dict(), **{key: value}), tmp_path)
     with pytest.raises(ConfigError, match=rf"ckpt\.pt.*{message.format(key)}"):
-        open_checkpoint(file, activation="gelu")
+        open_checkpoint(file, SourceOptions(activation="gelu"))
 
 
 @pytest.mark.parametrize("key", ["n_layer", "n_embd", "block_size", "vocab_size"])
@@ -180,7 +180,7 @@ def test_a_name_that_is_there_twice_is_refused(tmp_path: Path) -> None:
 def test_a_model_that_is_no_state_dict_is_refused(tmp_path: Path) -> None:
     file = save({"model": {"transformer.wte.weight": 3}, "model_args": ARGS}, tmp_path)
     with pytest.raises(CheckpointError, match=r"model\.transformer\.wte\.weight is not a tensor"):
-        open_checkpoint(file, activation="gelu")
+        open_checkpoint(file, SourceOptions(activation="gelu"))
 
 
 @pytest.mark.parametrize("names", [{}, {"module.h.0.attn.c_attn.weight": torch.ones(36, 12)}])
@@ -190,7 +190,7 @@ def test_a_plain_state_dict_is_refused_with_a_way_out(
     state = state_dict(tied=False, mask=True)  # minGPT's model.pt
     file = save(names or state, tmp_path)
     with pytest.raises(CheckpointError, match=r"ckpt\.pt is a plain state dict, .*minGPT.*torch\.save\({'model'"):
-        open_checkpoint(file, activation="gelu_new")
+        open_checkpoint(file, SourceOptions(activation="gelu_new"))
     file = save({"model": state, "model_args": ARGS}, tmp_path)  # as the message says
     expected = linear_gpt(state, IDS[None], H, GELUS["gelu_new"])[0]
     torch.testing.assert_close(converted_logits(file, IDS, activation="gelu_new"), expected, atol=2e-5, rtol=1e-5)
@@ -225,7 +225,7 @@ def test_a_hostile_checkpoint_runs_nothing(tmp_path: Path, place: str) -> None:
     saved[place]["x"] = Attack(f"touch {tmp_path / 'marker'}")
     file = save(saved, tmp_path)
     with pytest.raises(CheckpointError, match=r"ckpt\.pt asks to import .*system; only plain tensors are read"):
-        open_checkpoint(file, activation="gelu")
+        open_checkpoint(file, SourceOptions(activation="gelu"))
     assert not (tmp_path / "marker").exists()
 
 
@@ -235,7 +235,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
     for end in (*range(0, len(sound), len(sound) // 40), len(sound) - 1):
         file.write_bytes(sound[:end])
         with pytest.raises((CheckpointError, ConfigError), match=r"ckpt\.pt"):
-            open_checkpoint(file, activation="gelu")
+            open_checkpoint(file, SourceOptions(activation="gelu"))
 
 
 def test_no_weight_is_read_to_open_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +246,7 @@ def test_no_weight_is_read_to_open_a_checkpoint(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr(LazyTensor, reader, None)
         monkeypatch.setattr(Computed, reader, None)
     tracemalloc.start()
-    assert account(open_checkpoint(file, activation="gelu")).config.vocab_size == 2**19
+    assert account(open_checkpoint(file, SourceOptions(activation="gelu"))).config.vocab_size == 2**19
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 * 2**20

@@ -233,7 +233,7 @@ def test_vocabulary_merges_and_licence_travel_under_hugging_faces_names(tmp_path
     assert {name: file.name for name, file in found.items()} == {
         "vocab.json": "encoder.json", "merges.txt": "vocab.bpe", "LICENSE": "LICENSE",
     }  # fmt: skip
-    read = tokenizer.of(found)
+    read = tokenizer.from_source(found)
     assert read is not None
     assert read.encode("the cat sat").ids == known.encode("the cat sat").ids
 

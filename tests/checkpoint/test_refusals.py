@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from converter.checkpoint.open import open_checkpoint
+from converter.checkpoint.options import SourceOptions
 from converter.errors import CheckpointError, GPT2Error
 from converter.folder.convert import convert
 from converter.weights.ledger import account
@@ -36,7 +37,7 @@ def files_of(case: Case) -> list[Path]:
 def refusal(case: Case) -> str:
     """What is said of a source that is refused."""
     with pytest.raises(GPT2Error) as error:
-        account(open_checkpoint(case.source, **case.options))
+        account(open_checkpoint(case.source, SourceOptions(**case.options)))
     return str(error.value)
 
 
@@ -92,7 +93,7 @@ resource.setrlimit(resource.RLIMIT_AS, (taken + (1 << 28),) * 2)
 resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
 for source in sys.argv[1:]:
     try:
-        account(open_checkpoint(source, activation="gelu" if source.endswith("ckpt.pt") else None))
+        account(open_checkpoint(source, SourceOptions(activation="gelu" if source.endswith("ckpt.pt") else None)))
     except GPT2Error as error:
         print(json.dumps([source, str(error)]))
 """

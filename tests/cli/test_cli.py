@@ -241,11 +241,11 @@ def test_a_folder_without_a_graph_says_that_it_is_a_source(tmp_path: Path, targe
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--to", "hf", "--opset", "17"), "--to hf does not heed --opset: leave it away"),
-        (("--to", "hf", "--check"), "--to hf does not heed --check: leave it away"),
-        (("--to", "reference", "--in-place"), "--to reference does not heed --in-place: leave it away"),
-        (("--to", "reference", "--max-shard-size", "5GB"), "--to reference does not heed --max-shard-size"),
-        (("--max-shard-size", "5GB"), "--to onnx does not heed --max-shard-size"),
+        (("--to", "hf", "--opset", "17"), "--to hf does not use --opset: omit it"),
+        (("--to", "hf", "--check"), "--to hf does not use --check: omit it"),
+        (("--to", "reference", "--in-place"), "--to reference does not use --in-place: omit it"),
+        (("--to", "reference", "--max-shard-size", "5GB"), "--to reference does not use --max-shard-size"),
+        (("--max-shard-size", "5GB"), "--to onnx does not use --max-shard-size"),
         (("--to", "tflite"), "'tflite' is not one of"),
     ],
 )
@@ -458,8 +458,8 @@ def test_check_writes_a_page_and_junit(save: Save, tmp_path: Path, monkeypatch: 
 def test_check_needs_a_source_and_a_folder_or_to_prove_itself(bundled: Path) -> None:
     assert "or --prove" in run("check").stderr
     assert "or --prove" in run("check", CHECKPOINT).stderr
-    assert "leave OUT away" in run("check", CHECKPOINT, bundled, "--prove").stderr
-    assert "leave --logits-only away" in run("check", "--prove", "--logits-only").stderr
+    assert "omit OUT" in run("check", CHECKPOINT, bundled, "--prove").stderr
+    assert "omit --logits-only" in run("check", "--prove", "--logits-only").stderr
     assert run("check").exit_code == run("check", CHECKPOINT, bundled, "--prove").exit_code == 2
 
 

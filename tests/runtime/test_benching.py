@@ -368,8 +368,8 @@ def test_the_same_figures_are_the_same_plot(bundled: Path, tmp_path: Path) -> No
 
 
 def test_a_spread_of_nothing_is_none() -> None:
-    assert Spread.of([]) is None
-    assert Spread.of([3, 1, 2]) == Spread(2, 1, 3)
+    assert Spread.over([]) is None
+    assert Spread.over([3, 1, 2]) == Spread(2, 1, 3)
 
 
 def test_steps_are_told(bundled: Path) -> None:

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from converter.data import CHECKPOINT, HELD_OUT
 from converter.errors import PromptError
 from converter.folder.convert import convert
-from converter.runtime.options import Options
+from converter.runtime.options import GenerationOptions
 from converter.runtime.rows import Row
 from converter.runtime.session import Model, load
 
@@ -63,7 +63,7 @@ def test_characters_of_several_tokens_are_streamed_whole(model: Model) -> None:
     assert model.tokenizer is not None
 
     text = "größer 😀 ≥"
-    row = Row(model, model.tokenizer.encode("x").ids, Options())
+    row = Row(model, model.tokenizer.encode("x").ids, GenerationOptions())
     pieces = [row.take(token) for token in model.tokenizer.encode(text).ids]
     assert "".join(pieces) == text
     assert "\ufffd" not in "".join(pieces)
@@ -156,7 +156,7 @@ def test_a_character_cut_off_at_the_end_is_not_dropped(model: Model) -> None:
 
     assert model.tokenizer is not None
     first_bytes = model.tokenizer.encode("😀").ids[:2]
-    row = Row(model, model.tokenizer.encode("x").ids, Options(max_new_tokens=2))
+    row = Row(model, model.tokenizer.encode("x").ids, GenerationOptions(max_new_tokens=2))
     shown = "".join(row.take(token) for token in first_bytes)
     assert shown == row.text == "\ufffd"
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from converter.errors import PromptError
-from converter.runtime.options import Options
+from converter.runtime.options import GenerationOptions
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from converter.runtime.options import Options
 )
 def test_values_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(PromptError, match=message):
-        Options(**options)
+        GenerationOptions(**options)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_values_out_of_range_are_refused(options: dict[str, Any], message: str) 
     [
         ({"beams": 2, "temperature": 1.0}, "beams .* draw nothing: leave temperature at 0"),
         ({"beams": 2, "best": 3}, "best is 3, more than the 2 beams that there are"),
-        ({"beams": 2, "speculate": 5}, "leave beams or speculate away"),
+        ({"beams": 2, "speculate": 5}, "omit beams or speculate"),
         ({"best": 2}, "best needs texts that differ: give a temperature to draw with, or beams"),
         ({"length_penalty": 2.0}, "length_penalty and early_stopping are for beams"),
         ({"early_stopping": True}, "length_penalty and early_stopping are for beams"),
@@ -44,8 +44,8 @@ def test_values_out_of_range_are_refused(options: dict[str, Any], message: str) 
 )
 def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(PromptError, match=message):
-        Options(**options)
+        GenerationOptions(**options)
 
 
 def test_one_stop_string_is_not_a_stop_string_a_letter() -> None:
-    assert Options(stop="end").stop == ("end",)
+    assert GenerationOptions(stop="end").stop == ("end",)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from converter.checkpoint.open import open_checkpoint
+from converter.checkpoint.options import SourceOptions
 from converter.checkpoint.source import Checkpoint
 from converter.checkpoint.tensor import CHUNK_BYTES, LazyTensor
 from converter.errors import CheckpointError, ConfigError
@@ -250,7 +251,7 @@ def test_an_unknown_tensor_is_named_with_the_mend(alter: Alter) -> None:
     refused(
         checkpoint,
         r"source/model\.safetensors: tensor h\.1\.crossattention\.bias is not part of a GPT-2; "
-        r"leave it aside with --ignore 'h\.1\.crossattention\.bias'",
+        r"omit it with --ignore 'h\.1\.crossattention\.bias'",
     )
     assert account(checkpoint, ignore=["h.1.crossattention.bias"]).weights
 
@@ -259,7 +260,7 @@ def test_several_unknown_tensors_are_counted(alter: Alter) -> None:
     checkpoint = alter(lambda state: state.update({f"adapter.{i}": torch.ones(1) for i in range(4)}))
     refused(
         checkpoint,
-        r"tensor adapter\.0 \(also adapter\.1, .*\) is not part of a GPT-2; leave it aside with --ignore 'adapter\.\*'",
+        r"tensor adapter\.0 \(also adapter\.1, .*\) is not part of a GPT-2; omit it with --ignore 'adapter\.\*'",
     )
 
 
@@ -445,9 +446,9 @@ def test_the_head_that_is_asked_for_is_made_of_any_checkpoint_that_has_its_weigh
     made_of = {"lm", "base", head} | ({"lm"} if head == "double-heads" else set())
     if asked not in made_of:
         with pytest.raises(CheckpointError, match=r"has no tensor (score|classifier|qa_outputs|multiple_choice)"):
-            account(open_checkpoint(folder, head=asked))
+            account(open_checkpoint(folder, SourceOptions(head=asked)))
         return
-    ledger = account(open_checkpoint(folder, head=asked))
+    ledger = account(open_checkpoint(folder, SourceOptions(head=asked)))
     assert ledger.config.head == asked
     aside = {entry.tensor.name for entry in ledger.entries if entry.role is Role.OTHER_HEAD}
     assert aside == (
@@ -475,7 +476,7 @@ def test_tensors_of_another_head_are_refused_with_the_mend_unless_the_head_was_a
     save_file(state | {surplus: torch.ones(2, 12)}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match=rf"{surplus} is beyond .* head {head}\); --head makes another head"):
         account(open_checkpoint(folder))
-    ledger = account(open_checkpoint(folder, head=head))
+    ledger = account(open_checkpoint(folder, SourceOptions(head=head)))
     assert [entry.name for entry in ledger.entries if entry.role is Role.OTHER_HEAD] == [surplus]
     assert surplus not in ledger.weights
     assert surplus not in account(open_checkpoint(folder), [surplus]).weights
@@ -514,14 +515,14 @@ def test_a_choice_that_is_summed_up_otherwise_is_refused(save: Save, values: dic
     stripped(folder, **values)
     with pytest.raises(ConfigError, match=message):
         open_checkpoint(folder)
-    open_checkpoint(folder, head="lm")  # of which it says nothing
+    open_checkpoint(folder, SourceOptions(head="lm"))  # of which it says nothing
 
 
 def test_a_head_that_there_is_not_is_refused_with_those_that_there_are(save: Save) -> None:
     with pytest.raises(ConfigError, match="there is no head 'nonsense'; expected one of lm, base, sequence-class"):
-        open_checkpoint(save(), head="nonsense")
+        open_checkpoint(save(), SourceOptions(head="nonsense"))
     with pytest.raises(ConfigError, match="there is no head 'multiple-choice'"):
-        open_checkpoint(save("other"), head="multiple-choice")
+        open_checkpoint(save("other"), SourceOptions(head="multiple-choice"))
 
 
 def test_labels_that_the_config_does_not_count_right_are_refused_with_both_shapes(save: Save) -> None:

@@ -241,4 +241,4 @@ def test_the_command_line_converts_and_runs_a_precision(tmp_path: Path) -> None:
         cli, ["convert", str(CHECKPOINT), str(tmp_path / "b"), "--to", "hf", "--precision", "int8"]
     )
     assert refused.exit_code == 2
-    assert "--to hf does not heed --precision" in refused.output
+    assert "--to hf does not use --precision" in refused.output

@@ -163,11 +163,11 @@ class TableOfLegs:
     caption: str
     judged: bool
     headings: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A leg, or what the files themselves say.
 
     Attributes:
@@ -251,19 +251,26 @@ KEYS = (
 def table(titled: tuple[str, Columns], report: Report) -> TableOfLegs:
     """A table with a row for each leg; that of errors also says what the files say."""
     caption, columns = titled
-    rows = [Row(leg.name, leg.kind, tuple(text(leg) for text in columns.values()), leg.status) for leg in report.legs]
+    rows = [TableRow(leg.name, leg.kind, tuple(map(_cell(leg), columns.values())), leg.status) for leg in report.legs]
     if columns is ERRORS:
         rows = [*files(report, ("",) * len(columns)), *rows]
     return TableOfLegs(caption, columns is ERRORS, tuple(columns), tuple(rows))
 
 
-def files(report: Report, blank: tuple[str, ...]) -> list[Row]:
+def _cell(leg: LegReport) -> Callable[[Callable[[LegReport], str]], str]:
+    """Return a function that gives the leg's text in a column."""
+    return lambda column: column(leg)
+
+
+def files(report: Report, blank: tuple[str, ...]) -> list[TableRow]:
     """What comparing the files themselves found."""
     if not report.exactness:
-        return [Row("weights, config, tokenizer", "the files", blank, "not compared")]
+        return [TableRow("weights, config, tokenizer", "the files", blank, "not compared")]
     return [
-        Row(f"{report.initializers} initializers", "bit for bit", blank, "FAIL" if report.exactness_faults else "pass"),
-        Row("config and tokenizer", "as the source's", blank, "FAIL" if report.beside_faults else "pass"),
+        TableRow(
+            f"{report.initializers} initializers", "bit for bit", blank, "FAIL" if report.exactness_faults else "pass"
+        ),
+        TableRow("config and tokenizer", "as the source's", blank, "FAIL" if report.beside_faults else "pass"),
     ]
 
 
@@ -433,7 +440,7 @@ class Position:
 def worst_positions(details: Details) -> list[Position]:
     """Where the leg that ships is furthest from the truth; of the cases with one text before it only the worst."""
     checkpoint = details.baseline.checkpoint
-    leg, read = shown_leg(details), tokenizer.of(checkpoint.companions, checkpoint.tokenizer)
+    leg, read = shown_leg(details), tokenizer.from_source(checkpoint.companions, checkpoint.tokenizer)
     found = [
         (float(distance.maximum[index]), case, index)
         for case, distance in plots.usable(leg, details.baseline.cases)
@@ -448,7 +455,7 @@ def worst_positions(details: Details) -> list[Position]:
 
 
 def _place(case: Case, index: int) -> tuple[int, int]:
-    """Row and column in the case's token ids of a compared position."""
+    """TableRow and column in the case's token ids of a compared position."""
     if case.last is not None:
         return index, int(case.last[index])
     rows, columns = np.nonzero(case.real)

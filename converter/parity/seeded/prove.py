@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.open import open_checkpoint
+from converter.checkpoint.options import SourceOptions
 from converter.errors import CheckError, GPT2Error
 from converter.folder.convert import convert
 from converter.parity.baseline import Baseline, measure_source
@@ -25,7 +25,7 @@ from converter.parity.report.report import Report
 from converter.parity.seeded.mutations import MUTATIONS, Copy, Mutation, elements, scaled_matrix
 from converter.parity.verdict.limits import Limits
 from converter.runtime.session import model_file
-from converter.weights.ledger import account
+from converter.weights.ledger import read_source
 from reference.head import LM
 
 # The smallest change of a weight matrix that is caught is looked for between these, to within this factor.
@@ -154,10 +154,9 @@ def prove(source: str | os.PathLike[str], progress: Progress = lambda step, done
         GPT2Error: it cannot be converted.
     """
     began = time.monotonic()
-    checkpoint = open_checkpoint(source)
+    checkpoint, ledger = read_source(source, SourceOptions())
     if not (checkpoint.folder / "model.safetensors").is_file():
         raise CheckError(f"{source} cannot be seeded with defects: it has no single model.safetensors")
-    ledger = account(checkpoint)
     config = ledger.config
     if config.head != LM:
         raise CheckError(f"{source} has the head {config.head}; defects are seeded into language models only")
@@ -232,8 +231,8 @@ def _smallest_change(laboratory: Laboratory, matrix: str) -> float:
 
 
 def _baseline(source: Path, step: Callable[[str], None] = lambda step: None) -> Baseline:
-    checkpoint = open_checkpoint(source)
-    return measure_source(checkpoint, account(checkpoint), None, Limits(), Level.QUICK, step)
+    checkpoint, ledger = read_source(source, SourceOptions())
+    return measure_source(checkpoint, ledger, None, Limits(), Level.QUICK, step)
 
 
 def _same_files(a: Path, b: Path) -> bool:

@@ -69,7 +69,7 @@ def compare_tokenizer(folder: Path, checkpoint: Checkpoint) -> list[str]:
     Raises:
         CheckError: a library that reads the source's tokenizer is not installed.
     """
-    ours, theirs = tokenizer.load(folder), tokenizer.of(checkpoint.companions, checkpoint.tokenizer)
+    ours, theirs = tokenizer.load(folder), tokenizer.from_source(checkpoint.companions, checkpoint.tokenizer)
     why = tokenizer.unavailable(checkpoint.folder)
     if theirs is None and ours is not None and why:
         raise CheckError(f"the tokenizer cannot be compared: {why}")
