@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint import torch_file
+from converter.checkpoint import pickle_machine, torch_file
 from converter.checkpoint.linear import PROJECTIONS, config_values, integer
 from converter.checkpoint.options import SourceOptions
 from converter.checkpoint.source import Format, Source
@@ -174,7 +174,7 @@ def _sizes(file: Path, args: Mapping[Any, Any]) -> dict[str, int]:
 def _args(file: Path, checkpoint: Mapping[Any, Any]) -> Mapping[Any, Any]:
     """The arguments by name; empty where there are none."""
     args = checkpoint.get("args")
-    if isinstance(args, torch_file.Inert):
+    if isinstance(args, pickle_machine.Inert):
         return args.attributes
     if args is None or isinstance(args, dict):
         return args or {}

@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import io
 import math
-import pickletools
 import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
+from converter.checkpoint.pickle_machine import Inert, Machine, TensorRef, TrainingMachine
 from converter.checkpoint.tensor import DTYPES, LazyTensor, row_major
 from converter.errors import CheckpointError
 
@@ -33,81 +32,14 @@ BEGINNINGS = {b"PK\x03\x04": b"/data.pkl", b"\x80": LEGACY_MAGIC.to_bytes(10, "l
 
 LOCAL_HEADER = struct.Struct("<4s2B4HL2L2H")  # a zip entry's own header, before its name and extra field
 
-STORAGES = {
-    "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
-    "ByteStorage": "uint8", "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
-}  # fmt: skip
-
 # What zipfile raises for a damaged archive, besides its own BadZipFile.
 ZIP_DAMAGE = (zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error, OSError, EOFError, ValueError)
-
-# What a damaged pickle makes the machine stumble over.
-PICKLE_DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, EOFError, MemoryError)
-
-INTEGER_BITS = 256  # the longest that occurs is in the state of a random number generator
 
 # What a tensor may take that repeats a part of its storage, in bytes; a few bytes could otherwise stand for exabytes.
 MOST_EXPANDED = 1 << 30
 
 # The longest path to a tensor in a nested checkpoint; also bounds how deep one can nest.
 LONGEST_PATH = 250
-
-
-class Storage(NamedTuple):
-    """What a pickle says of a storage; ``key`` leads to its bytes."""
-
-    key: str
-    dtype: str
-    size: int  # elements
-
-
-class TensorRef(NamedTuple):
-    """What a pickle says of a tensor; offset and strides in elements."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-class Global(NamedTuple):
-    """A class or function that a pickle names; it stands for itself and cannot be called."""
-
-    module: str
-    name: str
-
-
-@dataclass
-class Inert:
-    """An object of a class that a pickle names: never made, only described; what it was made from is dropped."""
-
-    kind: Global
-    attributes: dict[str | int, Any] = field(default_factory=dict)
-
-
-ORDERED_DICT = Global("collections", "OrderedDict")
-REBUILD_TENSOR = (Global("torch._utils", "_rebuild_tensor_v2"), Global("torch._utils", "_rebuild_tensor"))
-REBUILD_PARAMETER = Global("torch._utils", "_rebuild_parameter")
-STORAGE_TYPES = {Global("torch", name): dtype for name, dtype in STORAGES.items()}
-KNOWN_GLOBALS = {ORDERED_DICT, *REBUILD_TENSOR, REBUILD_PARAMETER, *STORAGE_TYPES}
-
-# What a training checkpoint names besides: tensors with attributes, and data that is put aside as ``Inert``.
-TORCH_SIZE = Global("torch", "Size")
-REBUILD_WITH_STATE = (
-    Global("torch._tensor", "_rebuild_from_type_v2"),  # (builder, type, its arguments, attributes)
-    Global("torch._utils", "_rebuild_parameter_with_state"),  # (tensor, …, attributes)
-)
-NUMPY_CORES = ("numpy.core.multiarray", "numpy._core.multiarray")
-INERT = {
-    Global("argparse", "Namespace"), Global("torch", "device"), Global("torch", "Tensor"),
-    Global("torch.nn.parameter", "Parameter"), Global("_codecs", "encode"), Global("_io", "BytesIO"),
-    Global("numpy", "dtype"), Global("numpy", "ndarray"),
-    *(Global(core, name) for core in NUMPY_CORES for name in ("scalar", "_reconstruct")),
-    *(Global("torch", dtype) for dtype in DTYPES),
-}  # fmt: skip
-INERT_PACKAGE = "megatron."  # its enumerations stand among its arguments
-TRAINING_GLOBALS = {*KNOWN_GLOBALS, *INERT, TORCH_SIZE, *REBUILD_WITH_STATE}
 
 
 def read(file: Path) -> dict[str, LazyTensor]:
@@ -299,215 +231,3 @@ def _read_legacy(file: Path, opened: BinaryIO, machine: Machine) -> tuple[Any, d
         starts[key] = (start, length)
         opened.seek(length, io.SEEK_CUR)
     return state, starts
-
-
-class Machine:
-    """Follows one pickle. Values are numbers, texts, lists, dicts, tuples, and the named tuples above."""
-
-    mend = "save model.state_dict() instead"
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.stack: list[Any] = []
-        self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
-        self.storages: dict[str, Storage] = {}
-
-    def run(self, opened: BinaryIO) -> Any:
-        """The value that the pickle at the current place of ``opened`` describes.
-
-        Raises:
-            CheckpointError: it is damaged, or needs more than plain tensors do.
-        """
-        try:
-            for opcode, argument, _ in pickletools.genops(opened):
-                if opcode.name not in INSTRUCTIONS:
-                    raise ValueError(f"the instruction {opcode.name}, which plain tensors do not need")
-                INSTRUCTIONS[opcode.name](self, argument)
-            return self.stack.pop()
-        except CheckpointError:
-            raise
-        except PICKLE_DAMAGE as error:
-            raise CheckpointError(
-                f"{self.file} is not a file written by torch.save, or is truncated or corrupt ({error}); "
-                f"download or save it again"
-            ) from error
-
-    def push(self, value: Any) -> None:
-        """Put a value on the stack."""
-        self.stack.append(value)
-
-    def push_integer(self, value: int) -> None:
-        """Put an integer on the stack; one without bounds could not even be written into a message."""
-        if value.bit_length() > INTEGER_BITS:
-            raise ValueError(f"an integer of more than {INTEGER_BITS} bits")
-        self.stack.append(value)
-
-    def pop_to_mark(self) -> list[Any]:
-        """Take off what was put on since the last mark."""
-        mark = self.marks.pop()
-        values, self.stack[mark:] = self.stack[mark:], []
-        return values
-
-    def pop(self, count: int) -> list[Any]:
-        """Take off ``count`` values."""
-        if len(self.stack) < count:
-            raise IndexError("a stack that is empty")
-        values, self.stack[-count:] = self.stack[-count:], []
-        return values
-
-    def name_global(self, module: str, name: str) -> None:
-        """Put a class or function on the stack, if it is one that plain tensors name."""
-        # Only texts are hashed: a tuple that holds itself twice, forty times over, would never come to an end.
-        if not isinstance(module, str) or not isinstance(name, str):
-            raise TypeError("a global whose name is no text")
-        found = Global(module, name)
-        if not self.knows(found):
-            raise CheckpointError(
-                f"{self.file} asks to import {module}.{name}; only plain tensors are read, nothing is executed: "
-                f"{self.mend}"
-            )
-        self.push(found)
-
-    def knows(self, found: Global) -> bool:
-        """Whether a pickle may name it."""
-        return found in KNOWN_GLOBALS
-
-    def set_items(self, pairs: list[Any]) -> None:
-        """Fill the dict on top of the stack."""
-        target = self.stack[-1]
-        if not isinstance(target, dict) or not all(isinstance(key, str | int) for key in pairs[::2]):
-            raise TypeError("a dict with keys that are no names")
-        target.update(zip(pairs[::2], pairs[1::2], strict=True))
-
-    def extend(self, values: list[Any]) -> None:
-        """Fill the list on top of the stack."""
-        if not isinstance(self.stack[-1], list):
-            raise TypeError("an append to what is no list")
-        self.stack[-1].extend(values)
-
-    def name_storage(self) -> None:
-        """Turn a persistent id into the storage that it names."""
-        kind, storage_type, key, _location, size, *_ = self.stack.pop()
-        named = isinstance(storage_type, Global) and storage_type in STORAGE_TYPES
-        if kind != "storage" or not named or not isinstance(key, str):
-            raise ValueError("a persistent id that is no storage")
-        if type(size) is not int or size < 0:
-            raise ValueError("a storage of malformed size")
-        self.push(self.storages.setdefault(key, Storage(key, STORAGE_TYPES[storage_type], size)))
-
-    def reduce(self) -> None:
-        """What the known functions would have returned."""
-        function, arguments = self.pop(2)
-        if not isinstance(function, Global):
-            raise TypeError("a call of something else than a tensor's builder")
-        self.call(function, arguments)
-
-    def call(self, function: Global, arguments: Any) -> None:
-        """Put on the stack what ``function`` would have returned."""
-        if function in REBUILD_TENSOR:
-            self.push(rebuild_tensor(*arguments))
-        elif function == REBUILD_PARAMETER and isinstance(arguments[0], TensorRef):
-            self.push(arguments[0])
-        elif function == ORDERED_DICT:
-            self.push({})
-            for pair in arguments[0] if arguments else ():
-                self.set_items(list(pair))
-        else:
-            raise TypeError("a call of something else than a tensor's builder")
-
-    def build(self) -> None:
-        """Attributes are given to a state dict (its ``_metadata``), which need none here, and to nothing else."""
-        if not isinstance(self.stack[-2], dict):
-            raise TypeError("attributes for what has none")
-        self.stack.pop()
-
-
-class TrainingMachine(Machine):
-    """Also follows what surrounds the weights in a training checkpoint; still makes nothing and calls nothing."""
-
-    mend = "save {'model': model.state_dict(), …} of plain values instead"
-
-    def knows(self, found: Global) -> bool:
-        """Also classes of inert data."""
-        return found in TRAINING_GLOBALS or _is_inert(found)
-
-    def call(self, function: Global, arguments: Any) -> None:
-        """Also sizes, tensors with attributes, which are dropped, and inert objects."""
-        if function == TORCH_SIZE:
-            self.push(tuple(arguments[0]))
-        elif function == REBUILD_WITH_STATE[0]:
-            super().call(arguments[0], arguments[2])
-        elif function == REBUILD_WITH_STATE[1]:
-            super().call(REBUILD_PARAMETER, arguments)
-        elif _is_inert(function):
-            self.push(Inert(function))
-        else:
-            super().call(function, arguments)
-
-    def build(self) -> None:
-        """Attributes of inert objects are kept if they are a plain dict, else dropped (a numpy array's bytes)."""
-        target, state = self.stack[-2:]
-        if not isinstance(target, Inert):
-            super().build()
-            return
-        self.stack.pop()
-        if isinstance(state, dict):
-            target.attributes |= state
-
-
-def _is_inert(found: object) -> bool:
-    return isinstance(found, Global) and (found in INERT or found.module.startswith(INERT_PACKAGE))
-
-
-def rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> TensorRef:
-    """Stands for ``torch._utils._rebuild_tensor_v2``, whose last argument marks lazily negated or conjugated views."""
-    ref = TensorRef(storage, offset, tuple(shape), tuple(strides))
-    sound = isinstance(storage, Storage) and len(ref.shape) == len(ref.strides)
-    if not sound or not all(type(n) is int and n >= 0 for n in (offset, *ref.shape, *ref.strides)):
-        raise ValueError("a tensor with malformed offset, shape or strides")
-    if len(rest) > 2 and rest[2]:
-        raise ValueError("a tensor that is a lazy negation or conjugation; call resolve_neg() or resolve_conj() on it")
-    return ref
-
-
-def _put(machine: Machine, index: int | None) -> None:
-    machine.memo[len(machine.memo) if index is None else index] = machine.stack[-1]
-
-
-Instruction = Callable[[Machine, Any], None]
-
-NUMBERS_AND_TEXTS = (
-    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
-    "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES",
-)  # fmt: skip
-
-# Everything the machine can do, by the names of pickletools.
-INSTRUCTIONS: dict[str, Instruction] = {
-    **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda m, _: None),
-    **dict.fromkeys(NUMBERS_AND_TEXTS, Machine.push),
-    **dict.fromkeys(("INT", "LONG", "LONG1", "LONG4"), Machine.push_integer),
-    "NONE": lambda m, _: m.push(None),
-    "NEWTRUE": lambda m, _: m.push(True),
-    "NEWFALSE": lambda m, _: m.push(False),
-    "EMPTY_DICT": lambda m, _: m.push({}),
-    "EMPTY_LIST": lambda m, _: m.push([]),
-    "EMPTY_TUPLE": lambda m, _: m.push(()),
-    "MARK": lambda m, _: m.marks.append(len(m.stack)),
-    "TUPLE": lambda m, _: m.push(tuple(m.pop_to_mark())),
-    "TUPLE1": lambda m, _: m.push(tuple(m.pop(1))),
-    "TUPLE2": lambda m, _: m.push(tuple(m.pop(2))),
-    "TUPLE3": lambda m, _: m.push(tuple(m.pop(3))),
-    "APPEND": lambda m, _: m.extend(m.pop(1)),
-    "APPENDS": lambda m, _: m.extend(m.pop_to_mark()),
-    "SETITEM": lambda m, _: m.set_items(m.pop(2)),
-    "SETITEMS": lambda m, _: m.set_items(m.pop_to_mark()),
-    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _put),
-    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda m, index: m.push(m.memo[index])),
-    "GLOBAL": lambda m, names: m.name_global(*names.split(" ")),
-    "STACK_GLOBAL": lambda m, _: m.name_global(*m.pop(2)),
-    "BINPERSID": lambda m, _: m.name_storage(),
-    "REDUCE": lambda m, _: m.reduce(),
-    "NEWOBJ": lambda m, _: m.reduce(),  # a class instead of a function
-    "BUILD": lambda m, _: m.build(),
-}

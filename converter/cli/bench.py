@@ -25,7 +25,8 @@ from converter.weights.precisions import PRECISIONS
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from converter.runtime.benching import Bench, Settings, Spread
+    from converter.runtime.benching.results import Bench, Spread
+    from converter.runtime.benching.settings import Settings
 
 DEFAULT_MINUTES = 10.0
 
@@ -77,18 +78,18 @@ def bench(out: Path, plot: Path | None, as_json: bool, quick: bool, **given: Any
     """
     from converter.cli import progress
     from converter.parity import check as parity
-    from converter.runtime import benching
+    from converter.runtime.benching.bench import bench as bench_folder
 
     if plot is not None:
         parity.require(parity.PLOT_NEEDED, "--plot")
         refuse_unwritable(plot)
     settings = bench_settings(quick, **given)
     with progress.steps() as step:
-        found = benching.bench(out, settings, step)
+        found = bench_folder(out, settings, step)
     if plot is not None:
-        from converter.runtime import bench_plot
+        from converter.runtime.benching import plot as page
 
-        bench_plot.write(found, plot)
+        page.write(found, plot)
     if as_json:
         click.echo(terminal.to_json(found.to_dict()))
     else:
@@ -97,20 +98,20 @@ def bench(out: Path, plot: Path | None, as_json: bool, quick: bool, **given: Any
 
 def bench_settings(quick: bool, **given: Any) -> Settings:
     """What options ask for; of those that are not given, what ``quick`` does or what is the default."""
-    from converter.runtime import benching
+    from converter.runtime.benching.settings import QUICK, Settings, whole_numbers
     from converter.weights import precisions
 
-    asked: dict[str, Any] = dict(benching.QUICK) if quick else {}
+    asked: dict[str, Any] = dict(QUICK) if quick else {}
     for name, value in given.items():
         if value is None:
             continue
         if name == "precision":
             asked["precisions"] = tuple(row.name for row in precisions.parse(value))
         elif name in ("batch_sizes", "contexts", "prompt_lengths"):
-            asked[name] = benching.whole_numbers(name, value)
+            asked[name] = whole_numbers(name, value)
         else:
             asked[name] = value
-    return benching.Settings(**asked)
+    return Settings(**asked)
 
 
 def print_bench(bench: Bench) -> None:

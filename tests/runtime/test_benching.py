@@ -23,20 +23,12 @@ from converter import convert, load
 from converter.cli import cli
 from converter.data import CHECKPOINT
 from converter.errors import BenchError
-from converter.runtime import benching
-from converter.runtime.benching import (
-    Cell,
-    Key,
-    Settings,
-    Spread,
-    bench,
-    bytes_per_step,
-    cells_of,
-    clipped,
-    decode,
-    prefill,
-    weight_bytes,
-)
+from converter.runtime.benching import measuring, rounds
+from converter.runtime.benching.amounts import bytes_per_step, weight_bytes
+from converter.runtime.benching.bench import bench
+from converter.runtime.benching.measuring import Key, decode, prefill
+from converter.runtime.benching.results import Spread
+from converter.runtime.benching.settings import Cell, Settings, cells_of, clipped
 from converter.runtime.session import Model, config_of
 from converter.weights.precisions import PRECISIONS
 from reference.config import GPT2Config
@@ -59,7 +51,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _a_small_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benching, "READ_BYTES", 2**20)
+    monkeypatch.setattr(measuring, "READ_BYTES", 2**20)
 
 
 def run(*arguments: object) -> Result:
@@ -256,8 +248,8 @@ class Stopwatch:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.ran, self.granted = 0.0, list[str](), list[float]()
-        monkeypatch.setattr(benching, "run", self.run)
-        monkeypatch.setattr(benching.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(rounds, "run", self.run)
+        monkeypatch.setattr(rounds.time, "monotonic", lambda: self.now)
 
     def run(self, job: Any, seconds: float, begin: Any) -> dict[Key, float]:
         self.ran.append(job["steps"][0].partition(":")[0])
@@ -359,11 +351,11 @@ def test_a_table_and_a_plot_show_it(everything: Path, tmp_path: Path) -> None:
 
 
 def test_the_same_figures_are_the_same_plot(bundled: Path, tmp_path: Path) -> None:
-    from converter.runtime import bench_plot
+    from converter.runtime.benching import plot
 
     found = bench(bundled, FEW)
     for name in ("a.svg", "b.svg"):
-        bench_plot.write(found, tmp_path / name)
+        plot.write(found, tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
@@ -417,11 +409,11 @@ def test_a_damaged_folder_is_one_sentence(save: Save, tmp_path: Path) -> None:
 
 
 def test_a_process_that_is_ended_by_the_system_is_one_sentence(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benching, "PROCESS", "import os; os.kill(os.getpid(), 9)")
+    monkeypatch.setattr(rounds, "PROCESS", "import os; os.kill(os.getpid(), 9)")
     assert_one_sentence(run("bench", bundled), "memory bandwidth: the process was ended by signal 9", "--batch-sizes")
-    monkeypatch.setattr(benching, "PROCESS", "raise SystemExit(7)")
+    monkeypatch.setattr(rounds, "PROCESS", "raise SystemExit(7)")
     assert run("bench", bundled).exit_code == 3
-    monkeypatch.setattr(benching, "PROCESS", "print('\"memory ran out\"')")
+    monkeypatch.setattr(rounds, "PROCESS", "print('\"memory ran out\"')")
     with pytest.raises(BenchError, match="memory ran out"):
         bench(bundled)
 
@@ -429,7 +421,7 @@ def test_a_process_that_is_ended_by_the_system_is_one_sentence(bundled: Path, mo
 def test_a_plot_that_cannot_be_drawn_is_refused_before_anything_is_measured(
     bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benching, "run", lambda *arguments: pytest.fail("it began"))
+    monkeypatch.setattr(rounds, "run", lambda *arguments: pytest.fail("it began"))
     refused = run("bench", bundled, "--plot", tmp_path / "no" / "bench.svg")
     assert refused.exit_code == 2
     assert f"there is no folder {tmp_path / 'no'}" in refused.stderr

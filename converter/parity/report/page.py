@@ -251,15 +251,13 @@ KEYS = (
 def table(titled: tuple[str, Columns], report: Report) -> TableOfLegs:
     """A table with a row for each leg; that of errors also says what the files say."""
     caption, columns = titled
-    rows = [TableRow(leg.name, leg.kind, tuple(map(_cell(leg), columns.values())), leg.status) for leg in report.legs]
+    rows = []
+    for leg in report.legs:
+        cells = tuple(text(leg) for text in columns.values())
+        rows.append(TableRow(leg.name, leg.kind, cells, leg.status))
     if columns is ERRORS:
         rows = [*files(report, ("",) * len(columns)), *rows]
     return TableOfLegs(caption, columns is ERRORS, tuple(columns), tuple(rows))
-
-
-def _cell(leg: LegReport) -> Callable[[Callable[[LegReport], str]], str]:
-    """Return a function that gives the leg's text in a column."""
-    return lambda column: column(leg)
 
 
 def files(report: Report, blank: tuple[str, ...]) -> list[TableRow]:

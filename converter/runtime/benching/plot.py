@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter
 
 from converter.errors import OutputError
 from converter.files import reason
-from converter.runtime.benching import Bench, Spread
+from converter.runtime.benching.results import Bench, Spread
 
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
