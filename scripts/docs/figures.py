@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from run import report, run
 
 from converter.parity.diagnosis.taps import OPERATIONS, TapReport
-from converter.parity.report.plots import FULL_WIDTH, HALF_WIDTH, PAINT, Plot, draw, logarithmic
+from converter.parity.report.drawing import FULL_WIDTH, HALF_WIDTH, PAINT, Plot, draw, logarithmic
 from reference.activations import gelu, gelu_tanh
 from reference.model import causal_mask
 

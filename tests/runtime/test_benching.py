@@ -23,7 +23,7 @@ from converter import convert, load
 from converter.cli import cli
 from converter.data import CHECKPOINT
 from converter.errors import BenchError
-from converter.runtime.benching import measuring, rounds
+from converter.runtime.benching import rounds
 from converter.runtime.benching.amounts import bytes_per_step, weight_bytes
 from converter.runtime.benching.bench import bench
 from converter.runtime.benching.measuring import Key, decode, prefill
@@ -51,7 +51,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _a_small_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "READ_BYTES", 2**20)
+    monkeypatch.setattr(rounds, "READ_BYTES", 2**20)
 
 
 def run(*arguments: object) -> Result:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from converter import tokenizer
 from converter.errors import OutputError
 from converter.files import reason
 from converter.folder.certificate import sha256, shipped_files
@@ -22,23 +18,15 @@ from converter.parity.diagnosis.taps import (
     TAP_LIMIT,
     Localisation,
 )
-from converter.parity.legs.cases import Case
 from converter.parity.report import plots
-from converter.parity.report.plots import Plot
+from converter.parity.report.drawing import Plot
 from converter.parity.report.report import Details, Report
-from converter.parity.verdict.judge import LegReport, MeasuredLeg
-from converter.parity.verdict.metrics import TOP_K
-from converter.weights.precisions import FULL
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-WORST = 5  # positions that are shown with their text
-CONTEXT = 24  # tokens of it
-
-SMALLEST = float(np.finfo(np.float32).tiny)  # a histogram of errors does not tell less from 0
-
-MINUS, NOT_A_NUMBER, INFINITE = "−", "–", "∞"
+    pass
+from converter.parity.report.positions import shown_leg, worst_positions
+from converter.parity.report.tables import KEYS, TABLES, WORDS, table
+from converter.parity.report.words import NOT_A_NUMBER, error, plain, times
 
 
 def write(report: Report, file: Path, command: str) -> None:
@@ -94,182 +82,6 @@ LIMITS = {
     "rms": "RMS error of a float32 leg, as a multiple of the noise floor",
     "maximum": "largest error of a float32 leg, as a multiple of the noise floor",
 }
-
-
-# --- Numbers, for people ---
-
-
-def error(value: float) -> str:
-    """A share or a divergence: ``3.1e-07``."""
-    return _unless_special(value, lambda: "0" if abs(value) < SMALLEST else f"{value:.1e}")
-
-
-def times(value: float) -> str:
-    """A multiple: ``1.04``."""
-    return _unless_special(value, lambda: f"{value:,.2f}" if abs(value) < 1000 else f"{value:.1e}")
-
-
-def with_error(value: float, deviation: float) -> str:
-    """A number and its standard error: ``109.6 ± 27.1``."""
-    return _unless_special(value, lambda: f"{value:,.2f} ± {_unless_special(deviation, lambda: f'{deviation:,.2f}')}")
-
-
-def ratio(value: float, deviation: float) -> str:
-    """A ratio that is near 1, and its standard error: ``1 + 2.4e-08 ± 1.0e-07``."""
-
-    def near() -> str:
-        if abs(value - 1) > 1e-3:
-            return f"{value:.4f} ± {_unless_special(deviation, lambda: f'{deviation:.4f}')}"
-        away = f" {MINUS if value < 1 else '+'} {error(abs(value - 1))}" if value != 1 else ""
-        return f"1{away} ± {error(deviation)}" if deviation != 0 else f"1{away}"
-
-    return _unless_special(value, near)
-
-
-def share(value: float) -> str:
-    """``99.73 %``."""
-    return _unless_special(value, lambda: f"{100 * value:.4g} %")
-
-
-def _unless_special(value: float, text: Callable[[], str]) -> str:
-    if math.isnan(value):
-        return NOT_A_NUMBER
-    return text() if math.isfinite(value) else INFINITE
-
-
-def plain(value: Any) -> str:
-    """A setting as text."""
-    if value is None or value == {}:
-        return NOT_A_NUMBER
-    return json.dumps(value, default=str) if isinstance(value, dict | list | tuple) else str(value)
-
-
-# --- The tables of legs ---
-
-Columns = Mapping[str, Callable[[LegReport], str]]
-
-
-@dataclass(frozen=True)
-class TableOfLegs:
-    """One of the tables in which every leg has a row.
-
-    Attributes:
-        caption: what its numbers are.
-        judged: whether it says what a leg is there for, and the verdict.
-        headings: of its columns.
-        rows: what stands in them.
-    """
-
-    caption: str
-    judged: bool
-    headings: tuple[str, ...]
-    rows: tuple[TableRow, ...]
-
-
-@dataclass(frozen=True)
-class TableRow:
-    """A leg, or what the files themselves say.
-
-    Attributes:
-        name, proves: which, and what it is there for.
-        cells: texts under the headings.
-        verdict: ``pass``, ``FAIL``, or what is said of a leg that is not judged.
-    """
-
-    name: str
-    proves: str
-    cells: tuple[str, ...]
-    verdict: str
-
-
-def _floors(text: Callable[[LegReport], str]) -> Callable[[LegReport], str]:
-    """Leave the cell empty where multiples of float32's noise mean nothing."""
-    return lambda leg: text(leg) if leg.has_floors else ""
-
-
-def _budget(leg: LegReport) -> str:
-    """Say which budget is in force, and whether the leg keeps it."""
-    if leg.allowed is None:
-        return ""
-    kept = "kept" if leg.within_budget else "EXCEEDED"
-    return f"{leg.budget}: KL ≤ {leg.allowed.kl_mean:.0e}, ratio ≤ {leg.allowed.perplexity_ratio:g}: {kept}"
-
-
-ERRORS: Columns = {
-    "RMS": lambda leg: error(leg.rms),
-    "max": lambda leg: error(leg.maximum),
-    "RMS ÷ floor": _floors(lambda leg: times(leg.rms_floors)),
-    "max ÷ floor": _floors(lambda leg: times(leg.maximum_floors)),
-    "50 %": lambda leg: error(leg.p50),
-    "99 %": lambda leg: error(leg.p99),
-    "99.9 %": lambda leg: error(leg.p999),
-    "worst in": lambda leg: leg.worst_case,
-}
-DECISIONS: Columns = {
-    "other top-1": lambda leg: f"{leg.flips:,}",
-    "near ties": lambda leg: f"{leg.near_ties:,}",
-    f"top-{TOP_K} shared": lambda leg: share(leg.top_k),
-    "KL mean": lambda leg: error(leg.kl_mean),
-    "KL 99 %": lambda leg: error(leg.kl_99),
-    "KL 99.9 %": lambda leg: error(leg.kl_999),
-    "KL max": lambda leg: error(leg.kl_maximum),
-    "Δp RMS": lambda leg: error(leg.dp_rms),
-    "Δp 99 %": lambda leg: error(leg.dp_99),
-    "Δp max": lambda leg: error(leg.dp_maximum),
-}
-TEXT: Columns = {
-    "perplexity": lambda leg: with_error(leg.perplexity, leg.perplexity_error),
-    "ratio to the truth's": lambda leg: ratio(leg.perplexity_ratio, leg.perplexity_ratio_error),
-    "tokens scored": lambda leg: f"{leg.scored:,}",
-    "positions": lambda leg: f"{leg.positions:,}",
-    "budget": _budget,
-    "seconds": lambda leg: f"{leg.seconds:.2f}",
-}
-WORDS = ("worst in", "budget")  # columns of words, the others are of numbers
-TABLES: tuple[tuple[str, Columns], ...] = (
-    ("Errors of the logits, as shares of their scale", ERRORS),
-    ("Decisions and distributions", DECISIONS),
-    ("Perplexity, budgets, time", TEXT),
-)
-
-KEYS = (
-    (
-        "RMS, max",
-        "distance of a leg's logits from the float64 truth; 50 %, 99 %, 99.9 %: what so many logits stay within",
-    ),
-    ("÷ floor", "the same as multiples of the noise floor, which is Hugging Face's own float32"),
-    (
-        "other top-1",
-        "positions whose likeliest token is not the truth's; near ties, which an allowed error could swap, apart",
-    ),
-    ("KL", "divergence of the leg's distribution from the truth's, by position, in nats"),
-    ("Δp", "by how much the probability of the token that follows in the text differs"),
-    ("±", "standard error; of a ratio that of the paired difference"),
-)
-
-
-def table(titled: tuple[str, Columns], report: Report) -> TableOfLegs:
-    """A table with a row for each leg; that of errors also says what the files say."""
-    caption, columns = titled
-    rows = []
-    for leg in report.legs:
-        cells = tuple(text(leg) for text in columns.values())
-        rows.append(TableRow(leg.name, leg.kind, cells, leg.status))
-    if columns is ERRORS:
-        rows = [*files(report, ("",) * len(columns)), *rows]
-    return TableOfLegs(caption, columns is ERRORS, tuple(columns), tuple(rows))
-
-
-def files(report: Report, blank: tuple[str, ...]) -> list[TableRow]:
-    """What comparing the files themselves found."""
-    if not report.exactness:
-        return [TableRow("weights, config, tokenizer", "the files", blank, "not compared")]
-    return [
-        TableRow(
-            f"{report.initializers} initializers", "bit for bit", blank, "FAIL" if report.exactness_faults else "pass"
-        ),
-        TableRow("config and tokenizer", "as the source's", blank, "FAIL" if report.beside_faults else "pass"),
-    ]
 
 
 def facts(report: Report) -> dict[str, str]:
@@ -391,135 +203,6 @@ def maxima(report: Report) -> Figure:
         f"{largest.name}; float16 holds {FLOAT16_MAXIMUM:,.0f}: {fits}."
     )
     return Figure(title, plots.maxima(localisation), caption)
-
-
-def shown_leg(details: Details) -> MeasuredLeg:
-    """The leg that the report is about: what ships, as it runs."""
-    return next((leg for leg in details.measured if leg.ships(FULL)), details.measured[-1])
-
-
-# --- The worst positions ---
-
-
-@dataclass(frozen=True)
-class Rank:
-    """A place in the two lists of likeliest tokens."""
-
-    true: str
-    p_true: str
-    found: str
-    p_found: str
-    same: bool
-
-
-@dataclass(frozen=True)
-class Position:
-    """A position of a case and what truth and leg make of it.
-
-    Attributes:
-        case, row, position: where.
-        before, token, following: the text around it; the logits are those after ``token``.
-        error, floors, kl: how far apart they are there.
-        ranks: the two lists of likeliest tokens.
-    """
-
-    case: str
-    row: int
-    position: int
-    before: str
-    token: str
-    following: str
-    error: str
-    floors: str
-    kl: str
-    ranks: tuple[Rank, ...]
-
-
-def worst_positions(details: Details) -> list[Position]:
-    """Where the leg that ships is furthest from the truth; of the cases with one text before it only the worst."""
-    checkpoint = details.baseline.checkpoint
-    leg, read = shown_leg(details), tokenizer.from_source(checkpoint.companions, checkpoint.tokenizer)
-    found = [
-        (float(distance.maximum[index]), case, index)
-        for case, distance in plots.usable(leg, details.baseline.cases)
-        for index in range(len(distance.maximum))
-    ]
-    chosen: dict[bytes, tuple[Case, int]] = {}
-    for _, case, index in sorted(found, key=lambda place: -place[0]):
-        chosen.setdefault(_text_until(case, index).tobytes(), (case, index))
-        if len(chosen) == WORST:
-            break
-    return [_position(details, leg, case, index, read) for case, index in chosen.values()]
-
-
-def _place(case: Case, index: int) -> tuple[int, int]:
-    """TableRow and column in the case's token ids of a compared position."""
-    if case.last is not None:
-        return index, int(case.last[index])
-    rows, columns = np.nonzero(case.real)
-    return int(rows[index]), int(columns[index]) + case.input_ids.shape[1] - case.real.shape[1]
-
-
-def _text_until(case: Case, index: int) -> np.ndarray:
-    """The token ids up to a compared position, padding left out."""
-    row, column = _place(case, index)
-    return case.input_ids[row, : column + 1][case.attention_mask[row, : column + 1].astype(bool)]
-
-
-def _position(details: Details, leg: MeasuredLeg, case: Case, index: int, read: Tokenizer | None) -> Position:
-    """What is shown of one position."""
-    distance, ids = leg.distances[case.name], _text_until(case, index)
-    following = int(case.following[case.real][index])
-    before = ids[:-1]
-    return Position(
-        case=case.name,
-        row=_place(case, index)[0] + 1,
-        position=int(plots.positions(case)[index]),
-        before=("… " if len(before) > CONTEXT else "") + text_of(before[-CONTEXT:], read, " "),
-        token=text_of(ids[-1:], read, " "),
-        following=text_of([following], read, " ") if following >= 0 else "",
-        error=error(float(distance.maximum[index]) / details.baseline.scale),
-        floors=times(float(distance.maximum[index]) / details.judge.floor(leg.distances)[1]),
-        kl=error(float(distance.kl[index])),
-        ranks=_ranks(
-            details.baseline.truths[case.name][case.real][index],
-            distance.likeliest[index],
-            distance.p_likeliest[index],
-            read,
-        ),
-    )
-
-
-def _ranks(truth: np.ndarray, found: np.ndarray, p_found: np.ndarray, read: Tokenizer | None) -> tuple[Rank, ...]:
-    """The likeliest tokens of the truth's logits, ``[vocab_size]``, beside the leg's, ``[TOP_K]``."""
-    p = np.exp(truth - truth.max())
-    p /= p.sum()
-    ours = plots.likeliest(truth[None])[0]
-    return tuple(
-        Rank(
-            true=text_of([true], read),
-            p_true=f"{p[true]:.6f}",
-            found=text_of([token], read) if token >= 0 else "not finite",
-            p_found=_unless_special(float(p_token), lambda p_token=p_token: f"{p_token:.6f}"),  # type: ignore[misc]
-            same=bool(true == token),
-        )
-        for true, token, p_token in zip(ours, found, p_found, strict=False)  # a vocabulary may have fewer
-    )
-
-
-def text_of(ids: Sequence[int] | np.ndarray, read: Tokenizer | None, space: str = "·") -> str:
-    """Tokens as text, what cannot be seen made visible; their ids where nothing reads them."""
-    text = read.decode([int(i) for i in ids], skip_special_tokens=False) if read is not None and len(ids) else ""
-    return visible(text, space) if text else " ".join(f"#{int(i)}" for i in ids)
-
-
-def visible(text: str, space: str = "·") -> str:
-    """Spaces, line ends and what does not print, as signs that do."""
-    signs = {" ": space, "\n": "↵" + space.strip("·"), "\t": "⇥"}
-    return "".join(signs.get(c, c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)
-
-
-# --- What was compared with what ---
 
 
 def ledger(details: Details) -> list[tuple[str, ...]]:

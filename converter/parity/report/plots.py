@@ -1,23 +1,17 @@
-"""The figures of the HTML report, as SVG that takes its colours and its typeface from the page around it."""
+"""The figures of the HTML report."""
 
 from __future__ import annotations
 
-import io
 import math
 import re
-import warnings
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import matplotlib.style
 import numpy as np
-from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from converter.parity.diagnosis.taps import (
     FLOAT16_MAXIMUM,
@@ -28,172 +22,27 @@ from converter.parity.diagnosis.taps import (
     TapReport,
 )
 from converter.parity.legs.cases import Case
-from converter.parity.legs.identity import LegKind, Runner
+from converter.parity.legs.identity import LegKind
+from converter.parity.report.drawing import (
+    FULL_WIDTH,
+    HALF_WIDTH,
+    PAINT,
+    Plot,
+    draw,
+    leg_name,
+    leg_styles,
+    legend,
+    logarithmic,
+)
 from converter.parity.report.report import Details
 from converter.parity.verdict.judge import MeasuredLeg
 from converter.parity.verdict.metrics import BIN_SHIFT, FLOAT32_EPSILON, TOP_K, Distance, bin_edges, joined
-from converter.weights.precisions import PRECISIONS
-
-# Figures are drawn in colours that stand for a variable of the page's stylesheet, which knows light from dark.
-VARIABLES = (
-    "ink", "faint", "bad", "good", "noise",
-    "numerics", "semantics", "graph", "half-1", "half-2", "lossy-1", "lossy-2", "other-1", "other-2",
-)  # fmt: skip
-PAINT = {name: f"#0101{number:02x}" for number, name in enumerate(VARIABLES, 1)}
-
-COLOURS = {
-    LegKind.NUMERICS: ("numerics",),
-    LegKind.SEMANTICS: ("semantics",),
-    LegKind.NOISE: ("noise",),
-    LegKind.HALF: ("half-1", "half-2"),
-    LegKind.LOSSY: ("lossy-1", "lossy-2"),
-    LegKind.OTHER: ("other-1", "other-2"),
-}
-# The graphs that the report is about keep their looks whatever else was run, and stand in front.
-SHIPPED = {"linestyle": "-", "linewidth": 1.5, "zorder": 4}
-WIDENED = {"color": PAINT["graph"], "linestyle": "-", "zorder": 3}
-DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
-
-STYLE: Any = {
-    "svg.fonttype": "none",  # text stays text: in the page's typeface, to be selected and read out
-    "svg.hashsalt": "gpt2onnx",  # names of clip paths would be random
-    "text.parse_math": False,  # a $ in a file's name is a $
-    "font.size": 9,
-    "axes.labelsize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": PAINT["faint"],
-    "grid.linewidth": 0.5,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "legend.handlelength": 2.2,
-    "legend.columnspacing": 1.0,
-    "lines.linewidth": 1.1,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.minor.visible": False,
-    "ytick.minor.visible": False,
-} | dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), PAINT["ink"])
-
-# Inches, of figures that stand side by side and of those that do not; the page shows both at one scale.
-HALF_WIDTH, FULL_WIDTH = 5.4, 11.2
-
-NAME_WIDTH = 36  # characters of a leg's name
 
 # An operation that is rounded once is off by about this share, in RMS; what is below it is as good as exact.
 ROUNDED_ONCE = FLOAT32_EPSILON / 4
 
 # In a histogram, bins to an octave; those of ``metrics`` are finer than the eye needs.
 BINS_PER_OCTAVE, FINE_BINS_PER_OCTAVE = 4, 2 ** (23 - BIN_SHIFT)  # float32 has 23 bits of mantissa
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure of the page.
-
-    Attributes:
-        svg: as it is put into the page.
-        label: what it shows, for those who do not see it.
-        wide: whether it takes the whole width.
-    """
-
-    svg: Markup
-    label: str
-    wide: bool = False
-
-
-def draw(name: str, label: str, size: tuple[float, float], paint: Callable[[Figure], None]) -> Plot:
-    """A figure as SVG.
-
-    Args:
-        name: unique on the page.
-        label: what it shows.
-        size: in inches.
-        paint: draws into the figure.
-    """
-    with matplotlib.style.context(["default", STYLE]), np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a typeface that only measures text here
-        figure = Figure(figsize=size, layout="constrained")
-        paint(figure)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    return Plot(_for_the_page(file.getvalue(), name, label), label, wide=size[0] > HALF_WIDTH)
-
-
-def _for_the_page(svg: str, name: str, label: str) -> Markup:
-    """Without what only a file needs, with ids of its own and the page's colours and typeface."""
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
-    view = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
-    assert view is not None
-    width, height = (math.ceil(float(side)) for side in view.groups())
-    opening = f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}" width="{width}">'
-    svg = re.sub(r"<svg[^>]*>", lambda _: f"{opening}<title>{escape(label)}</title>", svg, count=1)
-    svg = re.sub(r'((?:id=|href=)"#?|url\(#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(r"font-family: [^;\"]*;?\s*", "", svg)
-    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
-    for variable, colour in PAINT.items():
-        svg = svg.replace(colour, f"var(--{variable})")
-    return Markup(re.sub(r"\n\s*", "\n", svg).strip())
-
-
-def power_of_ten(value: float, _position: int = 0) -> str:
-    """A tick of a logarithmic axis: ``10⁻⁷``, ``5·10⁻⁷``."""
-    digits, exponent = f"{value:.0e}".split("e")
-    power = "10" + f"{int(exponent)}".translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return power if digits == "1" else f"{digits}·{power}"
-
-
-def logarithmic(axes: Axes, x: bool = False, y: bool = False) -> None:
-    """Powers of ten on one axis, or on both; where there are few of them, what is between too."""
-    for axis, set_scale in ((axes.xaxis, axes.set_xscale),) * x + ((axes.yaxis, axes.set_yscale),) * y:
-        if not math.isfinite(axis.get_minpos()):
-            axes.text(0.5, 0.5, "nothing above 0", transform=axes.transAxes, ha="center", va="center")
-            axis.set_ticks([])
-            continue
-        set_scale("log")
-        low, high = sorted(axis.get_view_interval())
-        if low > 0 and high / low < 100:
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(FuncFormatter(power_of_ten))
-        axis.set_minor_locator(NullLocator())
-
-
-def _name(leg: MeasuredLeg) -> str:
-    """A leg's name in the space of a legend; other files are called by their paths, which end in what tells."""
-    name = "".join(c if c.isprintable() else "\ufffd" for c in leg.name)
-    return name if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}"
-
-
-def _legend(figure: Figure) -> None:
-    """Below the axes, two columns."""
-    figure.legend(loc="outside lower center", ncols=2)
-
-
-def leg_styles(legs: Sequence[MeasuredLeg]) -> dict[str, dict[str, Any]]:
-    """The name of each leg → how its line is drawn, the same in every figure."""
-    seen: defaultdict[LegKind, int] = defaultdict(int)
-    styles: dict[str, dict[str, Any]] = {}
-    for leg in legs:
-        if leg.runner is Runner.WIDENED:
-            styles[leg.name] = WIDENED
-            continue
-        if leg.ships(leg.precision) and leg.precision in PRECISIONS:
-            styles[leg.name] = SHIPPED | {"color": PAINT[PRECISIONS[leg.precision].colour]}
-            continue
-        colours, number = COLOURS[leg.kind], seen[leg.kind]
-        seen[leg.kind] += 1
-        dash = DASHES[number // len(colours) % len(DASHES)]
-        styles[leg.name] = {"color": PAINT[colours[number % len(colours)]], "linestyle": dash}
-    return styles
-
-
-# --- The way through the model ---
 
 
 def ratio(tap: TapReport) -> float:
@@ -286,7 +135,7 @@ def maxima(localisation: Localisation) -> Plot:
         logarithmic(axes, y=True)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="layer", ylabel="largest absolute value")
-        _legend(figure)
+        legend(figure)
 
     label = f"Largest absolute value of every operation by layer, against float16's maximum of {FLOAT16_MAXIMUM:.0f}"
     return draw("maxima", label, (HALF_WIDTH, 3.4), paint)
@@ -343,7 +192,7 @@ def error_by_position(details: Details) -> Plot:
         upper.axhline(limits.rms * floor, color=PAINT["bad"], linestyle="--", label=label)
         for axes in (upper, lower):
             axes.set_ylabel("RMS error ÷ scale")
-        _legend(figure)
+        legend(figure)
 
     label = "RMS error of every leg by position in the text, as a share of the logits' scale"
     return draw("error-by-position", label, (HALF_WIDTH, 4.8), paint)
@@ -355,7 +204,7 @@ def kl_by_position(details: Details) -> Plot:
     def paint(figure: Figure) -> None:
         for axes in _along(figure, details, lambda distance: distance.kl, np.asarray):
             axes.set_ylabel("KL(truth‖leg), nats")
-        _legend(figure)
+        legend(figure)
 
     label = "Kullback-Leibler divergence of every leg's distribution from the truth's, by position in the text"
     return draw("kl-by-position", label, (HALF_WIDTH, 4.8), paint)
@@ -375,7 +224,7 @@ def _along(
         values = np.where(means > 0, shown(means), math.nan)  # 0 has no place on a logarithmic axis
         marker = "." if np.isfinite(values).sum() < 4 else ""
         axes = lower if leg.kind is LegKind.SEMANTICS else upper
-        axes.plot(at, values, label=_name(leg), marker=marker, **styles[leg.name])
+        axes.plot(at, values, label=leg_name(leg), marker=marker, **styles[leg.name])
     for axes in (upper, lower):
         logarithmic(axes, y=True)
     lower.set_xlabel("position in the text")
@@ -405,11 +254,11 @@ def histogram(details: Details) -> Plot:
             style = dict(styles[leg.name])
             if leg.kind is LegKind.NOISE:
                 axes.stairs(density, edges / scale, fill=True, color=style["color"], alpha=0.15, linewidth=0)
-            axes.stairs(density, edges / scale, label=_name(leg) + note, **style)
+            axes.stairs(density, edges / scale, label=leg_name(leg) + note, **style)
         axes.axvline(maximum, color=PAINT["bad"], linestyle="--", label="limit of the largest error")
         logarithmic(axes, x=True)
         axes.set(xlabel="absolute error of a logit ÷ scale", ylabel="share of logits per octave")
-        _legend(figure)
+        legend(figure)
 
     return draw("histogram", "Histogram of the errors of all logits, for every leg", (HALF_WIDTH, 4.8), paint)
 
@@ -444,7 +293,7 @@ def agreement(details: Details) -> Plot:
                 share = _shared(pairs, k)
                 off = 0.0 if share == 1 else 1 + max(-4.0, _decades(1 - share)) / 4
                 _cell(axes, k - 1, row, off, f"{100 * share:.4g} %")
-        _grid_axes(axes, [_name(leg) for leg in details.measured], [f"top {k}" for k in range(1, TOP_K + 1)])
+        _grid_axes(axes, [leg_name(leg) for leg in details.measured], [f"top {k}" for k in range(1, TOP_K + 1)])
 
     label = f"Share of the truth's likeliest tokens that are among each leg's, for the top 1 to {TOP_K}"
     return draw("agreement", label, (HALF_WIDTH, 0.5 + 0.32 * len(details.measured)), paint)
@@ -485,18 +334,21 @@ def calibration(details: Details, leg: MeasuredLeg) -> Plot:
         shown = found > 0
         left.axline((1, 1), (0.1, 0.1), color=PAINT["noise"], linewidth=0.8)
         left.plot(true[shown], found[shown], color=PAINT["ink"], **dots)
-        left.set(xlabel="p of the truth", ylabel=f"p of {_name(leg)}")
+        left.set(xlabel="p of the truth", ylabel=f"p of {leg_name(leg)}")
         for other in _yardsticks(details, leg):
             true, found = probabilities(other)
             change = np.abs(found / true - 1)
             looks = dots | {"color": PAINT["ink"]} if other is leg else hollow | {"color": PAINT["noise"]}
-            right.plot(true[change > 0], change[change > 0], label=_name(other), **looks)
+            right.plot(true[change > 0], change[change > 0], label=leg_name(other), **looks)
         right.set(xlabel="p of the truth", ylabel="|p of the leg ÷ p of the truth − 1|")
         for axes in (left, right):
             logarithmic(axes, x=True, y=True)
-        _legend(figure)
+        legend(figure)
 
-    label = f"Probability of the token that follows, of {_name(leg)} against the truth's, and their relative difference"
+    whose = leg_name(leg)
+    label = f"Probability of the token that follows, of {whose} against the truth's, and their relative difference"
+        f"Probability of the token that follows, of {leg_name(leg)} against the truth's, and their relative difference"
+    )
     return draw("calibration", label, (FULL_WIDTH, 3.7), paint)
 
 

@@ -22,7 +22,7 @@ import pytest
 from converter import check, convert
 from converter.data import CHECKPOINT
 from converter.errors import OutputError
-from converter.parity.report import page, plots
+from converter.parity.report import drawing, page, plots, positions, words
 from converter.parity.report.report import Report
 from converter.parity.verdict import metrics
 
@@ -97,7 +97,7 @@ def test_the_page_says_match_and_shows_every_leg(match: Report, written: str) ->
     seen = words(written)
     assert f"✓ MATCH {match.verdict}" in seen
     for leg in match.legs:
-        assert f"{leg.name} {leg.status} {leg.kind} {page.error(leg.rms)} {page.error(leg.maximum)}" in seen
+        assert f"{leg.name} {leg.status} {leg.kind} {words.error(leg.rms)} {words.error(leg.maximum)}" in seen
     assert "64 initializers pass bit for bit" in seen
     assert COMMAND in seen
 
@@ -236,7 +236,7 @@ def test_whatever_tokens_names_and_commands_hold_stays_text(match: Report, monke
     assert not tags & {"script", "img", "i", "u"}
     seen = words(text)
     assert seen.count(name) >= 3  # in tables
-    assert seen.count(f"…{name[1 - plots.NAME_WIDTH :]}") >= 4  # in figures
+    assert seen.count(f"…{name[1 - drawing.NAME_WIDTH :]}") >= 4  # in figures
     assert "<script>alert(1)</script>&\\x00↵\\u202e" in seen
 
 
@@ -307,11 +307,11 @@ def test_a_source_without_a_tokenizer_shows_ids(save: Save, tmp_path: Path, conf
 def test_the_worst_positions_are_worst_and_each_text_is_shown_once(match: Report) -> None:
     details = match.details
     assert details is not None
-    worst = page.worst_positions(details)
-    assert len(worst) == page.WORST
-    assert len({(position.before, position.token) for position in worst}) == page.WORST
-    leg = page.shown_leg(details)
-    assert worst[0].error == page.error(leg.total.total_maximum / details.baseline.scale)
+    worst = positions.worst_positions(details)
+    assert len(worst) == positions.WORST
+    assert len({(position.before, position.token) for position in worst}) == positions.WORST
+    leg = positions.shown_leg(details)
+    assert worst[0].error == words.error(leg.total.total_maximum / details.baseline.scale)
     assert worst[0].case == leg.worst_case
     assert all(rank.same for position in worst for rank in position.ranks)
 
@@ -325,7 +325,7 @@ def test_the_two_lists_are_the_likeliest_tokens_of_truth_and_leg(match: Report) 
     details = spoiled(match, swap_best).details
     assert details is not None
     baseline = details.baseline
-    for position in page.worst_positions(details):
+    for position in positions.worst_positions(details):
         case = next(case for case in baseline.cases if case.name == position.case)
         row = np.flatnonzero(case.position_ids[position.row - 1] == position.position)[-1] - case.input_ids.shape[1]
         truth = baseline.truths[case.name][position.row - 1, row]
@@ -338,22 +338,22 @@ def test_the_two_lists_are_the_likeliest_tokens_of_truth_and_leg(match: Report) 
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (page.error(3.14e-7), "3.1e-07"),
-        (page.error(0.0), "0"),
-        (page.error(math.nan), "–"),
-        (page.error(math.inf), "∞"),
-        (page.times(1.036), "1.04"),
-        (page.times(123456.0), "1.2e+05"),
-        (page.with_error(109.58, 27.14), "109.58 ± 27.14"),
-        (page.with_error(math.inf, math.nan), "∞"),
-        (page.with_error(3.0, math.nan), "3.00 ± –"),
-        (page.ratio(1 + 2.4e-8, 1e-7), "1 + 2.4e-08 ± 1.0e-07"),
-        (page.ratio(1 - 2.4e-8, 1e-7), "1 − 2.4e-08 ± 1.0e-07"),
-        (page.ratio(1.0, 0.0), "1"),
-        (page.ratio(1.0153, 0.0021), "1.0153 ± 0.0021"),
-        (page.share(0.99734), "99.73 %"),
-        (plots.power_of_ten(1e-7), "10⁻⁷"),
-        (plots.power_of_ten(5e-7), "5·10⁻⁷"),
+        (words.error(3.14e-7), "3.1e-07"),
+        (words.error(0.0), "0"),
+        (words.error(math.nan), "–"),
+        (words.error(math.inf), "∞"),
+        (words.times(1.036), "1.04"),
+        (words.times(123456.0), "1.2e+05"),
+        (words.with_error(109.58, 27.14), "109.58 ± 27.14"),
+        (words.with_error(math.inf, math.nan), "∞"),
+        (words.with_error(3.0, math.nan), "3.00 ± –"),
+        (words.ratio(1 + 2.4e-8, 1e-7), "1 + 2.4e-08 ± 1.0e-07"),
+        (words.ratio(1 - 2.4e-8, 1e-7), "1 − 2.4e-08 ± 1.0e-07"),
+        (words.ratio(1.0, 0.0), "1"),
+        (words.ratio(1.0153, 0.0021), "1.0153 ± 0.0021"),
+        (words.share(0.99734), "99.73 %"),
+        (drawing.power_of_ten(1e-7), "10⁻⁷"),
+        (drawing.power_of_ten(5e-7), "5·10⁻⁷"),
     ],
 )
 def test_numbers_are_written_for_people(shown: str, expected: str) -> None:
