@@ -347,8 +347,6 @@ def calibration(details: Details, leg: MeasuredLeg) -> Plot:
 
     whose = leg_name(leg)
     label = f"Probability of the token that follows, of {whose} against the truth's, and their relative difference"
-        f"Probability of the token that follows, of {leg_name(leg)} against the truth's, and their relative difference"
-    )
     return draw("calibration", label, (FULL_WIDTH, 3.7), paint)
 
 

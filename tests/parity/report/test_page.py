@@ -28,7 +28,7 @@ from converter.parity.verdict import metrics
 
 Save = Callable[..., Path]
 
-COMMAND = "gpt2onnx check tiny tiny-onnx --html report.html"
+COMMAND = "gpt2onnx check tiny tiny-onnx --report report.html"
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +87,14 @@ class Outline(HTMLParser):
         return [attributes for tag, attributes in self.tags if tag == name]
 
 
-def words(text: str) -> str:
+def text_of_page(text: str) -> str:
     """What a reader sees, roughly."""
     without_style = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
     return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", without_style)))
 
 
 def test_the_page_says_match_and_shows_every_leg(match: Report, written: str) -> None:
-    seen = words(written)
+    seen = text_of_page(written)
     assert f"✓ MATCH {match.verdict}" in seen
     for leg in match.legs:
         assert f"{leg.name} {leg.status} {leg.kind} {words.error(leg.rms)} {words.error(leg.maximum)}" in seen
@@ -172,12 +172,12 @@ def test_the_ledger_accounts_for_every_tensor(match: Report, written: str) -> No
     for entry in match.details.baseline.ledger.entries:
         tensor = entry.tensor
         shape = " × ".join(map(str, tensor.shape))
-        assert f"{tensor.name} {entry.name} used {entry.layout} {tensor.dtype} {shape}" in words(written)
+        assert f"{tensor.name} {entry.name} used {entry.layout} {tensor.dtype} {shape}" in text_of_page(written)
 
 
 def test_a_mismatch_is_said_with_its_cause_and_its_evidence(mismatch: Report) -> None:
     text = page.render(mismatch, COMMAND)
-    seen = words(text)
+    seen = text_of_page(text)
     assert mismatch.diagnosis is not None
     assert f"✗ MISMATCH {mismatch.verdict}" in seen
     for finding in mismatch.diagnosis.findings:
@@ -200,19 +200,19 @@ def test_on_a_mismatch_the_map_shows_float64_and_what_is_right_is_blue(match: Re
 
 def test_without_the_comparison_of_operations_the_page_says_so(match: Report) -> None:
     text = page.render(replace(match, localisation=None), COMMAND)
-    assert "Not compared: operations are on a mismatch, or when asked for (--layers)." in words(text)
+    assert "Not compared: operations are on a mismatch, or when asked for (--layers)." in text_of_page(text)
     assert len(Outline(text).all("svg")) == 5
 
 
 def test_what_is_not_compared_is_not_called_a_pass(match: Report) -> None:
-    seen = words(page.render(replace(match, exactness=False, initializers=0), COMMAND))
+    seen = text_of_page(page.render(replace(match, exactness=False, initializers=0), COMMAND))
     assert "weights, config, tokenizer not compared" in seen
     assert "initializers pass" not in seen
 
 
 def test_a_report_without_details_still_has_its_tables(match: Report) -> None:
     text = page.render(replace(match, details=None), COMMAND)
-    assert "ONNX Runtime float32 pass numerics" in words(text)
+    assert "ONNX Runtime float32 pass numerics" in text_of_page(text)
     Outline(text)
 
 
@@ -234,7 +234,7 @@ def test_whatever_tokens_names_and_commands_hold_stays_text(match: Report, monke
     text = page.render(spoiled, "gpt2onnx check '<u>'")
     tags = {tag for tag, _ in Outline(text).tags}
     assert not tags & {"script", "img", "i", "u"}
-    seen = words(text)
+    seen = text_of_page(text)
     assert seen.count(name) >= 3  # in tables
     assert seen.count(f"…{name[1 - drawing.NAME_WIDTH :]}") >= 4  # in figures
     assert "<script>alert(1)</script>&\\x00↵\\u202e" in seen
@@ -281,7 +281,7 @@ def scattered(logits: np.ndarray) -> np.ndarray:
 def test_no_logits_are_too_wrong_to_be_shown(match: Report, spoil: Callable[..., Any], said: str) -> None:
     text = page.render(spoiled(match, spoil), COMMAND)
     Outline(text)
-    assert re.search(said, words(text))
+    assert re.search(said, text_of_page(text))
     for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
         assert not re.search(r'(?: d|x|y|points)="[^"]*(?:nan|inf)', svg)
     assert not re.search(r"<td[^>]*>(?:nan|inf|-inf)\b", text)
@@ -291,7 +291,7 @@ def test_a_text_of_which_no_token_is_scored_has_no_calibration(match: Report) ->
     assert match.details is not None
     measured = tuple(replace(leg, scored=()) for leg in match.details.measured)
     text = page.render(replace(match, details=replace(match.details, measured=measured)), COMMAND)
-    assert "No token was scored" in words(text)
+    assert "No token was scored" in text_of_page(text)
 
 
 @pytest.mark.parametrize("config", [{}, {"n_positions": 1}, {"n_layer": 1, "n_head": 1, "n_embd": 1, "vocab_size": 2}])
@@ -301,7 +301,7 @@ def test_a_source_without_a_tokenizer_shows_ids(save: Save, tmp_path: Path, conf
     text = page.render(check(source, tmp_path / "out", layers=True, certify=False), COMMAND)
     Outline(text)
     assert re.search(r"<b><bdi>#\d+</bdi></b>", text)
-    assert "random token ids" in words(text)
+    assert "random token ids" in text_of_page(text)
 
 
 def test_the_worst_positions_are_worst_and_each_text_is_shown_once(match: Report) -> None:
@@ -373,7 +373,7 @@ def test_names_in_any_script_and_in_none_can_be_written(match: Report, tmp_path:
     legs = tuple(replace(leg, name=name) if leg.ships("fp32") else leg for leg in match.legs)
     report = replace(match, source=name, legs=legs, details=replace(match.details, measured=measured))
     page.write(report, tmp_path / "report.html", COMMAND)
-    seen = words((tmp_path / "report.html").read_text(encoding="utf-8"))
+    seen = text_of_page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "模型/caf\\udce9" in seen  # in tables
     assert "模型/caf\ufffd\ufffd\ufffd.onnx" in seen  # in figures
 
@@ -427,7 +427,7 @@ def test_a_browser_that_loads_more_than_the_page_or_complains_is_noticed(tmp_pat
 def test_a_browser_opens_the_page_without_a_complaint_or_a_request(match: Report, tmp_path: Path) -> None:
     page.write(match, tmp_path / "report.html", COMMAND)
     document, console, asked = browse(tmp_path / "report.html", tmp_path)
-    assert match.verdict in words(document)
+    assert match.verdict in text_of_page(document)
     assert console == []
     assert asked == []
 
