@@ -7,7 +7,6 @@ name: ``fan_in_fan_out`` says nothing new, as PEFT too sets it by the kind of mo
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -26,6 +25,7 @@ from converter.files import read_json
 if TYPE_CHECKING:
     from converter.checkpoint.source import Checkpoint
 from converter.checkpoint.adapter_config import by_pattern, refuse_unknown, replaces, saves, targets
+from converter.checkpoint.adapter_names import ADAPTER_PREFIX, CONV1D, EMBEDDINGS, LINEAR, PARTS, REPLACED, canonical
 
 WEIGHT_FILES: tuple[tuple[str, Reader], ...] = (  # in PEFT's own order
     ("adapter_model.safetensors", safetensors_file.read),
@@ -33,29 +33,7 @@ WEIGHT_FILES: tuple[tuple[str, Reader], ...] = (  # in PEFT's own order
 )
 DTYPES = ("float32", "float16", "bfloat16")
 
-# What PEFT and other wrappers put before a name, in any combination.
-ADAPTER_PREFIX = "base_model.model."
-PREFIXES = (ADAPTER_PREFIX, "module.", "_orig_mod.", "model.", "transformer.")
-
 DEFAULT_RANK = DEFAULT_ALPHA = 8
-
-# The modules that an adapter can be of: Conv1D's weights are [in, out], an embedding's [rows, n_embd], a Linear's
-# [out, in]. Of the first two, rows are columns of lora_A.
-CONV1D = re.compile(r"h\.(?:0|[1-9][0-9]*)\.(?:attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)")
-EMBEDDINGS, LINEAR = ("wte", "wpe"), ("lm_head",)
-
-# What a tensor of an adapter is called behind its module's name → what it is.
-PARTS = {
-    "lora_A.weight": "A",
-    "lora_B.weight": "B",
-    "lora_B.bias": "B bias",
-    "lora_embedding_A": "embedding A",
-    "lora_embedding_B": "embedding B",
-    "lora_magnitude_vector": "magnitude",
-    "lora_magnitude_vector.weight": "magnitude",
-}
-REPLACED = {"base_layer.weight": "weight", "base_layer.bias": "bias", "weight": "weight", "bias": "bias"}
-PLAIN = ("weight", "bias")
 
 
 @dataclass(frozen=True)
@@ -138,13 +116,6 @@ def merge(checkpoint: Checkpoint, folder: Path, name: str) -> Checkpoint:
         adapter=adapter.file,
         adapter_name=name,
     )
-
-
-def canonical(name: str) -> str:
-    """A name without what wrappers put before it."""
-    while prefix := next((p for p in PREFIXES if name.startswith(p)), None):
-        name = name[len(prefix) :]
-    return name
 
 
 def read(folder: Path) -> Adapter:

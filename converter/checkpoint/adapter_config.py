@@ -8,13 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from converter.checkpoint.adapter_names import CONV1D, LINEAR, PLAIN, REPLACED, canonical
 from converter.errors import CheckpointError
-
-if TYPE_CHECKING:
-    pass
-from converter.checkpoint.adapter import CONV1D, LINEAR, PLAIN, REPLACED, canonical
 
 # The keys that are used, and those that leave no trace in a merged model: they describe the training.
 USED = {
