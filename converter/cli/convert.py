@@ -24,6 +24,7 @@ from converter.cli.options import (
     source_help,
     source_options,
 )
+from converter.memory import peak_memory
 from converter.weights.precisions import PRECISIONS
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def conversion_facts(done: Conversion, seconds: float) -> dict[str, Any]:
         "parameters": done.ledger.parameters,
         "bytes_written": done.bytes_written,
         "seconds": round(seconds, 3),
-        "peak_memory_bytes": terminal.peak_memory(),
+        "peak_memory_bytes": peak_memory(),
         "quantized": dict(done.quantized),
         "warnings": list(done.warnings),
     }
@@ -177,7 +178,7 @@ def conversion_facts(done: Conversion, seconds: float) -> dict[str, Any]:
 
 def conversion_line(done: Conversion, seconds: float) -> str:
     """A conversion in a line."""
-    peak = terminal.peak_memory()
+    peak = peak_memory()
     memory = f", peak memory {terminal.size(peak)}" if peak is not None else ""
     written = f"{terminal.size(done.bytes_written)} written in {seconds:.2f} s"
     shares = "".join(f", {share:.1%} of them quantized to {name}" for name, share in done.quantized.items())

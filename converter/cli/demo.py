@@ -70,7 +70,7 @@ def _demo(out: Path, force: bool) -> None:
         click.echo("skipped: it needs torch and transformers (pip install 'gpt2onnx[check]')")
 
     click.echo(f"\n$ gpt2onnx generate {out} '{DEMO_PROMPT}' -n {DEMO_TOKENS} --temperature 0.7 --top-k 20 --seed 11")
-    model, stream = load(out), Stream(DEMO_PROMPT)
+    model, stream = load(out, large_pages=True), Stream(DEMO_PROMPT)
     generation = model.generate(
         [DEMO_PROMPT], max_new_tokens=DEMO_TOKENS, temperature=0.7, top_k=20, seed=11,
         on_text=stream.show,

@@ -123,7 +123,7 @@ def generate(
 
     prompts = prompts or (standard_input("a prompt"),)
     with progress.line(f"opening {out}", not quiet):
-        model = load(out, provider, threads, precision, prepack=not no_prepack)
+        model = load(out, provider, threads, precision, prepack=not no_prepack, large_pages=True)
     streams = len(prompts) == 1 == options["best"] == options["beams"] and not as_json and not ids
     stream = Stream(prompts[0]) if streams else None
     with progress.line("generating", show=stream is None and not quiet):

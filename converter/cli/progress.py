@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from converter.cli.terminal import is_terminal
+from converter.cli.terminal import color_system, is_terminal
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -86,7 +86,7 @@ class Line:
         from rich.console import Console
         from rich.live import Live
 
-        screen = Console(stderr=True, color_system=None if "NO_COLOR" in os.environ else "auto")
+        screen = Console(stderr=True, color_system=color_system())
         self.live = Live(
             self, console=screen, transient=True, refresh_per_second=REFRESHED, redirect_stdout=False
         )  # fmt: skip

@@ -71,7 +71,7 @@ def score(
     if not any(map(str.strip, texts)):
         raise TextError(f"{file} is empty; expected a text")
     with progress.line(f"opening {out}", not quiet):
-        model = load(out, provider, threads, precision)
+        model = load(out, provider, threads, precision, large_pages=True)
     with progress.amounts(f"reading {file}", not quiet) as counted:
         scores = run(model, texts, stride=stride, batch_size=batch_size, progress=counted)
     for one in scores:

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from converter.errors import PromptError
 
@@ -35,10 +35,15 @@ def console(stderr: bool = False) -> Console:
     return Printer(
         stderr=stderr,
         width=None if is_terminal(stderr) else PIPED_WIDTH,
-        color_system=None if os.environ.get("NO_COLOR") else "auto",  # rich would leave bold and dim
+        color_system=color_system(),
         highlight=False,
         soft_wrap=True,
     )
+
+
+def color_system() -> Literal["auto"] | None:
+    """Return rich's setting: None, without bold and dim too, if NO_COLOR is set and not empty (no-color.org)."""
+    return None if os.environ.get("NO_COLOR") else "auto"
 
 
 def is_terminal(stderr: bool = False) -> bool:
@@ -72,16 +77,6 @@ def size(nbytes: float) -> str:
             return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
         nbytes /= 1000
     return f"{nbytes:.2f} GB"
-
-
-def peak_memory() -> int | None:
-    """The most memory this process has held, mapped files included, in bytes; None where nobody counts."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def table(*columns: str, right: Sequence[str] = ()) -> Table:

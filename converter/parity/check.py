@@ -87,7 +87,7 @@ def check(
     """
     require()
     from converter.parity.baseline import measure_source, source_rows
-    from converter.parity.examine import Examination, examine, folder_rows
+    from converter.parity.examine import Examination, examine, folder_rows, graphs_of
     from converter.parity.legs.cases import Level
     from converter.parity.legs.huggingface import HuggingFace
     from converter.parity.legs.memory import LARGE_MODEL, keep_large_blocks, quiet_collector
@@ -106,7 +106,9 @@ def check(
     checkpoint, ledger = read_source(source, SourceOptions(tuple(ignore), activation, adapter, head))
     if own_process and ledger.parameters < LARGE_MODEL:
         keep_large_blocks()
-    compare_config(folder, checkpoint, ledger)  # what cannot be compared is refused before anything is computed
+    # What cannot be compared is refused before anything is computed.
+    graphs_of(folder, ledger.per_graph[0].config.head)
+    compare_config(folder, checkpoint, ledger)
     # Another file is held against the first graph only.
     alone = replace(examination, also=())
     parts = [(part, alone if at else examination) for at, part in enumerate(ledger.per_graph)]

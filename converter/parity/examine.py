@@ -48,7 +48,7 @@ from converter.parity.verdict.exactness import Exactness, compare_initializers
 from converter.parity.verdict.judge import Judge, MeasuredLeg
 from converter.parity.verdict.limits import Limits
 from converter.runtime.heads import load as load_head
-from converter.runtime.in_place import rewritten
+from converter.runtime.in_place import can_be_rewritten
 from converter.runtime.ort import OPEN_ERRORS
 from converter.runtime.session import load, model_file
 from converter.version import VERSION
@@ -222,7 +222,7 @@ def folder_rows(
         rows += [(graphs[FULL], shipped(FULL)), (graphs[FULL], _widened(graphs[FULL], config, limits, level))]
     rows += [(file, shipped(precision)) for precision, file in graphs.items() if precision != FULL]
     if config.head == LM and asked.provider == "cpu":  # as ``generate`` runs it
-        can = ((file, in_place(precision)) for precision, file in graphs.items() if rewritten(file) is not None)
+        can = ((file, in_place(precision)) for precision, file in graphs.items() if can_be_rewritten(file))
         rows += islice(can, 1)  # one precision stands for all, whose weights alone differ
     rows += [(file, _other(file, config)) for file in asked.also]
     if "fp16" in graphs:

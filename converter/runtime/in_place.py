@@ -37,6 +37,11 @@ GIVEN = {  # inputs in place of the attention mask
 }
 
 
+def can_be_rewritten(file: Path) -> bool:
+    """Tell whether the graph of ``file`` can run with its cache in place."""
+    return rewritten(file) is not None
+
+
 def rewritten(file: Path) -> bytes | None:
     """The graph of ``file``, its cache in place; None if that cannot be made of it, or if it is not gpt2onnx's own.
 

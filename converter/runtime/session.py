@@ -72,7 +72,7 @@ class Model(Decoder):
     Attributes:
         folder, config, session, device: see ``Decoder``.
         in_place: whether the cache grows where it lies: see ``converter.runtime.in_place``.
-        mover: what puts the weights on large pages: see ``converter.runtime.huge_pages``.
+        mover: moves the weights to large pages, if that was asked for.
     """
 
     in_place: bool = False
@@ -175,6 +175,7 @@ def load(
     precision: str | None = None,
     prepack: bool = True,
     in_place: bool = True,
+    large_pages: bool = False,
 ) -> Model:
     """Open a model folder in ONNX Runtime.
 
@@ -183,10 +184,12 @@ def load(
         provider: ``cpu``, ``cuda`` or another that the installed ONNX Runtime offers.
         threads: for one operator; by default one a core.
         precision: one that the folder holds; by default the first of fp32, fp16, int8, int4.
-        prepack: lay the weights out anew for speed; without it they stay in the mapped file, which saves a second copy
+        prepack: lay the weights out anew for speed. Without it they stay in the mapped file, which saves a second copy
             of them in memory and the time to make it.
-        in_place: on a CPU, let the cache grow where it lies, which takes another operator than the folder's graph has;
-            without it the graph is run as it is, as other clients run it.
+        in_place: on a CPU, let the cache grow where it lies, which takes another operator than the folder's graph has.
+            Without it, or where that cannot be, the graph is run as it is, as other clients run it.
+        large_pages: after some steps, move the weights to pages of 2 MiB, where Linux can: see
+            ``converter.runtime.huge_pages``. It decodes faster, and changes memory of this process.
 
     Raises:
         ConfigError: there is no such precision, or it is not to be had without ``prepack``.
@@ -199,17 +202,16 @@ def load(
     config = config_of(folder)
     if not config.head_spec.predicts:
         raise ModelFolderError(f"{folder} has the head {config.head} and generates nothing: gpt2onnx run {folder} TEXT")
-    graph = rewritten(file) if in_place and name == CPU_PROVIDER else None
     before = regions()
     quantized = next((row.name for row in PRECISIONS.values() if row.scheme and file.match(row.model)), None)
     if quantized and not prepack:
         raise ConfigError(
             f"{quantized} would run {SLOWER} times slower from the file itself: omit --no-prepack (prepack=False)"
         )
-    with untiled():
-        session = open_session(file, name, threads, prepack, graph)
+    graph = rewritten(file) if in_place and name == CPU_PROVIDER else None
+    session, is_in_place = _open(file, name, threads, prepack, graph)
     cache, _ = cache_names(config.n_layer)
-    shapes = refuse_another_interface(file, session, {*(STEP_FED if graph is None else IN_PLACE_FED), *cache})
+    shapes = refuse_another_interface(file, session, {*(IN_PLACE_FED if is_in_place else STEP_FED), *cache})
     shape = shapes[cache[0]]
     if [shape[1], shape[3]] != [config.n_head, config.head_dim]:
         raise ModelFolderError(
@@ -217,7 +219,20 @@ def load(
             f"config.json has {config.n_head} of {config.head_dim}"
         )
     device = "cuda" if provider.lower() == "cuda" else "cpu"
-    return Model(folder, config, session, device, graph is not None, Mover(before))
+    return Model(folder, config, session, device, is_in_place, Mover(before) if large_pages else None)
+
+
+def _open(
+    file: Path, provider: str, threads: int | None, prepack: bool, graph: bytes | None
+) -> tuple[InferenceSession, bool]:
+    """Open ``graph``, or if ONNX Runtime refuses it the graph in ``file``; return whether it is the former."""
+    with untiled():
+        if graph is not None:
+            try:
+                return open_session(file, provider, threads, prepack, graph), True
+            except ModelFolderError:
+                pass  # what is wrong with the folder, if anything is, is said of the graph as it is
+        return open_session(file, provider, threads, prepack), False
 
 
 def config_of(folder: Path) -> GPT2Config:

@@ -14,7 +14,7 @@ def open_model(folder: Path, variant: str, threads: int) -> Generate:
     if not (folder / FILES[variant]).is_file():
         raise UnavailableError(f"this version of gpt2onnx wrote no {FILES[variant]}")
     options: dict[str, Any] = {} if variant == "fp32" else {"precision": variant}
-    model = load(folder, threads=threads, **options)
+    model = load(folder, threads=threads, large_pages=True, **options)
     model.token_ids.pop("eos_token_id", None)  # all rows are to have the same length
     vars(model)["tokenizer"] = None  # token ids in and out, as for the others: no text is made of them
 

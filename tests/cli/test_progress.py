@@ -120,7 +120,7 @@ def test_a_pipe_is_spared_whatever_it_is_to_look_like(
 
 
 def test_no_color_leaves_the_line_without_colour(time: Time) -> None:
-    for setting, coloured in (({"NO_COLOR": "1"}, False), ({}, True)):
+    for setting, coloured in (({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({}, True)):
         with terminal(**setting) as shown, progress.line("writing", clock=time.clock, timer=time.timer) as line:
             assert line is not None
             time.call()

@@ -71,7 +71,7 @@ def test_weights_move_once_after_so_many_steps(bundled: Path, monkeypatch: pytes
     monkeypatch.setattr(huge_pages, "collapse", lambda region: moved.append(region) or True)
     monkeypatch.setattr(huge_pages, "regions", lambda: frozenset([(0, PAGE), (PAGE, 2 * PAGE)]))
     monkeypatch.setattr(session, "regions", lambda: frozenset([(0, PAGE)]))
-    model = load(bundled)
+    model = load(bundled, large_pages=True)
     model.generate("The", max_new_tokens=AFTER_STEPS - 1)
     assert not moved
     model.generate("The", max_new_tokens=AFTER_STEPS)
@@ -79,3 +79,10 @@ def test_weights_move_once_after_so_many_steps(bundled: Path, monkeypatch: pytes
     assert model.mover.thread is not None
     model.mover.thread.join()
     assert moved == [(PAGE, 2 * PAGE)]
+
+
+def test_a_program_that_loads_a_model_keeps_its_memory_as_it_is(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huge_pages, "collapse", lambda region: pytest.fail("memory was moved"))
+    model = load(bundled)
+    assert model.mover is None
+    model.generate("The", max_new_tokens=AFTER_STEPS + 8)

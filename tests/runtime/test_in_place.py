@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from converter.folder.convert import convert
 from converter.runtime import session
 from converter.runtime.cache import GrowingCache, InPlaceCache
 from converter.runtime.in_place import rewritten
-from converter.runtime.ort import UNTILED
+from converter.runtime.ort import UNTILED, untiled
 from converter.runtime.session import load
 
 Save = Callable[..., Path]
@@ -116,6 +117,31 @@ def test_a_graph_that_reads_the_mask_elsewhere_is_run_as_it_is(
     assert not opened.in_place
     np.testing.assert_allclose(opened.logits(ids), sound, atol=1e-5 * sound.std())
     assert len(opened.generate([[1, 2]], max_new_tokens=3).new_ids[0]) == 3
+
+
+def test_a_graph_whose_other_form_onnx_runtime_refuses_is_run_as_it_is(
+    save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert(save(n_embd=24), tmp_path / "out")
+    plain = load(tmp_path / "out", in_place=False).logits([1, 2, 3])
+    monkeypatch.setattr(session, "rewritten", lambda file: b"no graph at all")
+    opened = load(tmp_path / "out")
+    assert not opened.in_place
+    np.testing.assert_array_equal(opened.logits([1, 2, 3]), plain)
+
+
+def test_two_threads_that_open_a_graph_leave_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(UNTILED, raising=False)
+    seen: list[str | None] = []
+
+    def open_one(_: int) -> None:
+        with untiled():
+            seen.append(os.environ.get(UNTILED))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(open_one, range(200)))
+    assert seen == ["1"] * 200
+    assert UNTILED not in os.environ
 
 
 @pytest.mark.parametrize("before", [None, "0"])

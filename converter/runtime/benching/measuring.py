@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from converter.errors import GPT2Error
+from converter.memory import peak_memory
 from converter.runtime.benching.settings import Cell
 from converter.runtime.cache import Cache
 from converter.runtime.session import Model, load
@@ -73,7 +74,7 @@ def measure(job: Mapping[str, Any]) -> Iterator[Samples]:
     """Load a model and measure each cell."""
     folder, provider, threads, precision = job["model"]
     began = time.perf_counter()
-    model = load(folder, provider, threads, precision)
+    model = load(folder, provider, threads, precision, large_pages=True)
     loaded = time.perf_counter() - began
     yield [(("load",), loaded), *memory("resident"), *memory("peak")]
     for values in job["cells"]:
@@ -129,16 +130,7 @@ def memory(kind: str) -> Samples:
     try:
         text = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:
-        return _peak_elsewhere() if kind == "peak" else []
+        peak = peak_memory() if kind == "peak" else None
+        return [] if peak is None else [(("peak",), peak)]
     field = {"resident": "VmRSS:", "peak": "VmHWM:"}[kind]  # ru_maxrss would begin with the parent's
     return [((kind,), 1024 * int(line.split()[1])) for line in text.splitlines() if line.startswith(field)]
-
-
-def _peak_elsewhere() -> Samples:
-    """Without Linux's /proc."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return []
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return [(("peak",), peak if sys.platform == "darwin" else peak * 1024)]
