@@ -131,6 +131,10 @@ class Report:
             *([f"{' and '.join(lossy)} within {'their budgets' if lossy[1:] else 'its budget'}"] if lossy else []),
         ]
 
+    def by_logits_alone(self) -> Report:
+        """Return the verdict that a check gives which compares no file: every leg is judged by its logits in both."""
+        return replace(self, exactness=False, initializers=0, exactness_faults=(), beside_faults=())
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON; docs/check.md says what each key means."""
         values = {name: value for name, value in vars(self).items() if name != "details"}

@@ -198,9 +198,9 @@ def _trial(laboratory: Laboratory, mutation: Mutation) -> Trial | None:
     bits = mutation.variant is None and laboratory.weights_changed(copy)
     try:
         whole = laboratory.examine(copy, files=True)
-        logits = laboratory.examine(copy, files=False)
     except GPT2Error as error:
         return Trial(mutation.name, mutation.causes, False, False, False, False, str(error), "", ended_in_error=True)
+    logits = whole.by_logits_alone()
     return Trial(
         defect=mutation.name,
         causes=mutation.causes,

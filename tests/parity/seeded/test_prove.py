@@ -18,6 +18,7 @@ from converter.data import CHECKPOINT
 from converter.errors import CheckError, GPT2Error
 from converter.parity import examine as folder
 from converter.parity.diagnosis.diagnose import Diagnosis
+from converter.parity.report.report import Report
 from converter.parity.seeded import prove
 from converter.parity.seeded.mutations import MUTATIONS, Copy, Mutation, elements, scaled_matrix
 from converter.parity.seeded.prove import Laboratory, Proof
@@ -137,6 +138,20 @@ def test_every_defect_in_the_bundled_checkpoint_is_caught_and_named() -> None:
     assert [(trial.defect, trial.said) for trial in found.trials if not trial.passed] == []
     assert found.passed
     assert len(found.trials) == 44
+
+
+@pytest.mark.parametrize("name", A_FEW)
+def test_a_verdict_by_logits_alone_is_that_of_a_check_without_files(laboratory: Laboratory, name: str) -> None:
+    mutation = next(mutation for mutation in MUTATIONS if mutation.name == name)
+    copy = laboratory.spoilt(mutation)
+    whole, alone = laboratory.examine(copy, files=True), laboratory.examine(copy, files=False)
+
+    def said(report: Report) -> dict[str, Any]:
+        values = report.to_dict() | {"seconds": 0}
+        return values | {"legs": [leg | {"seconds": 0} for leg in values["legs"]]}
+
+    assert said(whole.by_logits_alone()) == said(alone)
+    assert said(whole) != said(alone)
 
 
 # --- a check that is blind --------------------------------------------------------------------------------------------
