@@ -24,36 +24,11 @@ from converter.checkpoint.h5_file import hf_name, read
 from converter.checkpoint.open import open_checkpoint
 from converter.errors import CheckpointError
 from converter.weights.ledger import account
+from tests.checkpoint.writers.keras import MODEL, as_keras
 
 IDS = torch.tensor([5, 60, 0, 17, 17, 3, 42])
-CONV1D = ("c_attn.bias", "c_proj.bias", "c_fc.bias")
-NORM = {"weight": "gamma", "bias": "beta"}
+
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
-MODEL = "transformer/tfgp_t2lm_head_model/"  # the Keras layer, and what older versions of it call the model
-
-
-def keras_name(name: str, embedding: str = "embeddings") -> str:
-    *path, leaf = name.removeprefix("transformer.").split(".")
-    if path[-1] in ("wte", "wpe"):
-        leaf = embedding
-    elif path[-1].startswith("ln_"):
-        leaf = NORM[leaf]
-    if path[0] == "h":
-        path[:2] = [f"h_._{path[1]}"]
-    return "transformer/" + "/".join((*path, leaf)) + ":0"
-
-
-def as_keras(source: Path, folder: Path, embedding: str = "embeddings") -> Path:
-    """What TFGPT2LMHeadModel.save_pretrained writes of a checkpoint."""
-    folder.mkdir()
-    shutil.copy(source / "config.json", folder)
-    with h5py.File(folder / "tf_model.h5", "w") as file:
-        file.attrs["layer_names"] = [b"transformer"]
-        file.create_group("top_level_model_weights")
-        for name, value in load_file(source / "model.safetensors").items():
-            path = MODEL + keras_name(name, embedding)
-            file.create_dataset(path, data=value[None] if name.endswith(CONV1D) else value)
-    return folder
 
 
 def write(file: Path, datasets: dict[str, Any]) -> Path:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save as packed
 
 from converter.checkpoint.hub import is_hub_id
-from tests.checkpoint.test_adapter import write as write_adapter
+from tests.checkpoint.writers.lora import write as write_adapter
 
 A, B = torch.arange(6.0).reshape(2, 3), torch.arange(4.0) - 9
 CONFIG = b'{"model_type": "gpt2"}'

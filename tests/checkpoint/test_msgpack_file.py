@@ -23,43 +23,11 @@ from converter.checkpoint.msgpack_file import CHUNKED, MAX_DEPTH, hf_name, read
 from converter.checkpoint.open import open_checkpoint
 from converter.errors import CheckpointError
 from converter.weights.ledger import account
+from tests.checkpoint.writers.flax import array, as_flax, nested, write
 
 IDS = torch.tensor([5, 60, 0, 17, 17, 3, 42])
-KERNELS = ("c_attn.weight", "c_proj.weight", "c_fc.weight", "lm_head.weight")
+
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
-
-
-def array(value: np.ndarray, dtype: str | None = None) -> msgpack.ExtType:
-    """As flax.serialization packs one."""
-    return msgpack.ExtType(1, msgpack.packb((value.shape, dtype or value.dtype.name, value.tobytes())))
-
-
-def write(file: Path, tree: Any) -> Path:
-    file.write_bytes(msgpack.packb(tree, strict_types=True))
-    return file
-
-
-def nested(state: dict[str, np.ndarray]) -> dict[str, Any]:
-    """A state dict as the parameters of transformers' FlaxGPT2LMHeadModel."""
-    tree: dict[str, Any] = {}
-    for name, value in state.items():
-        *path, leaf = name.split(".")
-        if name.endswith(KERNELS):
-            leaf, value = "kernel", value.T
-        elif leaf == "weight":
-            leaf = "embedding" if path[-1] in ("wte", "wpe") else "scale"
-        branch = tree
-        for key in path:
-            branch = branch.setdefault(key, {})
-        branch[leaf] = array(np.ascontiguousarray(value))
-    return tree
-
-
-def as_flax(source: Path, folder: Path) -> Path:
-    folder.mkdir()
-    shutil.copy(source / "config.json", folder)
-    write(folder / "flax_model.msgpack", nested(load_file(source / "model.safetensors")))
-    return folder
 
 
 @pytest.mark.parametrize(

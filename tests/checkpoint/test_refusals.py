@@ -18,10 +18,9 @@ from converter.checkpoint.options import SourceOptions
 from converter.errors import CheckpointError, GPT2Error
 from converter.folder.convert import convert
 from converter.weights.ledger import account
-from tests.checkpoint import test_gguf_file as gguf
-from tests.checkpoint import test_megatron as megatron
-from tests.checkpoint import test_nanogpt as nanogpt
-from tests.checkpoint.test_matrix import ROWS, Case, Row, as_openai, saved
+from tests.checkpoint.writers import gguf_files as gguf
+from tests.checkpoint.writers import megatron, nanogpt
+from tests.checkpoint.writers.matrix import ROWS, Case, Row, as_openai, saved
 
 every_format = pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
 

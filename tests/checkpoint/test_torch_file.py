@@ -21,17 +21,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from converter.checkpoint.pickle_machine import Global, Inert
 from converter.checkpoint.tensor import LazyTensor
-from converter.checkpoint.torch_file import (
-    LEGACY_MAGIC,
-    LEGACY_PROTOCOL,
-    Global,
-    Inert,
-    is_torch_file,
-    load,
-    parts,
-    read,
-)
+from converter.checkpoint.torch_file import LEGACY_MAGIC, LEGACY_PROTOCOL, is_torch_file, load, parts, read
 from converter.errors import CheckpointError
 
 CONTAINERS = ("zip", "legacy")

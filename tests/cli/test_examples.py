@@ -27,8 +27,8 @@ from converter.data import CHECKPOINT
 from converter.parity.seeded import mutations
 from reference.config import GPT2Config
 from reference.model import GPT2
-from tests.checkpoint.test_adapter import MODULES, pairs
-from tests.checkpoint.test_adapter import write as write_adapter
+from tests.checkpoint.writers.lora import MODULES, pairs
+from tests.checkpoint.writers.lora import write as write_adapter
 
 Head = Callable[..., torch.nn.Module]
 Run = Callable[..., Result]

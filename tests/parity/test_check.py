@@ -19,6 +19,7 @@ from converter.data import CHECKPOINT
 from converter.errors import GPT2Error
 from converter.parity.report.report import Report
 from converter.runtime import in_place
+from tests.editors import change_weight, edit_graph
 
 Save = Callable[..., Path]
 
@@ -78,18 +79,6 @@ def test_as_many_steps_are_told_of_as_are_taken(
     assert {total for *_, total in steps} == {told}
 
 
-def change_weight(out: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Change one tensor of the data file in its bytes, as a hand would."""
-    graph = onnx.load(out / "onnx" / "model.onnx", load_external_data=False).graph
-    tensor = next(t for t in graph.initializer if t.name == name)
-    where = {entry.key: entry.value for entry in tensor.external_data}
-    data = np.memmap(
-        out / "onnx" / "model.onnx_data", "<f4", "r+", offset=int(where["offset"]), shape=tuple(tensor.dims)
-    )
-    data[...] = change(np.array(data))
-    data.flush()
-
-
 def test_one_weight_changed_by_hand_is_found_and_named(save: Save, tmp_path: Path) -> None:
     source = save()
     convert(source, tmp_path / "out")
@@ -116,13 +105,6 @@ def test_a_wrong_weight_shows_in_the_logits_too(save: Save, tmp_path: Path, name
     assert leg(report, "ONNX graph in float64").fault
     assert leg(report, "ONNX Runtime float32").fault
     assert not leg(report, "Hugging Face float64 eager").fault
-
-
-def edit_graph(out: Path, edit: Callable[[onnx.GraphProto], None]) -> None:
-    file = out / "onnx" / "model.onnx"
-    model = onnx.load(file, load_external_data=False)
-    edit(model.graph)
-    onnx.save(model, file)
 
 
 def wrong_epsilon(graph: onnx.GraphProto) -> None:
@@ -191,7 +173,7 @@ def test_a_graph_that_means_something_else_fails_though_its_weights_are_right(
     bundled: Path, tmp_path: Path, edit: Callable[[onnx.GraphProto], None]
 ) -> None:
     convert(CHECKPOINT, tmp_path / "out")
-    edit_graph(tmp_path / "out", edit)
+    edit_graph(tmp_path / "out" / "onnx" / "model.onnx", edit)
     report = check(CHECKPOINT, tmp_path / "out")
     assert not report.exactness_faults
     assert leg(report, "ONNX graph in float64").fault
@@ -288,7 +270,7 @@ def test_a_graph_that_cannot_run_is_bad_input(save: Save, tmp_path: Path) -> Non
     def break_graph(graph: onnx.GraphProto) -> None:
         next(n for n in graph.node if n.output[0] == "drop").input[1] = "h.0.attn.c_attn.bias"
 
-    edit_graph(tmp_path / "out", break_graph)
+    edit_graph(tmp_path / "out" / "onnx" / "model.onnx", break_graph)
     with pytest.raises(GPT2Error, match="cannot be opened by ONNX Runtime"):
         check(source, tmp_path / "out")
 
@@ -365,7 +347,7 @@ def test_a_graph_whose_rows_see_each_other_fails(save: Save, tmp_path: Path) -> 
         ):
             graph.node.insert(at + number, onnx.helper.make_node(op_type, inputs, [output]))
 
-    edit_graph(tmp_path / "out", mix_rows)
+    edit_graph(tmp_path / "out" / "onnx" / "model.onnx", mix_rows)
     faulty = leg(check(source, tmp_path / "out"), "ONNX graph in float64")
     assert "left-padded batch" in faulty.fault
 
@@ -422,6 +404,6 @@ def test_the_default_that_other_clients_get_is_what_is_measured(save: Save, tmp_
         tensor = next(t for t in graph.initializer if t.name == "num_logits_to_keep")
         tensor.CopyFrom(numpy_helper.from_array(np.array(1), "num_logits_to_keep"))
 
-    edit_graph(tmp_path / "out", keep_one)
+    edit_graph(tmp_path / "out" / "onnx" / "model.onnx", keep_one)
     report = check(source, tmp_path / "out")
     assert "gives logits of another shape" in leg(report, "ONNX graph in float64").fault

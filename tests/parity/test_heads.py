@@ -28,6 +28,7 @@ from converter.parity.verdict.metrics import scale
 from reference import heads as reference_heads
 from reference.config import GPT2Config
 from reference.head import ASKED
+from tests.editors import change_weight, edit_graph, graphs
 
 Save = Callable[..., Path]
 Change = Callable[[np.ndarray], np.ndarray]
@@ -38,27 +39,6 @@ every_head = pytest.mark.parametrize("head", [*SINGLE, "double-heads"])
 
 def causes(report: Report) -> list[str]:
     return [finding.cause for finding in report.diagnosis.findings] if report.diagnosis else []
-
-
-def graphs(out: Path) -> list[Path]:
-    return sorted((out / "onnx").glob("*.onnx"))
-
-
-def change_weight(out: Path, name: str, change: Change) -> None:
-    """Change one tensor of the data file in its bytes, as a hand would."""
-    tensors = (t for file in graphs(out) for t in onnx.load(file, load_external_data=False).graph.initializer)
-    tensor = next(t for t in tensors if t.name == name)
-    where = {entry.key: entry.value for entry in tensor.external_data}
-    file = out / "onnx" / "model.onnx_data"
-    data = np.memmap(file, "<f4", "r+", offset=int(where["offset"]), shape=tuple(tensor.dims))
-    data[...] = change(np.array(data))
-    data.flush()
-
-
-def edit_graph(file: Path, edit: Callable[[onnx.GraphProto], None]) -> None:
-    model = onnx.load(file, load_external_data=False)
-    edit(model.graph)
-    onnx.save(model, file)
 
 
 # --- What is right passes ---------------------------------------------------------------------------------------------

@@ -16,11 +16,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from safetensors import safe_open
 
 from converter import convert, load
-from converter.cli import cli
 from converter.data import CHECKPOINT
 from converter.errors import BenchError
 from converter.runtime.benching import rounds
@@ -32,6 +30,7 @@ from converter.runtime.benching.settings import Cell, Settings, cells_of, clippe
 from converter.runtime.session import Model, config_of
 from converter.weights.precisions import PRECISIONS
 from reference.config import GPT2Config
+from tests.cli.commands import assert_one_sentence, run
 
 Save = Callable[..., Path]
 
@@ -52,19 +51,6 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _a_small_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "READ_BYTES", 2**20)
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
-
-
-def assert_one_sentence(result: Result, *parts: str) -> None:
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("gpt2onnx: ")
-    assert result.stderr.count("\n") == 1, result.stderr
-    for part in parts:
-        assert part in result.stderr
 
 
 @pytest.fixture(scope="module")
