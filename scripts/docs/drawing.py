@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass, field
 from html import escape
 
-WIDTH, HEIGHT = 200, 46  # of a box
-ACROSS, DOWN = 240, 72  # from one box to the next
+WIDTH, HEIGHT = 158, 46  # of a box
+ACROSS, DOWN = 172, 72  # from one box to the next
 NODE = r"(\w+)(?:\(?\[\"(.+?)\"\]\)?)?"
 EDGE = re.compile(rf"^\s*{NODE} (-->|-\.->) {NODE}$", re.MULTILINE)
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import re
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
-import pytest
-
 from converter import convert
-from converter.checkpoint.open import open_source
+from converter.checkpoint.open import open_checkpoint
 from converter.cli import cli
 from converter.data import CHECKPOINT
-from converter.graph import build
+from converter.folder.convert import DEFAULT_OPSET
+from converter.graph.build import MAX_OPSET, MIN_OPSET
 from converter.parity.seeded.mutations import MUTATIONS, elements
-from reference.activations import FUNCTIONS
-from reference.config import ACTIVATION_NAMES
+from converter.parity.verdict.judge import LegReport
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,8 +27,30 @@ TOLD = {
 
 
 def test_the_number_of_seeded_defects_is_the_same_everywhere() -> None:
-    config = open_source(str(CHECKPOINT)).config
-    number = len(MUTATIONS) + len(elements(config))
+    config = open_checkpoint(str(CHECKPOINT)).config
+    number = len(MUTATIONS) + len([*elements(config)])
     told = {(place, int(n)) for place, text in TOLD.items() for n in re.findall(r"\b(\d+)\s+defects", text)}
     assert {n for _, n in told} == {number}, told
     assert {"README.md", "help", "docs/check.md"} <= {place for place, _ in told}
+
+
+def test_the_opsets_are_those_of_the_code() -> None:
+    assert f"opset {DEFAULT_OPSET}, or {MIN_OPSET} to {MAX_OPSET} with `--opset`" in README
+    assert f"opset {MIN_OPSET} to {MAX_OPSET}" in TOLD["CHANGELOG.md"]
+
+
+def test_a_conversion_makes_no_second_copy_of_the_weights_in_memory(save: Callable[..., Path], tmp_path: Path) -> None:
+    source = save(vocab_size=30000, n_embd=240)
+    weights = (source / "model.safetensors").stat().st_size
+    tracemalloc.start()
+    convert(source, tmp_path / "out")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert weights > 25_000_000
+    assert peak < weights / 3
+
+
+def test_every_key_of_a_leg_is_explained() -> None:
+    told = TOLD["docs/check.md"].partition("\nA leg:\n")[2].partition("\n\n`check --prove")[0]
+    keys = {key for row in re.findall(r"^\| (`.*?) \|", told, re.MULTILINE) for key in re.findall(r"`(\w+)`", row)}
+    assert keys == {field.name for field in fields(LegReport)} | {"status"}
