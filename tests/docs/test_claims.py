@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import fields
@@ -16,6 +17,7 @@ from converter.folder.convert import DEFAULT_OPSET
 from converter.graph.build import MAX_OPSET, MIN_OPSET
 from converter.parity.seeded.mutations import MUTATIONS, elements
 from converter.parity.verdict.judge import LegReport
+from reference.config import HEADS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -54,3 +56,48 @@ def test_every_key_of_a_leg_is_explained() -> None:
     told = TOLD["docs/check.md"].partition("\nA leg:\n")[2].partition("\n\n`check --prove")[0]
     keys = {key for row in re.findall(r"^\| (`.*?) \|", told, re.MULTILINE) for key in re.findall(r"`(\w+)`", row)}
     assert keys == {field.name for field in fields(LegReport)} | {"status"}
+
+
+def section(name: str) -> str:
+    """Return README's paragraph that begins with this word in bold."""
+    return README.partition(f"\n**{name}**: ")[2].partition("\n\n")[0]
+
+
+def test_every_source_that_the_readme_names_has_a_row_in_its_page() -> None:
+    known = (
+        "Hugging Face",
+        "PyTorch",
+        "TensorFlow",
+        "Flax",
+        "OpenAI",
+        "nanoGPT",
+        "llm.c",
+        "Megatron-LM",
+        "GGUF",
+        "LoRA",
+    )
+    rows = [row for row in TOLD["docs/sources.md"].splitlines() if row.startswith("| ")]
+    for name in known:
+        assert name in section("Sources")
+        assert name == "PyTorch" or any(name in row for row in rows), name
+
+
+def test_every_client_that_the_readme_names_was_seen_to_run_the_folder() -> None:
+    rows = [row for row in TOLD["docs/clients.md"].splitlines() if "| ok |" in row]
+    for name in ("Optimum", "onnxruntime-genai", "OpenVINO", "transformers", "transformers.js", "ONNX Runtime"):
+        assert name in section("Clients")
+        assert any(name in row for row in rows), name
+
+
+def test_what_the_readme_installs_and_requires_is_what_the_project_declares() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    told = README.partition("## The tool")[2].partition("The commands:")[0]
+    assert set(re.findall(r"`(\w+)`", told)) | {"docs"} == set(project["optional-dependencies"])
+    assert f"Python {project['requires-python'].removeprefix('>=')} or newer" in README
+    setup = (ROOT / "scripts" / "setup.sh").read_text(encoding="utf-8")
+    assert f"Python {project['requires-python'].removeprefix('>=')} or newer" in setup
+
+
+def test_every_head_of_the_readme_is_in_its_page() -> None:
+    rows = re.findall(r"^\| \w+ \| `([\w-]+)` \|", TOLD["docs/heads.md"], re.MULTILINE)
+    assert set(rows) == set(HEADS)
