@@ -117,6 +117,7 @@ random token ids, decode greedily, and may not stop early. What they do besides 
 cache in float16, the others in the precision they compute in. mobius is run in onnxruntime-genai, for which it is made,
 with its `model.type` corrected to "decoder". Optimum binds its inputs and outputs (`use_io_binding=True`).
 
+<!-- not run: takes one to two hours -->
 ```bash
 python scripts/benchmark.py peers --write docs/benchmarks.md
 ```

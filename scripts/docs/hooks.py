@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 import commands
+import drawing
 import excerpts
 import jinja2
 import latex2mathml.converter
@@ -19,13 +20,15 @@ from mkdocs.structure.pages import Page
 
 LEAVES_DOCS = re.compile(r"\[([^]]+)\]\((?:\.\./)+(?:tests|scripts|converter|reference)[^)]*\)")
 LINK_OF_README = re.compile(r"\]\((?:docs/)?([a-z/-]+)\.md\)")
-NOT_ON_THE_SITE = re.compile(r"\[([A-Z]+\.md)\]\([^)]*\)")
+CONTRIBUTING = "[CONTRIBUTING.md](CONTRIBUTING.md)"
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Formulas are written in fences called math, as GitHub has them, and become MathML, which needs no script."""
-    fence = {"name": "math", "class": "math", "format": formula}
-    config.mdx_configs.setdefault("pymdownx.superfences", {})["custom_fences"] = [fence]
+    """Draw formulas and flowcharts, in fences called math and mermaid as GitHub has them, without a script."""
+    fences = [
+        {"name": name, "class": name, "format": draw} for name, draw in (("math", formula), ("mermaid", flowchart))
+    ]
+    config.mdx_configs.setdefault("pymdownx.superfences", {})["custom_fences"] = fences
     return config
 
 
@@ -62,9 +65,14 @@ def text(file: str) -> str:
 
 def for_the_site(markdown: str) -> str:
     """Links from the top of the repository as links from the top of the site."""
-    return NOT_ON_THE_SITE.sub(r"`\1`", LINK_OF_README.sub(r"](\1.md)", markdown))
+    return LINK_OF_README.sub(r"](\1.md)", markdown.replace(CONTRIBUTING, "[Contributing](contributing.md)"))
 
 
 def formula(source: str, _language: str, css_class: str, *_: Any, **_options: Any) -> str:
     """TeX as MathML."""
     return f'<div class="{css_class}">{latex2mathml.converter.convert(source, display="block")}</div>'
+
+
+def flowchart(source: str, _language: str, css_class: str, *_: Any, **_options: Any) -> str:
+    """Mermaid as SVG."""
+    return f'<figure class="drawn wide {css_class}"><div class="scroll">{drawing.svg(source)}</div></figure>'

@@ -3,9 +3,10 @@
 The convention, which the pages keep and CONTRIBUTING.md tells:
 
 - a ``bash`` block is a script of its own; a ``python`` block goes on where the page's last one ended;
-- a block of either kind with ``title="FILE"`` is not run but saved as that file;
+- a block of any language with ``title="FILE"`` is not run but saved as that file;
 - a block with ``title="Output"`` is what the block before it prints (standard output and standard error);
-- ``<!-- not run: REASON -->`` on the line above says why a block cannot be run here.
+- ``<!-- not run: REASON -->`` on the line above says why a block cannot be run here;
+- ``text``, ``math`` and ``mermaid`` are no commands.
 
 Of a printed text words and whole numbers must be as shown. Numbers with a decimal point may be a tenth off, those in
 scientific notation ten times; times, speeds and amounts of memory are not compared. ``…`` stands for anything, on a
@@ -25,9 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+RUN = ("bash", "python")
+SHOWN = ("text", "math", "mermaid")
+
 FENCE = re.compile(
     r"(?:<!-- not run: (?P<reason>[^\n]+?) -->\n)?"
-    r"^(?P<margin> *)```(?P<language>bash|python|text)(?: title=\"(?P<title>[^\"]+)\")?[^\n]*\n"
+    r"^(?P<margin> *)```(?P<language>\w*)(?: title=\"(?P<title>[^\"]+)\")?[^\n]*\n"
     r"(?P<text>.*?)^(?P=margin)```$",
     re.MULTILINE | re.DOTALL,
 )
@@ -41,7 +45,7 @@ class Block:
     """One block of a page.
 
     Attributes:
-        language: bash or python.
+        language: what stands behind the fence; any but those of SHOWN.
         line: of the page.
         text: what is run.
         title: the file that it becomes, if it is one.
@@ -56,15 +60,20 @@ class Block:
     reason: str | None
     output: str | None = None
 
+    @property
+    def is_run(self) -> bool:
+        """Whether it is a command, rather than a file or something that cannot be run here."""
+        return self.title is None and self.reason is None
+
 
 def blocks(page: Path) -> list[Block]:
-    """The blocks of a page that are commands or Python, in order, each with its output."""
+    """Return every block of a page that is no plain text, in order, each with its output."""
     text, found = page.read_text(encoding="utf-8"), list[Block]()
     for match in FENCE.finditer(text):
         body, title = textwrap.dedent(match["text"]), match["title"]
         if title == OUTPUT:
             found[-1].output = body
-        elif match["language"] != "text":
+        elif match["language"] not in SHOWN:
             line = text.count("\n", 0, match.start()) + 1
             found.append(Block(match["language"], line, body, title, match["reason"]))
     return found
@@ -74,26 +83,32 @@ def run_page(page: Path, folder: Path) -> None:
     """Run a page's blocks in ``folder``; the first that fails or prints something else is an AssertionError."""
     names: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks(page):
-        if block.reason is not None:
-            continue
-        place = f"{page.name}, line {block.line}"
-        if block.title is not None:
-            (folder / block.title).parent.mkdir(parents=True, exist_ok=True)
-            (folder / block.title).write_text(block.text, encoding="utf-8")
-            continue
-        printed = _bash(block, folder, place) if block.language == "bash" else _python(block, folder, names, place)
-        if block.output is not None:
-            problem = difference(block.output, printed)
-            assert problem is None, f"{place}: {problem}\n--- shown\n{block.output}\n--- printed\n{printed}"
+        run_block(block, folder, names, f"{page.name}, line {block.line}")
 
 
-def _bash(block: Block, folder: Path, place: str) -> str:
+def run_block(block: Block, folder: Path, names: dict[str, Any], place: str, **environment: str) -> None:
+    """Run one block, or save it; ``names`` are those of the Python session, ``place`` is where the block stands."""
+    if block.reason is not None:
+        return
+    if block.title is not None:
+        (folder / block.title).write_text(block.text, encoding="utf-8")
+        return
+    assert block.language in RUN, f"{place}: a block of {block.language or 'no language'} is not run, and says not why"
+    printed = (
+        _bash(block, folder, place, environment) if block.language == "bash" else _python(block, folder, names, place)
+    )
+    if block.output is not None:
+        problem = difference(block.output, printed)
+        assert problem is None, f"{place}: {problem}\n--- shown\n{block.output}\n--- printed\n{printed}"
+
+
+def _bash(block: Block, folder: Path, place: str, environment: dict[str, str]) -> str:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     one_thread = {"OMP_NUM_THREADS": "1"}  # torch's, with models this small
     done = subprocess.run(
         ["bash", "-eu", "-c", block.text],
-        cwd=folder, env=os.environ | one_thread | {"PATH": path}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, check=False,
+        cwd=folder, env=os.environ | one_thread | {"PATH": path} | environment, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"{place}: exit code {done.returncode}\n{block.text}\n{done.stdout}"
     return done.stdout
