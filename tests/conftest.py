@@ -18,6 +18,7 @@ import transformers
 from converter.data import CHECKPOINT
 from converter.folder.convert import convert
 from reference.head import HEADS
+from tests.workplace import things  # noqa: F401 - a fixture
 
 torch.set_num_threads(1)  # models as small as these only lose time to threads that wait for each other
 gc.freeze()  # what the imports left is not looked at again whenever a leg's memory is released

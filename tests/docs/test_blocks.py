@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_examples import things  # noqa: F401
 from tests.docs.blocks import FENCE, RUN, Block, blocks, difference, run_block, run_page
 
 ROOT = Path(__file__).parents[2]
@@ -52,12 +51,12 @@ def test_every_block_of_a_page_runs_and_prints_what_is_shown(page: Path, tmp_pat
 def test_every_block_of_a_page_runs_beside_the_folders_that_it_names(
     page: Path,
     tmp_path: Path,
-    things: Path,  # noqa: F811
+    things: Path,
 ) -> None:
     run_page(page, copied(things, tmp_path / "here"))
 
 
-def copied(things: Path, here: Path) -> Path:  # noqa: F811
+def copied(things: Path, here: Path) -> Path:
     """Copy everything that a page reads; return the folder."""
     shutil.copytree(things, here, symlinks=True)
     for name, thing in NAMED.items():
@@ -73,7 +72,7 @@ WRITTEN = ("OUT", "gpt2-onnx", "my-gpt2-onnx")  # by README's commands
 
 
 @pytest.fixture
-def clone(tmp_path: Path, things: Path) -> Path:  # noqa: F811
+def clone(tmp_path: Path, things: Path) -> Path:
     """The repository as it is checked out, set up as scripts/setup.sh leaves it, with the things that README names."""
     here = copied(things, tmp_path / "here")
     for name in WRITTEN:
