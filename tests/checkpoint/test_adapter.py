@@ -469,7 +469,7 @@ def test_a_base_that_holds_a_weight_twice_is_still_refused(tmp_path: Path, base:
     weights = load_file(base / "model.safetensors")
     save_file(weights | {"ln_f.bias": np.ones(32, np.float32)}, base / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"base holds ln_f\.bias twice: as .*ln_f\.bias and"):
-        open_checkpoint(base, adapter=write(tmp_path / "adapter", pairs(MODULES)))
+        open_checkpoint(base, SourceOptions(adapter=write(tmp_path / "adapter", pairs(MODULES))))
 
 
 def test_dora_of_an_embedding_is_refused(tmp_path: Path, base: Path) -> None:

@@ -127,7 +127,7 @@ def test_a_name_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     state = state_dict()
     state["_orig_mod.transformer.wpe.weight"] = state["transformer.wpe.weight"]
     with pytest.raises(CheckpointError, match=r"ckpt\.pt holds transformer\.wpe\.weight twice: as .* and as _orig_mod"):
-        open_checkpoint(save(checkpoint(state), tmp_path), activation="gelu")
+        open_checkpoint(save(checkpoint(state), tmp_path), SourceOptions(activation="gelu"))
 
 
 def test_a_model_that_is_no_state_dict_is_refused(tmp_path: Path) -> None:

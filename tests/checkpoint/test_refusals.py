@@ -85,6 +85,7 @@ SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
 OPEN = """
 import json, resource, sys
 from converter.checkpoint.open import open_checkpoint
+from converter.checkpoint.options import SourceOptions
 from converter.errors import GPT2Error
 from converter.weights.ledger import account
 taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
