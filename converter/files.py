@@ -1,4 +1,4 @@
-"""JSON files, and what the operating system and Git LFS leave in the place of a file."""
+"""Read and write JSON files; say what the operating system said; refuse what Git LFS leaves in the place of a file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LFS_POINTER = b"version https://git-lfs"  # how the text begins that a clone wit
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in ``file``.
+    """Return the JSON object in ``file``.
 
     Raises:
         ConfigError: it is absent, unreadable, or something else than a JSON object.
@@ -33,19 +33,19 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:
-    """A JSON file as a person would want to read it."""
+    """Write a JSON file that people can read."""
     file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def reason(error: OSError) -> str:
-    """What the operating system said, and of which file."""
+    """Return what the operating system said, and of which file."""
     text = error.strerror or str(error)
     # A full disk is reported of the file that was read.
     return f"{text} ({error.filename})" if error.filename and error.errno != errno.ENOSPC else text
 
 
 def starts_with(file: Path, *magics: bytes) -> bool:
-    """Whether ``file`` is a file that begins with one of these bytes."""
+    """Tell whether ``file`` is a file that begins with one of these bytes."""
     if not file.is_file():
         return False
     with file.open("rb") as opened:

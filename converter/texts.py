@@ -1,4 +1,4 @@
-"""Texts in files that users bring."""
+"""Read texts from files that users bring."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from converter.errors import TextError
 
 
 def read_texts(file: Path) -> list[str]:
-    """The texts in a file: one of plain text, or one in each line of JSONL, under ``text``.
+    """Return the texts in a file: a plain text, or the ``text`` of each line of JSONL.
 
     Raises:
         TextError: it cannot be read, is no UTF-8, or a line has no text.
@@ -34,7 +34,7 @@ EXPECTED_LINE = '{"text": "…"}'
 
 
 def _text_in(line: str) -> str | None:
-    """What stands under ``text`` in a line of JSON; None if there is no text."""
+    """Return the ``text`` in a line of JSON; None if there is none."""
     try:
         text = json.loads(line)["text"]
     except (ValueError, KeyError, TypeError):

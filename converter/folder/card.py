@@ -108,7 +108,7 @@ OPERATORS = {
 
 
 def render(values: Mapping[str, Any], config: GPT2Config) -> str:
-    """A folder's README.md, from its manifest; the quality of its precisions is told once they were checked."""
+    """Return a folder's README.md, made from its manifest. It tells the quality of each precision that was checked."""
     usages, task = [GENERATE, snippets.render(values, config)], "text-generation"
     if config.head in TASKS:
         named, (arguments, text), gives = TASKS[config.head]
@@ -129,7 +129,7 @@ def render(values: Mapping[str, Any], config: GPT2Config) -> str:
 
 
 def files_table(values: Mapping[str, Any]) -> str:
-    """Each precision's files, what its weights are, and what was measured of it."""
+    """Return a table of the precisions: their files, what their weights are, and what was measured."""
     rows = [(*FILES, *(title for _, title in QUALITY))]
     rows.append(("---",) * len(rows[0]))
     for name, facts in values["precisions"].items():
@@ -147,7 +147,7 @@ def files_table(values: Mapping[str, Any]) -> str:
 
 
 def unsupported(values: Mapping[str, Any]) -> list[str]:
-    """Where the folder's precisions do not run, as a paragraph; none if they run everywhere."""
+    """Return a paragraph on where the folder's precisions do not run; empty if they run everywhere."""
     sentences = [
         f"{name} does not run in {client}: {why}."
         for (client, name), why in UNSUPPORTED.items()
@@ -157,7 +157,7 @@ def unsupported(values: Mapping[str, Any]) -> list[str]:
 
 
 def _weights(name: str, facts: Mapping[str, Any], values: Mapping[str, Any]) -> str:
-    """What became of the source's weights."""
+    """Say what became of the source's weights."""
     said = PRECISIONS[name].said
     widened = sorted({row["dtype"] for row in values["ledger"] if row["role"] == "used"} - {"float32"})
     if name == "fp32" and widened:

@@ -1,4 +1,4 @@
-"""The certificate: the verdict of a check, with the hashes of the files that it speaks of, in the folder's manifest.
+"""The certificate: the verdict of a check in the folder's manifest, with the hashes of the files that were checked.
 
 ``verify`` holds the files against it later, offline and without torch.
 """
@@ -24,7 +24,7 @@ KEY = "certificate"
 
 @dataclass(frozen=True)
 class Verification:
-    """What became of a folder since it was checked.
+    """What has changed in a folder since it was checked.
 
     Attributes:
         folder: the model folder.
@@ -41,12 +41,12 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether these are the files that were checked, and the check found a match."""
+        """Tell whether these are the files that were checked, and the check found a match."""
         return not self.changed and not self.missing and self.certificate.get("passed") is True
 
     @property
     def verdict(self) -> str:
-        """One sentence."""
+        """Return the result as one sentence."""
         when = self.certificate.get("date", "an unknown day")
         if self.missing:
             return f"{self.folder} is NOT what was checked on {when}: {self.missing[0]} is missing"
@@ -66,7 +66,7 @@ def write(
     facts: Mapping[str, Any],
     values: dict[str, Any] | None = None,
 ) -> None:
-    """Put a verdict into the folder's manifest, in place of an earlier one, with ``facts`` that it rests on.
+    """Write a verdict into the folder's manifest, with the ``facts`` that support it. It replaces an earlier verdict.
 
     Args:
         values: the manifest, if more of it is to change.
@@ -94,7 +94,7 @@ def write(
 
 
 def verify(folder: str | os.PathLike[str]) -> Verification:
-    """Hold a folder's files against its certificate.
+    """Compare a folder's files with its certificate.
 
     Raises:
         ModelFolderError: the folder has no certificate.
@@ -118,7 +118,7 @@ def verify(folder: str | os.PathLike[str]) -> Verification:
 
 
 def shipped_files(folder: Path) -> list[Path]:
-    """What a certificate speaks of: every file but the manifest itself, links, and what is hidden."""
+    """Return the files that a certificate covers: all but the manifest, links, and hidden files."""
 
     def counts(file: Path) -> bool:
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
@@ -128,6 +128,6 @@ def shipped_files(folder: Path) -> list[Path]:
 
 
 def sha256(file: Path) -> str:
-    """The hash of a file's bytes."""
+    """Return the hash of a file's bytes."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

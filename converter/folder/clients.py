@@ -1,4 +1,4 @@
-"""What each client of a model folder wants beside the graph: config.json and genai_config.json."""
+"""What clients need beside the graph: config.json and genai_config.json."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ UNSUPPORTED = {
 
 
 def runs(client: str, precision: str) -> bool:
-    """Whether a client, by its name on the model card, runs a precision."""
+    """Tell whether a client runs a precision; ``client`` is its name on the model card."""
     return (client, precision) not in UNSUPPORTED
 
 
 def token_ids(config: GPT2Config, *values: Mapping[str, Any]) -> dict[str, int | list[int]]:
-    """``bos``/``eos``/``pad`` ids, the later mapping winning, as far as the model has such tokens.
+    """Return the ids of the ``bos``, ``eos`` and ``pad`` tokens that the model has. Later mappings win.
 
     Padding is never looked at, so that any token serves; where none is named it is the end of text, or token 0.
     """
@@ -40,7 +40,7 @@ def token_ids(config: GPT2Config, *values: Mapping[str, Any]) -> dict[str, int |
 
 
 def known_ids(value: Any, vocab_size: int) -> int | list[int] | None:
-    """A token id, or those of a list, as far as the model has such tokens; None if it has none of them."""
+    """Return a token id, or the ids of a list, as far as the model has them; None if it has none."""
     ids = [i for i in (value if isinstance(value, list) else [value]) if type(i) is int and 0 <= i < vocab_size]
     if not ids:
         return None
@@ -48,7 +48,7 @@ def known_ids(value: Any, vocab_size: int) -> int | list[int] | None:
 
 
 def config_json(values: Mapping[str, Any], config: GPT2Config, precisions: Sequence[Precision]) -> dict[str, Any]:
-    """The source's ``config.json`` as it is true of the converted folder, with transformers.js's section."""
+    """Return the source's ``config.json`` as it holds for the converted folder, with transformers.js's section."""
     result = dict(values)
     result.pop("torch_dtype", None)
     result["dtype"] = "float32"
@@ -66,7 +66,7 @@ def config_json(values: Mapping[str, Any], config: GPT2Config, precisions: Seque
 
 
 def genai_config(config: GPT2Config, ids: Mapping[str, int | list[int]], model: str) -> dict[str, Any]:
-    """onnxruntime-genai's description of the graph in ``model``.
+    """Return onnxruntime-genai's description of the graph in ``model``.
 
     Its type is "decoder": what genai calls "gpt2" is a graph of another interface, with one cache tensor a layer.
     """

@@ -1,4 +1,4 @@
-"""Writes the model folder: graph, data file, and what clients want beside them."""
+"""Write the model folder: the graph, the data file, and the files that clients need."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Conversion:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Sentences for the user."""
+        """Return sentences for the user."""
         why = tokenizer.unavailable(self.out) or "the source has none that can be read"
         verb = "generate" if self.ledger.config.head_spec.predicts else "run"
         hint = f"; without it {verb} takes token ids (--ids)" if self.runs else ""
@@ -134,12 +134,12 @@ def convert(
 
 
 def _effort(row: Precision, layout: Plan, ledger: Ledger) -> float:
-    """Of a byte of this precision: every weight takes its time, in how few bytes it may end."""
+    """Return the work for one byte of a precision. Every weight takes its time, however few bytes it becomes."""
     return data_file.WRITE_EFFORT * row.effort * 4 * ledger.parameters / layout.nbytes
 
 
 def _kept(out: Path, mark: str, asked: Iterable[Precision]) -> dict[str, dict[str, Any]]:
-    """What the manifest of ``out`` says of the precisions that it holds already.
+    """Return what the manifest of ``out`` says of the precisions that it holds already.
 
     Raises:
         OutputError: it was made of another source, or holds one of those that are ``asked`` for.
@@ -163,7 +163,7 @@ def _kept(out: Path, mark: str, asked: Iterable[Precision]) -> dict[str, dict[st
 
 
 def _carry_over(out: Path, stage: Path, names: Iterable[str]) -> None:
-    """Files that stay go along by a second name, which is their only one once the old folder has gone."""
+    """Give files that stay a second name in the new folder. It is their only name once the old folder is gone."""
     for name in names:
         try:
             os.link(out / name, stage / name)
@@ -208,7 +208,7 @@ def _convert_in_place(
 
 
 def _refuse_in_place(checkpoint: Checkpoint, ledger: Ledger) -> None:
-    """The graph can only point at bytes that are right as they lie, in files that ONNX opens.
+    """Refuse a source that a graph cannot point into: its bytes must be right as they lie, in files that ONNX opens.
 
     Raises:
         OutputError: a weight is not float32, or lies in something else than a regular safetensors file.
@@ -237,7 +237,7 @@ def _refuse_in_place(checkpoint: Checkpoint, ledger: Ledger) -> None:
 
 
 def graph_files(ledger: Ledger, model: str) -> dict[str, str]:
-    """The head of each graph that a model becomes → its file, of which ``model`` is the first."""
+    """Return the head of each graph that a model becomes, and its file; ``model`` is the first file."""
     first, *others = ledger.per_graph
     return {first.config.head: model} | {part.config.head: second_graph(Path(model)).as_posix() for part in others}
 
@@ -250,7 +250,7 @@ def _write_graphs(
     opset: int,
     model: str | None = None,
 ) -> dict[str, Any]:
-    """The graphs of one precision, and what the manifest says of it."""
+    """Write the graphs of one precision, and return what the manifest says of it."""
     from converter.graph.build import build
     from converter.graph.layers import ACCURACY_LEVEL, layers_of
 
@@ -284,7 +284,7 @@ def _write_companions(
     mark: str,
     keep: Iterable[str] = (),
 ) -> tuple[str, ...]:
-    """Everything beside graph and weights; files in ``keep`` are read but not changed.
+    """Write all files beside graph and weights. Files in ``keep`` are read but not changed.
 
     Args:
         there: the precisions of the folder, and what the manifest says of each.

@@ -1,4 +1,4 @@
-"""What every folder that gpt2onnx writes has: the source's companions, and the manifest that says whence it came."""
+"""What every folder has that gpt2onnx writes: the source's companions, and a manifest that names the source."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def describe(
     packages: Mapping[str, str] | None = None,
     mark: str | None = None,
 ) -> dict[str, Any]:
-    """What ``gpt2onnx.json`` says of a folder. Nothing in it depends on when or where it was written.
+    """Return the content of ``gpt2onnx.json``. It does not depend on when or where the folder was written.
 
     Args:
         facts: what is said of this kind of folder alone.
@@ -67,7 +67,7 @@ def write(folder: Path, values: Mapping[str, Any], keep: Iterable[str] = ()) -> 
 
 
 def fingerprint(ledger: Ledger) -> str:
-    """What tells a checkpoint from others of its shape: a hash over the first numbers of each weight."""
+    """Return a hash over the first numbers of each weight. It tells a checkpoint from others of the same shape."""
     digest = hashlib.blake2b(digest_size=16)
     for name, weight in ledger.weights.items():
         digest.update(f"{name} {weight.dtype} {weight.shape}\n".encode())
@@ -78,12 +78,12 @@ def fingerprint(ledger: Ledger) -> str:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder; empty where there is none."""
+    """Return the manifest of a folder; empty if there is none."""
     return read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
 
 
 def refuse_source(folder: Path, values: Mapping[str, Any]) -> None:
-    """A folder that was written to be read by others holds no graph.
+    """Refuse a folder that was written for other programs and holds no graph.
 
     Raises:
         ModelFolderError: ``values``, its manifest, says so.

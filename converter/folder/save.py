@@ -1,4 +1,4 @@
-"""The other direction: any source as a Hugging Face folder, or as a state dict of the from-scratch model.
+"""Write any source as a Hugging Face folder, or as a state dict of the from-scratch model.
 
 Every tensor keeps its type and its bits, and where it lies as it is wanted the kernel copies it.
 """
@@ -45,7 +45,7 @@ Files = Mapping[str, Mapping[str, LazyTensor]]  # file name → name in it → t
 
 @dataclass(frozen=True)
 class Contents:
-    """What a folder consists of, beside what every folder has.
+    """The files of a folder, beside those that every folder has.
 
     Attributes:
         target: what ``--to`` calls it.
@@ -165,13 +165,13 @@ def _write(
 
 
 def huggingface_name(name: str, head: str) -> str:
-    """A canonical name as transformers' class with this head has it."""
+    """Return a canonical name as transformers' class with this head spells it."""
     bare = HEADS[head].bare or any(name == weight.name for weight in TABLE if weight.heads)
     return name if bare else f"transformer.{name}"
 
 
 def parse_size(size: int | str) -> int:
-    """A number of bytes: itself, or as ``5GB`` says it, in the decimal units of transformers.
+    """Return a number of bytes, given as a number or as ``5GB``, in the decimal units of transformers.
 
     Raises:
         ConfigError: it is nothing of the kind, or less than a byte.
@@ -189,7 +189,9 @@ def parse_size(size: int | str) -> int:
 
 
 def shards(tensors: Mapping[str, LazyTensor], limit: int) -> Files:
-    """Share tensors out among files of ``limit`` bytes, as transformers does: in turn, one that is larger by itself."""
+    """Distribute tensors over files of ``limit`` bytes, as transformers does: in order; a larger tensor gets its own
+    file.
+    """
     parts: list[dict[str, LazyTensor]] = []
     current: dict[str, LazyTensor] = {}
     room = limit
@@ -210,7 +212,7 @@ def shards(tensors: Mapping[str, LazyTensor], limit: int) -> Files:
 
 
 def index_json(files: Files, ledger: Ledger) -> dict[str, Any]:
-    """What says which file holds which tensor."""
+    """Return the index that says which file holds which tensor."""
     weight_map = {name: file for file, tensors in files.items() for name in tensors}
     total = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
     return {
@@ -220,7 +222,7 @@ def index_json(files: Files, ledger: Ledger) -> dict[str, Any]:
 
 
 def config_json(checkpoint: Checkpoint, ledger: Ledger) -> dict[str, Any]:
-    """The source's ``config.json`` as it is true of these weights, with everything spelled out that shapes the model.
+    """Return the source's ``config.json`` as it holds for these weights, with every key that shapes the model.
 
     Where weights are of several types it names float32, which holds them all: transformers gives every weight one type,
     and without a name that of the first.
@@ -239,12 +241,12 @@ def config_json(checkpoint: Checkpoint, ledger: Ledger) -> dict[str, Any]:
 
 
 def _token_ids(values: Mapping[str, Any], config: GPT2Config) -> dict[str, int | list[int] | None]:
-    """Each ``…_token_id``, null if the model has no such token: transformers warns of one that it has not."""
+    """Return each ``…_token_id``, null if the model has no such token: transformers would warn of it."""
     return {key: known_ids(value, config.vocab_size) for key, value in values.items() if key.endswith("_token_id")}
 
 
 def _correct_generation(checkpoint: Checkpoint, folder: Path, config: GPT2Config) -> None:
-    """Take out of ``generation_config.json`` what is no token of the model; else it stays as it is."""
+    """Remove ids from ``generation_config.json`` that are no tokens of the model."""
     if GENERATION_CONFIG in checkpoint.companions:
         values = read_json(checkpoint.companions[GENERATION_CONFIG])
         corrected = values | _token_ids(values, config)

@@ -1,4 +1,4 @@
-"""How each client opens a model folder that generates: the programs on the model card, run in the folder itself."""
+"""The programs on the model card that open a model folder in each client. They are run in the folder itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NEW_TOKENS = 40
 
 @dataclass(frozen=True)
 class Snippet:
-    """A program.
+    """The program of one client.
 
     Attributes:
         client: its heading, and its name in ``clients.UNSUPPORTED``.
@@ -107,7 +107,7 @@ SNIPPETS = (
 
 
 def render(values: Mapping[str, Any], config: GPT2Config) -> str:
-    """The sections of the clients that run one of the folder's precisions; each runs the first that it can.
+    """Return the sections of the clients that run one of the folder's precisions. Each uses the first that it runs.
 
     Args:
         values: the folder's manifest.

@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all."""
+"""Write a folder that appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MENDS: dict[int | None, str] = {
 
 @contextmanager
 def staged(out: Path, force: bool = False) -> Iterator[Path]:
-    """A new folder beside ``out`` that takes its place when the block ends well, and vanishes when it does not.
+    """Open a new folder beside ``out``. It takes the place of ``out`` if the block succeeds, and vanishes otherwise.
 
     Args:
         force: replace an existing ``out``, if it carries our manifest.
@@ -81,28 +81,28 @@ def _refuse_existing(out: Path, force: bool) -> None:
 
 
 def files_in(folder: Path) -> set[str]:
-    """The names of all files below a folder, links included."""
+    """Return the names of all files below a folder, links included."""
     return {str(file.relative_to(folder)) for file in folder.rglob("*") if not file.is_dir() or file.is_symlink()}
 
 
 def second_graph(model: Path) -> Path:
-    """The file of the graph that a model's second head becomes: ``model_multiple_choice.onnx``."""
+    """Return the file of the graph of a model's second head: ``model_multiple_choice.onnx``."""
     return model.with_stem(f"{model.stem}_multiple_choice")
 
 
 def bytes_in(folder: Path) -> int:
-    """The size of all files below a folder, links apart."""
+    """Return the size of all files below a folder, without links."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
 
 
 def written_files(folder: Path) -> set[str]:
-    """The names of the files that the folder's manifest says we wrote, the manifest among them."""
+    """Return the names of the files that the folder's manifest lists, and of the manifest itself."""
     names = read_json(folder / MANIFEST).get("files")
     return {MANIFEST, *map(str, names)} if isinstance(names, list) else {MANIFEST}
 
 
 def _swap(stage: Path, out: Path, aside: Path) -> None:
-    """Put the new folder in the old one's place; between the two renames ``_recover`` knows what to do."""
+    """Put the new folder in the old one's place. If it is killed between the two renames, ``_recover`` repairs it."""
     if out.exists() and any(out.iterdir()):
         out.rename(aside)
         try:
@@ -116,7 +116,7 @@ def _swap(stage: Path, out: Path, aside: Path) -> None:
 
 
 def _recover(out: Path, aside: Path) -> None:
-    """Tidy up after a conversion that was killed: put the old folder back, throw half-written ones away."""
+    """Clean up after a conversion that was killed: restore the old folder, and remove half-written ones."""
     if aside.exists():
         if out.exists():
             shutil.rmtree(aside)
@@ -126,7 +126,7 @@ def _recover(out: Path, aside: Path) -> None:
 
 
 def stage_name(prefix: str) -> str:
-    """The name of a half-written folder: whose it is can be read off it."""
+    """Return the name of a half-written folder, which tells the process that it belongs to."""
     return f"{prefix}{os.getpid()}-{secrets.token_hex(4)}"
 
 
@@ -154,7 +154,7 @@ def _alive(pid: int) -> bool:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[bool]:
-    """Hold a lock that ends with this process, also where processes are numbered apart (containers, other hosts)."""
+    """Hold a lock that ends with this process. It works across containers and hosts, too."""
     if fcntl is None:
         yield False
         return

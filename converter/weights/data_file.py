@@ -1,4 +1,5 @@
-"""Safetensors files: the data file that ONNX initializers point into by byte offset, and weights for other programs.
+"""Write safetensors files: the data file that ONNX initializers point into by byte offset, and weights for other
+programs.
 
 Bytes of the right type are moved by the kernel and never enter this process; narrower ones are widened a piece at a
 time. While that goes on, one pass over the source looks for NaN and infinity.
@@ -53,20 +54,20 @@ SCAN_EFFORT, WRITE_EFFORT = 1, 4
 
 @dataclass(frozen=True)
 class Spec:
-    """What a tensor of the file is: a key of ``DTYPES``, and its dimensions."""
+    """The type and shape of a tensor in the file; ``dtype`` is a key of ``DTYPES``."""
 
     dtype: str
     shape: tuple[int, ...]
 
     @property
     def nbytes(self) -> int:
-        """The bytes that it takes."""
+        """Return the bytes that the tensor takes."""
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The layout of a data file: the bytes of its header, and each tensor's offset and length, in the file's order."""
+    """The layout of a data file: its header, and the offset and length of each tensor, in the file's order."""
 
     header: bytes
     places: Mapping[str, tuple[int, int]]
@@ -74,7 +75,7 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """The length of the whole file."""
+        """Return the length of the whole file."""
         return len(self.header) + sum(length for _, length in self.places.values())
 
 
@@ -129,7 +130,9 @@ class Counter:
         self.done, self.lock = 0.0, threading.Lock()
 
     def part(self, nbytes: int, effort: float) -> Progress:
-        """A kind of work: ``nbytes`` to come, of which each takes ``effort``; to be told of them as they are done."""
+        """Add a kind of work: ``nbytes`` that take ``effort`` each. Return a function that is told of bytes as they are
+        done.
+        """
         self.total += round(nbytes * effort)
 
         def advance(count: int) -> None:
@@ -141,14 +144,14 @@ class Counter:
         return advance
 
     def scan(self, weights: Mapping[str, LazyTensor], wanted: bool = True) -> Progress | None:
-        """Looking at every weight, if that is wanted."""
+        """Add the reading of every weight, if it is wanted; see ``part``."""
         return self.part(sum(weight.nbytes for weight in weights.values()), SCAN_EFFORT) if wanted else None
 
 
 def write(
     file: Path, layout: Plan, weights: Mapping[str, LazyTensor], scan: Progress | None, progress: Progress
 ) -> None:
-    """Write the data file, looking at every number on the way unless ``scan`` is None.
+    """Write the data file, and check every number on the way unless ``scan`` is None.
 
     Args:
         scan: told how many bytes were looked at.
@@ -173,7 +176,7 @@ def write(
 
 
 def refuse_nonfinite(tensor: LazyTensor, progress: Progress | None = None) -> None:
-    """Look at every number of a weight; one that is seen transposed is looked at, and spoken of, as the file has it.
+    """Check that every number of a weight is finite. A weight that is seen transposed is read as the file has it.
 
     Raises:
         CheckpointError: one of them is NaN or infinite.
@@ -196,14 +199,14 @@ def refuse_nonfinite(tensor: LazyTensor, progress: Progress | None = None) -> No
 
 
 def scan_all(weights: Mapping[str, LazyTensor], progress: Progress | None) -> None:
-    """``refuse_nonfinite`` for every weight."""
+    """Call ``refuse_nonfinite`` for every weight."""
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
         for _ in pool.map(lambda weight: refuse_nonfinite(weight, progress), weights.values()):
             pass
 
 
 def write_pieces(file: Path, layout: Plan, pieces: Iterable[tuple[str, np.ndarray]], progress: Progress) -> None:
-    """Write a data file of tensors that come in pieces, each tensor's in order, the tensors in any.
+    """Write a data file from pieces of tensors. The pieces of one tensor come in order; tensors may alternate.
 
     Raises:
         OSError: the file cannot be written.
@@ -232,7 +235,7 @@ def _write_tensor(target: FileIO, tensor: LazyTensor, dtype: str, progress: Prog
 
 
 def converted(chunk: np.ndarray, tensor: LazyTensor, dtype: str) -> np.ndarray:
-    """A chunk of a tensor in another type.
+    """Return a chunk of a tensor in another type.
 
     Raises:
         CheckpointError: float16 does not hold one of its numbers.
@@ -274,8 +277,9 @@ def copy(source: FileIO, target: FileIO, start: int, nbytes: int, progress: Prog
 
 
 def _pieces(start: int, position: int, nbytes: int) -> Iterator[int]:
-    """Lengths that add up to ``nbytes``; where source and target lie alike in their blocks, whole blocks are asked for
-    apart from the rest, so that the file system can share them."""
+    """Yield lengths that add up to ``nbytes``. If source and target have the same place in a block of the file system,
+    whole blocks get a piece of their own, so that the file system can share them.
+    """
     head = min(-start % BLOCK_BYTES, nbytes) if (start - position) % BLOCK_BYTES == 0 else 0
     tail = (nbytes - head) % BLOCK_BYTES
     whole = nbytes - head - tail
@@ -283,7 +287,7 @@ def _pieces(start: int, position: int, nbytes: int) -> Iterator[int]:
 
 
 def _kernel_copy(source: FileIO, target: FileIO, start: int, nbytes: int) -> int:
-    """How many bytes the kernel copied; fewer than asked where it cannot go on."""
+    """Copy in the kernel; return how many bytes it copied, fewer than asked for if it cannot go on."""
     done = 0
     while done < nbytes and hasattr(os, "copy_file_range"):
         try:

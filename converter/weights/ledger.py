@@ -1,4 +1,4 @@
-"""The ledger, which holds a source's tensors against the table of GPT-2's parameters and accounts for each of them."""
+"""The ledger: it compares a source's tensors with the table of GPT-2's parameters, and accounts for each tensor."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Ledger:
-    """Every tensor of a source, accounted for.
+    """Every tensor of a source, and what became of it.
 
     Attributes:
         config: the architecture, with ``tie_word_embeddings`` as the tensors have it.
@@ -66,7 +66,7 @@ class Ledger:
 
     @property
     def parameters(self) -> int:
-        """The number of parameters, a tied head counted once."""
+        """Return the number of parameters; a tied head counts once."""
         return sum(tensor.size for tensor in self.weights.values())
 
     @property
@@ -90,7 +90,7 @@ def read_source(source: str | os.PathLike[str], asked: SourceOptions, bars: bool
 
 
 def account(checkpoint: Checkpoint, ignore: Iterable[str] = ()) -> Ledger:
-    """Hold every tensor of ``checkpoint`` against the table.
+    """Compare every tensor of ``checkpoint`` with the table.
 
     Args:
         ignore: globs of tensors to leave aside, matched against the source's name and the canonical one.
@@ -122,13 +122,13 @@ def account(checkpoint: Checkpoint, ignore: Iterable[str] = ()) -> Ledger:
 
 
 def _with_head(checkpoint: Checkpoint, found: Mapping[str, LazyTensor]) -> Checkpoint:
-    """The checkpoint with the head that its tensors are, if nothing else says what stands on the body."""
+    """Return the checkpoint with the head that its tensors show, if neither the user nor the config names one."""
     heads = {head for name, head in HEAD_WEIGHTS.items() if name in found}
     return checkpoint if checkpoint.states_head or len(heads) != 1 else checkpoint.with_head(heads.pop())
 
 
 def _leave_other_heads(config: GPT2Config, entries: list[Entry], found: dict[str, LazyTensor]) -> list[Entry]:
-    """Take out of ``found`` what belongs to other heads than the one that was asked for."""
+    """Remove from ``found`` what belongs to other heads than the one that was asked for."""
     surplus = {weight.name for weight in TABLE if not weight.belongs_to(config)} & found.keys()
     for name in surplus:
         del found[name]
@@ -136,7 +136,7 @@ def _leave_other_heads(config: GPT2Config, entries: list[Entry], found: dict[str
 
 
 def _sort(checkpoint: Checkpoint, globs: tuple[str, ...]) -> tuple[list[Entry], dict[str, LazyTensor]]:
-    """Say what each tensor is by its name alone."""
+    """Decide by its name alone what each tensor is."""
     known = {weight.name: weight.layout for weight in TABLE}
     entries: list[Entry] = []
     found: dict[str, LazyTensor] = {}
@@ -167,13 +167,13 @@ def _sort(checkpoint: Checkpoint, globs: tuple[str, ...]) -> tuple[list[Entry], 
 
 
 def _glob(names: list[str]) -> str:
-    """What matches all of ``names`` if they share a module, else the first of them."""
+    """Return a glob that matches all of ``names`` if they share a module, else the first name."""
     shared = os.path.commonprefix(names).rpartition(".")[0]  # noqa: RUF071 - names, not paths
     return f"{shared}.*" if len(names) > 1 and shared else names[0]
 
 
 def _match(checkpoint: Checkpoint, config: GPT2Config, found: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Take out of ``found`` what the architecture asks for, in the table's order."""
+    """Remove from ``found`` what the architecture needs, and return it in the table's order."""
     left = dict(found)
     weights: dict[str, LazyTensor] = {}
     for name, _layout, shape in parameters(config):
@@ -204,7 +204,7 @@ def _match(checkpoint: Checkpoint, config: GPT2Config, found: dict[str, LazyTens
 
 
 def same_bytes(a: LazyTensor, b: LazyTensor) -> bool:
-    """Whether two tensors are equal bit for bit; read a piece at a time unless they are one and the same."""
+    """Tell whether two tensors are equal bit for bit. They are read piece by piece, unless they are the same bytes."""
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
     if a.in_file and b.in_file and (a.file, a.offset) == (b.file, b.offset):
@@ -213,7 +213,7 @@ def same_bytes(a: LazyTensor, b: LazyTensor) -> bool:
 
 
 def _pieces(tensor: LazyTensor) -> Iterator[bytes]:
-    """A tensor's bytes in pieces of one size, however it is stored."""
+    """Yield a tensor's bytes in pieces of one size, however it is stored."""
     held = b""
     for chunk in tensor.chunks():
         held += chunk.tobytes()

@@ -1,4 +1,4 @@
-"""Makes quantized weights: whole numbers of 4 or 8 bits, a scale for each block of them.
+"""Quantize weights to integers of 4 or 8 bits, with a scale for each block of them.
 
 A weight is cut along its input dimension, and dequantized as (number − zero point) · scale; the layout is that of ONNX
 Runtime's MatMulNBits. Numbers are rounded to nearest between each block's extremes.
@@ -36,7 +36,7 @@ class Rows:
 
 
 def row_pieces(weight: LazyTensor) -> Iterator[np.ndarray]:
-    """A matrix in float32, a bounded number of whole rows at a time."""
+    """Yield a matrix in float32, a bounded number of whole rows at a time."""
     width = weight.shape[1]
     step = max(1, PIECE_BYTES // (4 * width)) * width
     held = np.empty(0, np.float32)
@@ -50,7 +50,7 @@ def row_pieces(weight: LazyTensor) -> Iterator[np.ndarray]:
 
 
 def quantize_rows(rows: np.ndarray, blocks: Blocks) -> Rows:
-    """``[rows, inputs]`` float32."""
+    """Quantize the rows of a float32 matrix ``[rows, inputs]``; return numbers, scales and zero points."""
     count, size = blocks.count(rows.shape[1]), blocks.size_for(rows.shape[1])
     padded = np.zeros((len(rows), count * size), np.float32)
     padded[:, : rows.shape[1]] = rows
@@ -64,7 +64,7 @@ def quantize_rows(rows: np.ndarray, blocks: Blocks) -> Rows:
 
 
 def _range(values: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
-    """Scales and zero points of blocks ``[rows, blocks, size]``; zero is always in the range, exactly.
+    """Return scales and zero points of blocks ``[rows, blocks, size]``. Zero is always in the range, exactly.
 
     Narrower ranges, which clip extremes to lower the squared error, were tried: KL and perplexity stayed as they were.
     """
@@ -77,12 +77,12 @@ def _range(values: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _nonzero(scales: np.ndarray) -> np.ndarray:
-    """A block of nothing but zeros may have any scale."""
+    """Replace scales of 0 by 1: a block of zeros may have any scale."""
     return np.where(scales == 0, 1, scales).astype(np.float32)
 
 
 def pack(numbers: np.ndarray, bits: int) -> np.ndarray:
-    """``[rows, n]`` numbers as bytes, two of 4 bits to one; an odd one out is followed by 0."""
+    """Pack numbers ``[rows, n]`` into bytes: two 4-bit numbers to a byte, with a 0 after an odd last one."""
     numbers = numbers.astype(np.uint8)
     if bits == 8:
         return numbers
@@ -92,14 +92,14 @@ def pack(numbers: np.ndarray, bits: int) -> np.ndarray:
 
 
 def unpack(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """The first ``count`` numbers of each row."""
+    """Return the first ``count`` numbers of each row."""
     if bits == 8:
         return packed[:, :count]
     return np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)[:, :count]
 
 
 def dequantize(rows: Rows, blocks: Blocks, width: int) -> np.ndarray:
-    """``[rows, width]`` float32, as MatMulNBits has them."""
+    """Return the weights ``[rows, width]`` in float32, as MatMulNBits computes with them."""
     count, size = blocks.count(width), blocks.size_for(width)
     numbers = unpack(rows.numbers, blocks.bits, count * size).reshape(-1, count, size).astype(np.float32)
     zeros = blocks.middle if rows.zero_points is None else unpack(rows.zero_points, blocks.bits, count)[..., None]
@@ -108,8 +108,9 @@ def dequantize(rows: Rows, blocks: Blocks, width: int) -> np.ndarray:
 
 
 def not_nearest(rows: Rows, source: np.ndarray, blocks: Blocks) -> tuple[int, int] | None:
-    """Where rows are not the numbers nearest to their source's, if anywhere: further off than half a step, with a step
-    left that leads nearer."""
+    """Return the place of a number that is not the nearest to the source's; None if there is none. Such a number is
+    more than half a step away, and one step would bring it nearer.
+    """
     count, size = blocks.count(source.shape[1]), blocks.size_for(source.shape[1])
     numbers = unpack(rows.numbers, blocks.bits, count * size)[:, : source.shape[1]].astype(np.float32)
     steps = np.repeat(rows.scales, size, axis=1)[:, : source.shape[1]]

@@ -1,4 +1,4 @@
-"""What GPT-2 consists of, as a table.
+"""The table of GPT-2's parameters.
 
 The table alone decides what a tensor is and how it lies; no decision here or elsewhere looks at a shape.
 """
@@ -95,14 +95,14 @@ BUFFERS = ("h.{i}.attn.bias", "h.{i}.attn.masked_bias")
 
 
 def canonical(name: str) -> str:
-    """A source's name without the prefixes that wrappers put before it."""
+    """Return a source's name without the prefixes that wrappers put before it."""
     while prefix := next((p for p in PREFIXES if name.startswith(p)), None):
         name = name[len(prefix) :]
     return name
 
 
 def parameters(config: GPT2Config) -> Iterator[tuple[str, Layout, tuple[int, ...]]]:
-    """Canonical name, layout and shape of every parameter of a GPT-2, in the order data flows through them."""
+    """Yield the canonical name, layout and shape of every parameter of a GPT-2, in the order in which data flows."""
     needed = [weight for weight in TABLE if weight.needed(config)]
     blocks = [weight for weight in needed if "{i}" in weight.name]
     before = needed[: needed.index(blocks[0])]
