@@ -1,4 +1,4 @@
-"""What the head of a model can say of a text."""
+"""What the head of a model says of a text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels and their probabilities, or of a regression its values; the largest first."""
+    """Labels and their probabilities, or the values of a regression; the largest first."""
 
     scores: dict[str, float]
     probabilities: bool = True
@@ -19,7 +19,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class TokenLabels:
-    """For each token where it stands in the text, its likeliest label and that label's probability.
+    """The likeliest label of each token, its probability, and where the token stands in the text.
 
     Attributes:
         tokens: ``(first character, end, text, label, probability)``; of token ids the places are those of the ids.
@@ -30,7 +30,7 @@ class TokenLabels:
 
 @dataclass(frozen=True)
 class Span:
-    """A part of the text that answers the question, where it stands there, and how probable it is."""
+    """The part of the text that answers the question, its place, and its probability."""
 
     text: str
     start: int
@@ -40,7 +40,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Choice:
-    """How probable a text is among those that it was given with, and its score."""
+    """The probability of a text among the choices it was given with, and its score."""
 
     probability: float
     score: float
@@ -54,7 +54,7 @@ class Embedding:
 
     @property
     def mean(self) -> np.ndarray:
-        """Over the tokens, ``[n_embd]``."""
+        """Return the mean over the tokens, ``[n_embd]``."""
         return self.tokens.mean(axis=0)
 
 

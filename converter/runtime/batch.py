@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Batch:
-    """The cache of several rows, padded on the left, and which of its slots count.
+    """The cache of several rows, padded on the left, and the slots of it that count.
 
     Args:
         model: what runs them.
@@ -30,7 +30,7 @@ class Batch:
         self._cache = model.empty_cache(len(prompts))
 
     def prefill(self) -> np.ndarray:
-        """Run the prompts; the logits after each, ``[rows, vocab_size]`` float32."""
+        """Run the prompts; return the logits after each, ``[rows, vocab_size]`` float32."""
         longest = int(self._next.max())
         ids = np.full((len(self._prompts), longest), self.model.pad_id, np.int64)
         for i, prompt in enumerate(self._prompts):
@@ -40,30 +40,30 @@ class Batch:
         return self._run(ids, positions, keep=1)[:, -1]
 
     def step(self, tokens: Sequence[int]) -> np.ndarray:
-        """Run one more token of each row; the logits after it, ``[rows, vocab_size]`` float32."""
+        """Run one more token of each row; return the logits after it, ``[rows, vocab_size]`` float32."""
         logits = self._run(np.array(tokens, np.int64)[:, None], self._next, keep=1)
         self._next += 1
         return logits[:, -1]
 
     def run(self, tokens: Sequence[int]) -> np.ndarray:
-        """Run several more tokens of the only row; the logits after each, ``[tokens, vocab_size]`` float32."""
+        """Run several more tokens of the only row; return the logits after each, ``[tokens, vocab_size]`` float32."""
         logits = self._run(np.array([tokens], np.int64), self._next + np.arange(len(tokens)), keep=0)
         self._next += len(tokens)
         return logits[0]
 
     def take_back(self, count: int) -> None:
-        """Forget the last tokens of the only row."""
+        """Remove the last tokens of the only row."""
         self._cache.cut(self._cache.used - count)
         self._next -= count
 
     def keep(self, rows: Sequence[int] | np.ndarray) -> None:
-        """Go on with these rows, in this order, some perhaps several times."""
+        """Keep these rows, in this order; a row may be kept several times."""
         rows = np.asarray(rows)
         self._mask, self._next = self._mask[rows], self._next[rows]
         self._cache.keep_rows(rows)
 
     def close_up(self) -> None:
-        """Drop the slots that no row looks at."""
+        """Remove the slots that are padding in every row."""
         used = self._cache.used
         slots = np.flatnonzero(self._mask[:, :used].any(axis=0))
         if len(slots) < used:

@@ -21,7 +21,7 @@ IMPOSSIBLE = -1e9  # the score of a beam that there is not; transformers' number
 def search(
     model: Model, prompts: list[list[int]], options: GenerationOptions, tick: Callable[[], None], on_text: OnText | None
 ) -> tuple[list[Row], list[float]]:
-    """The best texts of each prompt, the best first, and their scores.
+    """Return the best texts of each prompt, the best first, and their scores.
 
     Args:
         model: what runs them.
@@ -45,7 +45,7 @@ def search(
 
 
 def _run(batch: Batch, searches: list[Search], beams: int, tick: Callable[[], None]) -> None:
-    """Run the searches side by side until the last is over; those that are over leave the batch."""
+    """Run the searches side by side until the last ends. A search that has ended leaves the batch."""
     logits = batch.prefill()
     order = np.repeat(np.arange(len(searches)), beams)  # the beams of a prompt begin as one
     batch.keep(order)
@@ -95,7 +95,7 @@ class Search:
         self._histories = [History(prompt, limit) for _ in range(options.beams)] if options.penalises else []
 
     def advance(self, scores: np.ndarray) -> None:
-        """One token more; ``scores`` are log-probabilities, ``[beams, vocab_size]`` float64."""
+        """Take one more token; ``scores`` are log-probabilities, ``[beams, vocab_size]`` float64."""
         if self._histories:
             scores = np.stack([self.options.penalise(*given) for given in zip(scores, self._histories, strict=True)])
         totals, origins, tokens = self._best(scores)
@@ -114,14 +114,14 @@ class Search:
         self.over = bool(ends.all()) or self._settled()
 
     def _best(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The likeliest continuations of all beams, the likeliest first: their scores, beams and tokens."""
+        """Return scores, beams and tokens of the likeliest continuations of all beams, the likeliest first."""
         totals = (scores + self._scores[:, None]).ravel()
         some = np.argpartition(totals, -self._candidates)[-self._candidates :]
         some = some[np.lexsort((some, -totals[some]))]
         return totals[some], *np.divmod(some, scores.shape[1])
 
     def _stopped(self, origins: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """Which continuations complete a stop string; ``[candidates]`` bool."""
+        """Tell which continuations complete a stop string; bool ``[candidates]``."""
         if not self.options.stop or self.tokenizer is None:
             return np.zeros(len(tokens), bool)
         # A token is a byte or more: a stop string that ends with the newest lies in so many; the one before is context.
@@ -137,7 +137,7 @@ class Search:
         return np.array(stopped)
 
     def _finish(self, totals: np.ndarray, origins: np.ndarray, tokens: np.ndarray, ends: np.ndarray) -> None:
-        """Take in what ended among the first candidates, as many as there are beams, and keep the best."""
+        """Take in the first candidates that have ended, as many as there are beams, and keep the best."""
         for i in np.flatnonzero(ends[: self.options.beams]):
             ids = [*self._ids[origins[i], : self._length - 1].tolist(), int(tokens[i])]
             self.finished.append((float(totals[i]) / self._length**self.options.length_penalty, ids))
@@ -149,7 +149,7 @@ class Search:
         return len(self.finished) == self.options.beams
 
     def _settled(self) -> bool:
-        """Whether as many texts have ended as there are beams, and, as far as one looks, no running one is better."""
+        """Tell whether as many texts have ended as there are beams, and no running text can be better."""
         if not self._full or self.options.early_stopping is True:
             return self._full
         never = self.options.early_stopping == "never" and self.options.length_penalty > 0
@@ -158,6 +158,6 @@ class Search:
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last dimension, in float64."""
+    """Return the logarithm of softmax over the last dimension, in float64."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

@@ -41,27 +41,27 @@ class Cache(ABC):
 
     @abstractmethod
     def step(self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int) -> np.ndarray:
-        """Run new tokens, which become part of the cache; see ``Model.step``."""
+        """Run new tokens and add them to the cache; see ``Model.step``."""
 
     @abstractmethod
     def keep_rows(self, rows: np.ndarray) -> None:
-        """Go on with these rows, in this order, some perhaps several times."""
+        """Keep these rows, in this order; a row may be kept several times."""
 
     @abstractmethod
     def keep_slots(self, slots: np.ndarray) -> None:
-        """Go on with these slots of every row, which ascend."""
+        """Keep these slots of every row, in ascending order."""
 
     def cut(self, used: int) -> None:
-        """Go on with the first slots only."""
+        """Keep the first slots only."""
         self.keep_slots(np.arange(used))
 
     @abstractmethod
     def arrays(self) -> list[np.ndarray]:
-        """Keys and values of each layer in turn, ``[batch, n_head, used, head_dim]``."""
+        """Return keys and values of each layer in turn, ``[batch, n_head, used, head_dim]``."""
 
 
 class GrowingCache(Cache):
-    """The cache as the shipped graph has it: every step returns a new one, longer by its tokens."""
+    """The cache of the shipped graph: every step returns a new cache, longer by the new tokens."""
 
     def __init__(self, model: Decoder, batch: int) -> None:
         self.model, self.devices = model, [device_of(model.device)] * (2 * model.config.n_layer)
@@ -88,7 +88,7 @@ class GrowingCache(Cache):
         self.used = len(slots)
 
     def _take(self, indices: np.ndarray, axis: int) -> None:
-        """Gather where the cache lies."""
+        """Gather rows or slots where the cache lies."""
         indices = np.ascontiguousarray(indices, np.int64)
         pasts, presents = self.model.cache_names
         feeds = dict(zip(["indices", *pasts], [on_cpu(indices), *self.values], strict=True))
@@ -99,7 +99,7 @@ class GrowingCache(Cache):
 
 
 class InPlaceCache(Cache):
-    """Buffers with slots to spare, into which the graph of ``converter.runtime.in_place`` writes what is new.
+    """Buffers with slots to spare. The graph of ``converter.runtime.in_place`` writes new keys and values into them.
 
     Nothing is copied but when they are full, and when rows leave or change places.
     """
@@ -110,7 +110,7 @@ class InPlaceCache(Cache):
         self.values: list[Any] = []
 
     def _buffer(self, batch: int, slots: int) -> np.ndarray:
-        """Of one layer: keys and values, ``[2, batch, n_head, slots, head_dim]``; one that is large has large pages."""
+        """Return the buffer of one layer, keys and values: ``[2, batch, n_head, slots, head_dim]``."""
         config = self.model.config
         return np.empty((2, batch, config.n_head, slots, config.head_dim), np.float32)
 
@@ -153,7 +153,7 @@ class InPlaceCache(Cache):
             self._move(range(self.batch), whole + -whole % SLOT_MULTIPLE)
 
     def _move(self, rows: Sequence[int] | np.ndarray, slots: int) -> None:
-        """Into new buffers, a layer at a time, so that no more than one of them is there twice."""
+        """Move rows into new buffers, one layer at a time, so that only one layer is in memory twice."""
         self.values.clear()
         for i, old in enumerate(self.buffers):
             self.buffers[i] = self._buffer(len(rows), slots)
@@ -183,7 +183,7 @@ class InPlaceCache(Cache):
 
 
 def attention_bias(mask: np.ndarray, new: int) -> np.ndarray:
-    """What is added to the scores of ``new`` tokens: 0, or ``MASKED`` at padding.
+    """Return what is added to the scores of ``new`` tokens: 0, or ``MASKED`` at padding.
 
     Args:
         mask: ``[batch, total]``, 0 for padding.

@@ -20,7 +20,7 @@ CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tens
 
 
 def cache_names(n_layer: int) -> tuple[list[str], list[str]]:
-    """The names of a cache of ``n_layer`` layers, as inputs and as outputs of a graph."""
+    """Return the names of a cache of ``n_layer`` layers, as inputs and as outputs of a graph."""
     parts = [f"{i}.{part}" for i in range(n_layer) for part in ("key", "value")]
     return [f"past_key_values.{part}" for part in parts], [f"present.{part}" for part in parts]
 
@@ -43,17 +43,17 @@ class Decoder:
 
     @cached_property
     def cache_names(self) -> tuple[list[str], list[str]]:
-        """The cache's names as inputs and as outputs."""
+        """Return the cache's names as inputs and as outputs."""
         return cache_names(self.config.n_layer)
 
     @cached_property
     def cache_type(self) -> Any:
-        """The cache's element type, numpy's."""
+        """Return the cache's element type, numpy's."""
         name = self.cache_names[0][0]
         return next(CACHE_TYPES[value.type] for value in self.session.get_inputs() if value.name == name)
 
     def gather(self, axis: int) -> InferenceSession:
-        """A session that takes rows (axis 0) or slots (axis 2) of a cache, where it lies."""
+        """Return a session that takes rows (axis 0) or slots (axis 2) of a cache, where it lies."""
         if axis not in self._gathers:
             self._gathers[axis] = open_gather(*self.cache_names, self.cache_type, axis, self.session.get_providers()[0])
         return self._gathers[axis]

@@ -21,14 +21,14 @@ from converter.runtime.speculation import Speculation, speculate
 
 
 class Clock:
-    """What a generation took: until its first token, and after it."""
+    """The time until the first token of a generation, and the time after it."""
 
     def __init__(self) -> None:
         self.began = time.perf_counter()
         self.first = self.last = self.began
 
     def tick(self) -> None:
-        """A token has been chosen."""
+        """Note that a token has been chosen."""
         self.last = time.perf_counter()
         if self.first == self.began:
             self.first = self.last
@@ -36,7 +36,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Generation:
-    """What was generated, row by row in the order of the prompts; the texts of one prompt follow each other.
+    """What was generated, row by row in the order of the prompts; the texts of one prompt follow one another.
 
     Attributes:
         prompt_ids: the tokens of each row's prompt.
@@ -62,7 +62,7 @@ class Generation:
 
     @property
     def tokens_per_second(self) -> float:
-        """New tokens of all rows, after the first of each, by the time they took; 0 if there were none."""
+        """Return the new tokens of all rows per second, without the first of each; 0 if there were none."""
         later = sum(max(0, len(ids) - 1) for ids in self.new_ids)
         return later / self.decode_seconds if self.decode_seconds else 0.0
 
@@ -121,7 +121,7 @@ def _refuse_what_cannot_be(model: Model, encoded: list[list[int]], options: Gene
 
 
 def _rows(model: Model, encoded: list[list[int]], options: GenerationOptions, on_text: OnText | None) -> list[Row]:
-    """A row for each text that is wanted."""
+    """Return a row for each text that is wanted."""
     seed = secrets.randbits(64) if options.seed is None else options.seed
     rows, copies = list[Row](), dict[tuple[int, ...], int]()
     for ids in [ids for ids in encoded for _ in range(options.best)]:
@@ -132,7 +132,7 @@ def _rows(model: Model, encoded: list[list[int]], options: GenerationOptions, on
 
 
 def _run(model: Model, prompts: list[list[int]], rows: list[Row], options: GenerationOptions, clock: Clock) -> None:
-    """Run the batch until every row has ended; those that have leave it."""
+    """Run the batch until every row has ended. A row that has ended leaves the batch."""
     batch = Batch(model, prompts, max(row.limit for row in rows))
     logits = batch.prefill()
     if options.best > 1:
@@ -155,7 +155,7 @@ def _run(model: Model, prompts: list[list[int]], rows: list[Row], options: Gener
 
 
 def encode(model: Model, prompts: str | Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
-    """Prompts as lists of token ids; an empty text is the beginning-of-text token.
+    """Return prompts as lists of token ids. An empty text becomes the beginning-of-text token.
 
     Raises:
         PromptError, TokenizerError: see ``generate``.
@@ -176,7 +176,7 @@ def encode(model: Model, prompts: str | Sequence[str] | Sequence[Sequence[int]])
 
 
 def encode_text(model: Model, text: str) -> list[int]:
-    """A text's token ids, without the special tokens that say that it is over.
+    """Return a text's token ids, without the special tokens that end a text.
 
     Raises:
         PromptError: the folder has no tokenizer, or the text is not Unicode.

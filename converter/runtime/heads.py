@@ -48,17 +48,17 @@ class HeadModel:
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """The folder's tokenizer, if it has one."""
+        """Return the folder's tokenizer; None if it has none."""
         return tokenizer.load(self.folder)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """``config.json``."""
+        """Return ``config.json``."""
         return read_json(self.folder / "config.json")
 
     @cached_property
     def labels(self) -> list[str]:
-        """What the numbers of a classification stand for."""
+        """Return the names of a classification's numbers."""
         named = self.settings.get("id2label") or {}
         return [str(named.get(str(i), f"LABEL_{i}")) for i in range(self.config.num_labels)]
 
@@ -78,7 +78,7 @@ class HeadModel:
         return dict(zip(names, self.session.run(names, feeds), strict=True))
 
     def run(self, texts: Text | Sequence[Text]) -> list[Any]:
-        """What the head says of each text; of several choices, how they compare.
+        """Return what the head says of each text, or how several choices compare.
 
         Args:
             texts: one or more texts, or lists of token ids; for question answering pairs of question and text.
@@ -120,7 +120,7 @@ def load(
 
 
 def open_head(folder: Path, file: Path, head: str, provider: str, threads: int | None = None) -> HeadModel:
-    """One graph of a folder; see ``load``."""
+    """Open one graph of a folder; see ``load``."""
     session = open_session(file, provider, threads)
     refuse_another_interface(file, session, set(FED))
     return HeadModel(folder, replace(config_of(folder), head=head), session)
@@ -128,7 +128,7 @@ def open_head(folder: Path, file: Path, head: str, provider: str, threads: int |
 
 @dataclass(frozen=True)
 class EncodedText:
-    """A text on its way in: its ids, and where its tokens stand if it was a text."""
+    """A text that is run: its ids, and the places of its tokens."""
 
     text: str | None
     ids: list[int]
@@ -162,16 +162,16 @@ class EncodedText:
         return cls(str(parts[-1]), encoding.ids, encoding)
 
     def places(self) -> list[tuple[int, int]]:
-        """Where each token stands in the text; of ids, their own places."""
+        """Return where each token stands in the text; for ids, their own places."""
         return self.encoding.offsets if self.encoding else [(i, i + 1) for i in range(len(self.ids))]
 
     def piece(self, start: int, end: int) -> str:
-        """What stands there."""
+        """Return the text of a token."""
         return " ".join(map(str, self.ids[start:end])) if self.text is None else self.text[start:end]
 
 
 def batch_of(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of unequal length side by side, filled up on the right: ``input_ids`` and ``attention_mask``."""
+    """Return rows of unequal length as one batch, padded on the right: ``input_ids`` and ``attention_mask``."""
     longest = max(len(row) for row in rows)
     ids = np.array([[*row, *[0] * (longest - len(row))] for row in rows])
     mask = np.array([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
@@ -179,7 +179,7 @@ def batch_of(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _several(texts: Any, head: str) -> list[Any]:
-    """One text is a list of one."""
+    """Return a list of texts; one text becomes a list of one."""
     if isinstance(texts, str) or (texts and all(isinstance(item, int | np.integer) for item in texts)):
         return [texts]
     if head == "question-answering" and isinstance(texts, tuple) and all(isinstance(part, str) for part in texts):
@@ -188,13 +188,13 @@ def _several(texts: Any, head: str) -> list[Any]:
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
-    """Over the last dimension, in float64."""
+    """Return softmax over the last dimension, in float64."""
     powers = np.exp(scores.astype(np.float64) - scores.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
 def _labels(model: HeadModel, row: EncodedText, found: dict[str, np.ndarray]) -> Labels:
-    """As ``problem_type`` wants them, which is transformers' pipeline's rule."""
+    """Return labels as ``problem_type`` asks for them, by the rule of transformers' pipeline."""
     scores, kind = found["logits"].astype(np.float64), model.settings.get("problem_type")
     if kind == "multi_label_classification" or (kind is None and len(scores) == 1):
         scores = 1 / (1 + np.exp(-scores))
@@ -216,7 +216,7 @@ def _token_labels(model: HeadModel, row: EncodedText, found: dict[str, np.ndarra
 
 
 def _span(model: HeadModel, row: EncodedText, found: dict[str, np.ndarray]) -> Span:
-    """The likeliest start and end in that order, within the text and not the question."""
+    """Return the likeliest start and end, in this order, within the text and not the question."""
     inside = [i for i, part in enumerate(row.encoding.sequence_ids) if part == 1] if row.encoding else []
     inside = inside or list(range(len(row.ids)))  # of ids nobody knows which of them are the question
     start, end = (softmax(found[name][inside]) for name in ("start_logits", "end_logits"))

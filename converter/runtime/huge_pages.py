@@ -28,7 +28,7 @@ Region = tuple[int, int]  # first address, and the one after the last
 
 
 def regions() -> frozenset[Region]:
-    """Large private memory of this process that belongs to no file, in whole pages; none where nobody lists it."""
+    """Return the large private regions of this process's memory that belong to no file, in whole pages."""
     try:
         lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -45,7 +45,7 @@ def _anonymous(lines: list[str]) -> Iterator[Region]:
 
 
 def collapse(region: Region) -> bool:
-    """Move a region to large pages; whether the kernel did so."""
+    """Move a region to large pages; tell whether the kernel did so."""
     if not sys.platform.startswith("linux"):
         return False
     madvise = ctypes.CDLL(None).madvise
@@ -54,14 +54,14 @@ def collapse(region: Region) -> bool:
 
 
 class Mover:
-    """Moves what came into memory since ``before``, in a thread of its own, when so many steps have been run."""
+    """Moves the memory that was added since ``before`` to large pages, in a thread, after a number of steps."""
 
     def __init__(self, before: frozenset[Region]) -> None:
         self.regions, self.steps = regions() - before, 0
         self.thread: threading.Thread | None = None
 
     def step(self) -> None:
-        """One more has been run."""
+        """Note that one more step was run."""
         self.steps += 1
         if self.steps == AFTER_STEPS and self.regions:
             self.thread = threading.Thread(target=self._move, name="huge pages", daemon=True)

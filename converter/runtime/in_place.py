@@ -43,7 +43,7 @@ def can_be_rewritten(file: Path) -> bool:
 
 
 def rewritten(file: Path) -> bytes | None:
-    """The graph of ``file``, its cache in place; None if that cannot be made of it, or if it is not gpt2onnx's own.
+    """Return the graph of ``file`` with its cache in place; None if that cannot be, or if it is not gpt2onnx's own.
 
     Its weights stay where they are, relative to the file's folder.
     """
@@ -75,14 +75,14 @@ def rewritten(file: Path) -> bytes | None:
 
 
 def _can_be_in_place(attention: NodeProto, keys: ValueInfoProto) -> bool:
-    """Whether the operator means nothing that GroupQueryAttention cannot, on a cache of a type and shape it takes."""
+    """Tell whether GroupQueryAttention can do all that the operator does, on a cache of this type and shape."""
     cache = keys.type.tensor_type
     plain = {attribute.name for attribute in attention.attribute} == PLAIN
     return plain and cache.elem_type == TensorProto.FLOAT and cache.shape.dim[3].dim_value % HEAD_DIM_MULTIPLE == 0
 
 
 def _in_place(attention: NodeProto, whole: Mapping[tuple[str, ...], str]) -> NodeProto:
-    """One operator for another. It takes queries, keys and values together where they come from one projection.
+    """Replace an Attention. Queries, keys and values go in together if they come from one projection.
 
     Args:
         attention: the node.
@@ -109,7 +109,7 @@ def _in_place(attention: NodeProto, whole: Mapping[tuple[str, ...], str]) -> Nod
 
 
 def _needed(nodes: Sequence[NodeProto], outputs: Iterable[str]) -> list[NodeProto]:
-    """Those that an output depends on: the mask's are not among them any more."""
+    """Return the nodes that an output depends on. Those of the mask are not among them any more."""
     wanted, kept = set(outputs), []
     for node in reversed(nodes):
         if not wanted.isdisjoint(node.output):
@@ -119,12 +119,12 @@ def _needed(nodes: Sequence[NodeProto], outputs: Iterable[str]) -> list[NodeProt
 
 
 def _uses_mask(node: NodeProto) -> bool:
-    """Whether a node still reads the mask, which is gone, or may read it inside of a subgraph."""
+    """Tell whether a node reads the mask, which is removed, or may read it in a subgraph."""
     subgraphs = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
     return MASK in node.input or any(attribute.type in subgraphs for attribute in node.attribute)
 
 
 def _replace(field: Any, values: Sequence[Any]) -> None:
-    """The elements of a repeated field."""
+    """Set the elements of a repeated field."""
     del field[:]
     field.extend(values)

@@ -65,7 +65,7 @@ def untiled() -> Iterator[None]:
 
 
 def provider_name(provider: str) -> str:
-    """ONNX Runtime's name of an execution provider: ``cuda`` → ``CUDAExecutionProvider``.
+    """Return ONNX Runtime's name of an execution provider: ``cuda`` → ``CUDAExecutionProvider``.
 
     Raises:
         ProviderError: the installed ONNX Runtime does not have it.
@@ -80,7 +80,7 @@ def provider_name(provider: str) -> str:
 
 
 def session_options(threads: int | None = None, prepack: bool = True) -> SessionOptions:
-    """How the runtime is used, here and in ``check``: its defaults, its log reduced to errors.
+    """Return the options of every session: ONNX Runtime's defaults, and a log of errors only.
 
     Without ``prepack`` the matrices are multiplied as they lie in the mapped file, not in copies laid out for speed.
     """
@@ -103,7 +103,7 @@ def session_of(graph: str | bytes, options: SessionOptions, weights: Path, provi
 def open_session(
     file: Path, provider: str, threads: int | None = None, prepack: bool = True, graph: bytes | None = None
 ) -> InferenceSession:
-    """A graph in ONNX Runtime, whose name for the provider is given; another ``graph`` over the weights of the file's.
+    """Open the graph in ``file``, or ``graph`` in its place with the weights of ``file``.
 
     Raises:
         ModelFolderError: it cannot be opened.
@@ -125,7 +125,7 @@ def open_session(
 
 
 def device_of(name: str) -> Any:
-    """A device as ONNX Runtime's own calls want it."""
+    """Return a device for ONNX Runtime's own calls."""
     return onnxruntime.OrtDevice.make(name, 0)._get_c_device()
 
 
@@ -133,7 +133,7 @@ CPU = device_of("cpu")
 
 
 def on_cpu(array: np.ndarray) -> Any:
-    """An OrtValue that is a view of an array, which must outlive it."""
+    """Return an OrtValue that is a view of an array. The array must outlive it."""
     return ort_state.OrtValue.ortvalue_from_numpy(array, CPU)
 
 
@@ -144,7 +144,7 @@ def run_values(
     devices: Sequence[Any],
     given: Sequence[Any] = (),
 ) -> list[Any]:
-    """Run a session on OrtValues (of ``ort_state``); outputs are written into those given, or left on their devices.
+    """Run a session on OrtValues (of ``ort_state``). Outputs are written into ``given``, or stay on their devices.
 
     This is what an IO binding does, in one call: to bind 25 values by name took 40 µs of each token.
     """

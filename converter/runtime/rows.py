@@ -1,4 +1,4 @@
-"""One text on its way: its tokens, what of it may be shown, and what ends it."""
+"""One text as it grows: its tokens, the part of it that may be shown, and what ends it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OnText = Callable[[int, str], None]  # the row, and the text that its newest tok
 
 
 class Row:
-    """A prompt and what follows it.
+    """A prompt and the text that follows it.
 
     Args:
         model: whose positions and tokens they are.
@@ -63,7 +63,7 @@ class Row:
         self.number, self.on_text = number, on_text
 
     def take(self, token: int) -> str:
-        """Add a token, and return the text that is decided by it: none while a character's bytes are still to come."""
+        """Add a token; return the text that it completes, empty while a character still lacks bytes."""
         if self.ended:
             return ""
         shown = ""
@@ -94,7 +94,7 @@ class Row:
         return shown
 
     def _unfinished(self) -> str:
-        """What the stream still held back when the row ended: a character cut off in the middle."""
+        """Return what the stream held back when the row ended: a character that was cut off."""
         if self.tokenizer is None:
             return ""
         before = self.tokenizer.decode(self.prompt_ids)
@@ -103,7 +103,7 @@ class Row:
 
 
 def room(model: Model, prompt_ids: list[int], options: GenerationOptions) -> int:
-    """How many tokens may follow a prompt.
+    """Return how many tokens may follow a prompt.
 
     Raises:
         PromptError: none.

@@ -1,4 +1,4 @@
-"""From logits to a token."""
+"""Choose tokens from logits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from converter.errors import PromptError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen: the steps of transformers' ``generate``, in its order.
+    """How the next token is chosen. The steps and their order are those of transformers' ``generate``.
 
     Attributes:
         repetition_penalty: logits of tokens of the prompt and the text are divided by it where positive and multiplied
@@ -53,17 +53,17 @@ class Sampling:
 
     @property
     def penalises(self) -> bool:
-        """Whether what is there already changes what comes."""
+        """Tell whether the tokens so far change the next logits."""
         return (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1.0, 0.0, 0.0)
 
     def choose(self, logits: np.ndarray, histories: Sequence[History]) -> list[int]:
-        """One token for each row of ``[batch, vocab_size]`` logits; a row draws from its own stream of numbers."""
+        """Choose a token for each row of logits ``[batch, vocab_size]``. Each row draws its own random numbers."""
         if self.temperature == 0 and not self.penalises:
             return logits.argmax(axis=-1).tolist()
         return [self.pick(scores, history) for scores, history in zip(logits, histories, strict=True)]
 
     def pick(self, logits: np.ndarray, history: History) -> int:
-        """One token of ``[vocab_size]`` logits."""
+        """Choose a token from the logits ``[vocab_size]`` of one row."""
         scores = self.penalise(logits, history) if self.penalises else logits
         if self.temperature == 0:
             return int(scores.argmax())
@@ -73,7 +73,7 @@ class Sampling:
         return int(tokens[min(drawn, len(tokens) - 1)])
 
     def penalise(self, logits: np.ndarray, history: History) -> np.ndarray:
-        """``[vocab_size]`` logits, float64, less what repeats; only tokens that are there already are touched."""
+        """Return the logits ``[vocab_size]``, float64, with penalties for tokens that are there already."""
         scores = logits.astype(np.float64)
         tokens, counts = history.tokens, history.counts
         seen = scores[tokens]
@@ -82,7 +82,7 @@ class Sampling:
         return scores
 
     def candidates(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens that may be drawn, ascending, and their probabilities, float64, which sum to 1."""
+        """Return the tokens that may be drawn, ascending, and their probabilities, float64, which sum to 1."""
         if 0 < self.top_k < len(logits):
             tokens = np.flatnonzero(logits >= np.partition(logits, -self.top_k)[-self.top_k])  # those as likely too
             scores = logits[tokens].astype(np.float64)
@@ -101,7 +101,9 @@ class Sampling:
         return tokens, probabilities
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """What is drawn from, ``[batch, vocab_size]`` float64, without penalties: zero for what is left out."""
+        """Return the probabilities ``[batch, vocab_size]``, float64, without penalties; 0 for tokens that cannot be
+        drawn.
+        """
         whole = np.zeros(logits.shape)
         for row, scores in zip(whole, logits, strict=True):
             tokens, probabilities = self.candidates(scores)
@@ -110,7 +112,7 @@ class Sampling:
 
 
 class History:
-    """What one row has so far, and the numbers that decide what it draws.
+    """The tokens of one row so far, and the random numbers that it draws.
 
     Args:
         prompt_ids: the tokens of the prompt.
@@ -129,35 +131,37 @@ class History:
 
     @property
     def tokens(self) -> np.ndarray:
-        """The tokens of prompt and text, each once."""
+        """Return the tokens of prompt and text, each once."""
         return self._tokens[: len(self._slots)]
 
     @property
     def counts(self) -> np.ndarray:
-        """How often the text, without the prompt, has each of them."""
+        """Return how often each of these tokens is in the text, without the prompt."""
         return self._counts[: len(self._slots)]
 
     def add(self, token: int) -> None:
-        """The text's next token."""
+        """Take in the text's next token."""
         slot = self._slots.setdefault(token, len(self._slots))
         self._tokens[slot] = token
         self._counts[slot] += 1
 
     def fork(self) -> History:
-        """The same past, for another continuation."""
+        """Return a copy, for another continuation of the same text."""
         twin = copy.copy(self)
         twin._slots, twin._tokens, twin._counts = self._slots.copy(), self._tokens.copy(), self._counts.copy()
         return twin
 
     def random(self) -> float:
-        """The next number of this row, in [0, 1)."""
+        """Return the row's next random number, in [0, 1)."""
         if self._stream is None:
             self._stream = np.random.default_rng(self._entropy)
         return self._stream.random()
 
 
 def _top_p(probabilities: np.ndarray, p: float) -> np.ndarray:
-    """Where the fewest likeliest tokens stand, ascending, whose probabilities reach p: the one that crosses it too."""
+    """Return the places, ascending, of the fewest likeliest tokens whose probabilities reach p, with the one that
+    crosses it.
+    """
     # Tokens this rare add up to less than 1 - p whatever their number: they need no place in the order.
     some = np.flatnonzero(probabilities >= (1 - p) / len(probabilities))
     order = some[np.argsort(-probabilities[some], kind="stable")]
@@ -166,6 +170,6 @@ def _top_p(probabilities: np.ndarray, p: float) -> np.ndarray:
 
 
 def _shares(values: np.ndarray) -> np.ndarray:
-    """In place, so that they sum to 1."""
+    """Normalize in place, so that the numbers sum to 1."""
     values /= values.sum()
     return values

@@ -1,4 +1,4 @@
-"""How likely a model finds a text: log-probabilities token by token, in windows that overlap."""
+"""Score texts: log-probabilities of their tokens, in windows that overlap."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEFAULT_BATCH = 8
 
 @dataclass(frozen=True)
 class Score:
-    """What a model makes of one text.
+    """The score of one text.
 
     Attributes:
         token_ids: its tokens.
@@ -33,12 +33,12 @@ class Score:
 
     @property
     def total(self) -> float:
-        """The logarithm of the probability of all tokens but the first."""
+        """Return the log-probability of all tokens but the first."""
         return math.fsum(value for value in self.log_probs if value is not None)
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean surprise; NaN of a single token."""
+        """Return exp of the mean surprise; NaN for a single token."""
         return perplexity([self])
 
 
@@ -50,7 +50,7 @@ def perplexity(scores: Sequence[Score]) -> float:
 
 @dataclass(frozen=True)
 class Window:
-    """A part of a text that is read at once.
+    """A part of a text that is run at once.
 
     Attributes:
         text: which.
@@ -113,7 +113,7 @@ def score(
 
 
 def windows(text: int, length: int, size: int, stride: int) -> Iterator[Window]:
-    """The windows of a text, each token but the first scored in one of them."""
+    """Return the windows of a text. Each token but the first is scored in exactly one of them."""
     begin, scored = 0, 1
     while True:
         end = min(begin + size, length)
@@ -125,7 +125,7 @@ def windows(text: int, length: int, size: int, stride: int) -> Iterator[Window]:
 
 
 def log_probs(model: Model, rows: Sequence[Sequence[int]]) -> list[list[float | None]]:
-    """Of each row's tokens, in one batch; None for the first."""
+    """Return the log-probability of each token of each row, run as one batch; None for the first token."""
     longest = max(map(len, rows))
     ids, mask = np.zeros((len(rows), longest), np.int64), np.zeros((len(rows), longest), np.int64)
     for i, row in enumerate(rows):
@@ -141,7 +141,7 @@ def log_probs(model: Model, rows: Sequence[Sequence[int]]) -> list[list[float | 
 
 
 def _of_tokens(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """The logarithm of the probability of one token at each position, float64; ``[batch, tokens]``."""
+    """Return the log-probability of one token at each position, float64 ``[batch, tokens]``."""
     highest = logits.max(axis=-1, keepdims=True)
     chosen = np.take_along_axis(logits, tokens[..., None], axis=-1) - highest
     sums = np.exp(logits - highest).sum(axis=-1, keepdims=True, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""A model folder in ONNX Runtime: opened once, then run step by step with the cache left where the runtime put it."""
+"""A model folder, opened in ONNX Runtime and run step by step. The cache stays where ONNX Runtime keeps it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SLOWER = 30
 
 
 def model_file(folder: Path, precision: str | None = None) -> Path:
-    """The graph of a model folder, in one of its precisions or in the first.
+    """Return the graph of a model folder, in one of its precisions or in the first.
 
     Raises:
         ModelFolderError: there is none.
@@ -80,36 +80,36 @@ class Model(Decoder):
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """The folder's tokenizer, if it has one."""
+        """Return the folder's tokenizer; None if it has none."""
         return tokenizer.load(self.folder)
 
     @cached_property
     def token_ids(self) -> dict[str, int | list[int]]:
-        """``bos_token_id``, ``eos_token_id`` and ``pad_token_id``, as far as the model has such tokens."""
+        """Return ``bos_token_id``, ``eos_token_id`` and ``pad_token_id``, as far as the model has such tokens."""
         generation = self.folder / "generation_config.json"
         values = [read_json(self.folder / "config.json")]
         return token_ids(self.config, *values, *([read_json(generation)] if generation.is_file() else []))
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
-        """The tokens that end a text."""
+        """Return the tokens that end a text."""
         ids = self.token_ids.get("eos_token_id", [])
         return frozenset(ids if isinstance(ids, list) else [ids])
 
     @cached_property
     def pad_id(self) -> int:
-        """What stands where a row has no token."""
+        """Return the token that fills up short rows."""
         pad = self.token_ids["pad_token_id"]
         return pad[0] if isinstance(pad, list) else pad
 
     def empty_cache(self, batch: int) -> Cache:
-        """A cache of ``batch`` rows that holds no token."""
+        """Return a cache of ``batch`` rows that holds no token."""
         return (InPlaceCache if self.in_place else GrowingCache)(self, batch)
 
     def step(
         self, input_ids: np.ndarray, attention_mask: np.ndarray, position_ids: np.ndarray, cache: Cache, keep: int = 0
     ) -> np.ndarray:
-        """Run the graph over new tokens; the cache, which takes them in, does not pass through Python.
+        """Run the graph over new tokens. They are added to the cache, which does not pass through Python.
 
         Args:
             input_ids: ``[batch, new]`` int64.
@@ -126,7 +126,8 @@ class Model(Decoder):
         return cache.step(input_ids, attention_mask, position_ids, keep)
 
     def logits(self, ids: Sequence[int] | Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
-        """The logits after each token: ``[tokens]`` ids give ``[tokens, vocab_size]``, ``[batch, tokens]`` one more.
+        """Return the logits after each token: ``[tokens]`` ids give ``[tokens, vocab_size]``; a batch gives one
+        dimension more.
 
         Raises:
             PromptError: an id is not a token of the model, or there are more than ``n_positions``.
@@ -155,7 +156,7 @@ class Model(Decoder):
 
 
 def refuse_ids(ids: np.ndarray, config: GPT2Config) -> None:
-    """The embedding must have a row for every id.
+    """Refuse token ids that the embedding has no row for.
 
     Raises:
         PromptError: one has none.
@@ -236,7 +237,7 @@ def _open(
 
 
 def config_of(folder: Path) -> GPT2Config:
-    """The architecture that a model folder describes.
+    """Return the architecture that a model folder describes.
 
     Raises:
         ConfigError: it describes none.
@@ -245,7 +246,7 @@ def config_of(folder: Path) -> GPT2Config:
 
 
 def refuse_another_interface(file: Path, session: InferenceSession, expected: set[str]) -> dict[str, list[Any]]:
-    """The shapes of a graph's inputs, which must be those that follow from ``config.json``.
+    """Return the shapes of a graph's inputs; refuse inputs that do not follow from ``config.json``.
 
     Raises:
         ModelFolderError: it takes something else.

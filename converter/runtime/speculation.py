@@ -1,4 +1,4 @@
-"""Speculation: what the text has said before is proposed again, and one run checks several tokens at once.
+"""Speculation: propose tokens that followed in the text before, and check several of them in one run.
 
 A run over the last token and the proposed ones gives the logits after each of them: what greedy generation would have
 chosen there. Proposals are accepted as far as they agree, and the choice that first differs is a token too, so that
@@ -23,7 +23,7 @@ NGRAMS = (3, 2, 1)  # lengths of what is looked up, the longest first
 
 @dataclass(frozen=True)
 class Speculation:
-    """How well the proposals were.
+    """How many proposals were made, and how many were right.
 
     Attributes:
         runs: of the graph, after the prompt's.
@@ -39,17 +39,17 @@ class Speculation:
 
     @property
     def acceptance(self) -> float:
-        """Accepted tokens by proposed ones."""
+        """Return the share of proposed tokens that were accepted."""
         return self.accepted / self.proposed if self.proposed else 0.0
 
     @property
     def tokens_per_run(self) -> float:
-        """1 is what plain generation gives."""
+        """Return the tokens that a run gives on average; plain generation gives 1."""
         return self.tokens / self.runs if self.runs else 0.0
 
 
 class Lookup:
-    """Where each short sequence of tokens last stood in a text, but for its very end."""
+    """Where each short sequence of tokens last stood in a text, without its very end."""
 
     def __init__(self, ids: Sequence[int]) -> None:
         self.ids = list[int]()
@@ -58,7 +58,7 @@ class Lookup:
             self.add(token)
 
     def add(self, token: int) -> None:
-        """The text's next token."""
+        """Take in the text's next token."""
         place = len(self.ids)
         for n in NGRAMS:
             if place >= n:
@@ -66,7 +66,7 @@ class Lookup:
         self.ids.append(token)
 
     def propose(self, count: int) -> list[int]:
-        """What followed the last tokens when they stood in the text before; nothing if they never did.
+        """Return the tokens that followed the last ones earlier in the text; none if these never stood there.
 
         Where that runs into the end of the text it goes on with what it has proposed: a loop is taken for a loop.
         """
@@ -79,7 +79,7 @@ class Lookup:
 
 
 def speculate(model: Model, row: Row, options: GenerationOptions, tick: Callable[[], None]) -> Speculation:
-    """Run one row until it ends; its tokens are those of plain generation."""
+    """Run one row until it ends. Its tokens are those of plain generation."""
     bold = most = min(options.speculate, row.limit)
     batch = Batch(model, [row.prompt_ids], row.limit + most)
     lookup, runs, proposed, accepted = Lookup(row.prompt_ids), 0, 0, 0

@@ -1,4 +1,4 @@
-"""Stop strings: the text ends before the first of them, wherever the borders of its tokens fall."""
+"""Stop strings: the text ends before the first of them, even if it begins in the middle of a token."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """Watches one text as it grows, and holds back what may yet turn out to be the beginning of a stop string.
+    """Watches one text as it grows, and holds back what may be the beginning of a stop string.
 
     Attributes:
         found: whether one has come.
@@ -18,7 +18,7 @@ class StopStrings:
         self.found = False
 
     def feed(self, text: str) -> str:
-        """The next piece of text; returns what may be shown now."""
+        """Take in the next piece of text; return what may be shown now."""
         if not self.strings or self.found:
             return "" if self.found else text
         self.held += text
@@ -28,7 +28,7 @@ class StopStrings:
         return self._release(min(places)[1] if places else len(self.held) - self._undecided())
 
     def end(self) -> str:
-        """Nothing more comes: what was held back was no stop string."""
+        """Return what was held back: the text is over, and it was no stop string."""
         return "" if self.found else self._release(len(self.held))
 
     def _release(self, length: int) -> str:
@@ -36,7 +36,7 @@ class StopStrings:
         return shown
 
     def _undecided(self) -> int:
-        """How many of the last characters may be the beginning of a stop string."""
+        """Return how many of the last characters may be the beginning of a stop string."""
         longest = min(len(self.held), max(map(len, self.strings)) - 1)
         return next((n for n in range(longest, 0, -1) if self._begins(self.held[-n:])), 0)
 

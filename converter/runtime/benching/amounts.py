@@ -19,7 +19,7 @@ from reference.head import LM
 
 
 def weight_bytes(config: GPT2Config, precision: str, batch_size: int = 1) -> int:
-    """The bytes of weights that one step reads, at least.
+    """Return the least bytes of weights that one step reads.
 
     All of the precision's weights, but of a table of embeddings only the rows that are looked up: one of positions, and
     one a row of the batch of tokens, unless the output head is that table and reads all of it.
@@ -38,7 +38,7 @@ def weight_bytes(config: GPT2Config, precision: str, batch_size: int = 1) -> int
 
 
 def bytes_per_step(config: GPT2Config, precision: str, batch_size: int, cached: float) -> int:
-    """The bytes that one token of each row must be read for: weights once, keys and values of ``cached`` tokens a row.
+    """Return the bytes that are read for one token of each row: all weights, and the cache of ``cached`` tokens a row.
 
     A step reads more than that, and writes: the limit that follows is one that nothing gets beyond, unless the weights
     fit into the processor's caches.
@@ -51,7 +51,7 @@ def bytes_per_step(config: GPT2Config, precision: str, batch_size: int, cached: 
 def summary(
     name: str, config: GPT2Config, settings: Settings, samples: Mapping[Key, list[float]], bandwidth: float | None
 ) -> MeasuredPrecision:
-    """Medians of a precision's samples."""
+    """Return the medians of a precision's samples."""
 
     def of(*key: str | int, times: int = 1) -> Spread | None:
         return Spread.over([times * value for value in samples.get(key, [])])
@@ -79,7 +79,7 @@ def summary(
 def decoded(
     name: str, config: GPT2Config, settings: Settings, cell: Cell, seconds: Sequence[float], bandwidth: float | None
 ) -> Decode:
-    """A decode speed beside its limit."""
+    """Return a decode speed with its limit."""
     speed = Spread.over([cell.batch_size * settings.new_tokens / value for value in seconds])
     cached = cell.tokens + 1 + (settings.new_tokens - 1) / 2  # in the middle of what is timed
     read = bytes_per_step(config, name, cell.batch_size, cached)
@@ -89,7 +89,7 @@ def decoded(
 
 
 def not_measured(measured: Sequence[MeasuredPrecision]) -> Iterator[str]:
-    """What has no sample."""
+    """Yield what has no sample."""
     for one in measured:
         for prefilled in one.prefill:
             if prefilled.milliseconds is None:

@@ -45,7 +45,7 @@ def serve(job: str) -> None:
 
 
 def _end_with_parent() -> None:
-    """Standard input ends when the process that holds its other end does; so does this one then."""
+    """End this process when its parent ends, which closes standard input."""
     while os.read(0, 1):  # and not by sys.stdin, whose lock would be held when this process ends
         pass
     os._exit(1)
@@ -57,7 +57,7 @@ def _say(message: Samples | str) -> None:
 
 
 def read_memory(job: Mapping[str, Any]) -> Iterator[Samples]:
-    """How many bytes per second threads read that each have a part of an array, when little else goes on."""
+    """Yield how many bytes per second threads read, each its own part of an array."""
     threads = job["threads"] or os.cpu_count() or 1
     numbers = np.ones(max(job["read"], READ_BYTES_PER_THREAD * threads if threads > 1 else 0) // 4, np.int32)
     parts = np.array_split(numbers, threads)
@@ -82,7 +82,7 @@ def measure(job: Mapping[str, Any]) -> Iterator[Samples]:
 
 
 def measure_cell(model: Model, cell: Cell, new_tokens: int) -> Iterator[tuple[Key, float]]:
-    """Seconds of a prefill, and seconds of the steps after it."""
+    """Yield the seconds of a prefill, and the seconds of the steps after it."""
     place = (cell.batch_size, cell.tokens)
     ids = np.random.default_rng(0).integers(model.config.vocab_size, size=place)
     seconds, logits, cache = prefill(model, ids)
@@ -98,7 +98,7 @@ def measure_cell(model: Model, cell: Cell, new_tokens: int) -> Iterator[tuple[Ke
 
 
 def prefill(model: Model, ids: np.ndarray) -> tuple[float, np.ndarray, Cache]:
-    """Run prompts, ``[batch, tokens]``: the seconds that took, the last logits, and the cache."""
+    """Run prompts ``[batch, tokens]``; return the seconds, the last logits, and the cache."""
     positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
     began = time.perf_counter()
     cache = model.empty_cache(len(ids))
@@ -107,7 +107,7 @@ def prefill(model: Model, ids: np.ndarray) -> tuple[float, np.ndarray, Cache]:
 
 
 def decode(model: Model, logits: np.ndarray, cache: Cache, context: int, new_tokens: int) -> float:
-    """The seconds of so many greedy steps, as ``generate`` takes them but for the end of text; one before is not timed.
+    """Return the seconds of greedy steps, taken as ``generate`` takes them. One step before is not timed.
 
     Args:
         logits: ``[batch, 1, vocab_size]``, after ``context`` tokens that the cache holds.
@@ -126,7 +126,7 @@ def decode(model: Model, logits: np.ndarray, cache: Cache, context: int, new_tok
 
 
 def memory(kind: str) -> Samples:
-    """``resident`` or ``peak`` bytes of this process, mapped files included; nothing where nobody counts."""
+    """Return the ``resident`` or ``peak`` bytes of this process, mapped files included; nothing where nobody counts."""
     try:
         text = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:

@@ -14,7 +14,7 @@ SCHEMA = "gpt2onnx/bench/1"
 
 @dataclass(frozen=True)
 class Spread:
-    """What the rounds gave."""
+    """Minimum, median and maximum of the rounds."""
 
     median: float
     minimum: float
@@ -22,13 +22,13 @@ class Spread:
 
     @classmethod
     def over(cls, samples: Sequence[float]) -> Spread | None:
-        """None if there is no sample."""
+        """Return the spread of samples; None if there are none."""
         return cls(statistics.median(samples), min(samples), max(samples)) if samples else None
 
 
 @dataclass(frozen=True)
 class Prefill:
-    """A batch of prompts of one length, until the logits after the last token; in milliseconds."""
+    """Running a batch of prompts of one length, until the logits after the last token; in milliseconds."""
 
     batch_size: int
     prompt_length: int
@@ -102,7 +102,7 @@ class Bench:
     environment: Mapping[str, str | int | None]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; docs/bench.md describes it."""
+        """Return the values for JSON; docs/bench.md describes them."""
         asked = asdict(self.settings)
         kept = ("new_tokens", "threads", "provider")
         found = {key: value for key, value in asdict(self).items() if key not in ("settings", "precisions")}

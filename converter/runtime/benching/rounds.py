@@ -40,7 +40,7 @@ class Steps:
 def run_rounds(
     jobs: Mapping[str, Mapping[str, Any]], settings: Settings, deadline: float, steps: Steps
 ) -> tuple[dict[str, dict[Key, list[float]]], int]:
-    """All samples by precision, and how many rounds there was time for; the memory's are under ``memory``.
+    """Return all samples by precision, and the number of rounds; those of the memory are under ``memory``.
 
     A round is begun if there is as much time as the one before it took; in the first, each precision has an equal share
     of what is left.
@@ -64,7 +64,7 @@ def run_rounds(
 
 
 def run(job: Mapping[str, Any], seconds: float, begin: Callable[[str], None]) -> dict[Key, float]:
-    """Run a job in a process of its own, and stop it after so many seconds; what it found until then.
+    """Run a job in a process of its own, and stop it after ``seconds``; return what it measured until then.
 
     Args:
         begin: told each of the job's ``steps`` before it is taken.
@@ -100,7 +100,7 @@ def run(job: Mapping[str, Any], seconds: float, begin: Callable[[str], None]) ->
 
 @contextmanager
 def process(job: Mapping[str, Any], seconds: float) -> Iterator[tuple[Iterator[str], Callable[[], int]]]:
-    """A process that does a job: its lines, and a function that says how it ended, 0 if that was for lack of time.
+    """Start a process that does a job. Yield its lines, and a function that tells how it ended, 0 if its time was up.
 
     However this block is left, the process is gone afterwards; and it ends itself should this one be killed, as its
     standard input is closed then.

@@ -61,7 +61,7 @@ QUICK = {"batch_sizes": (1,), "contexts": (128,), "prompt_lengths": (16, 128), "
 
 
 def whole_numbers(name: str, text: str) -> tuple[int, ...]:
-    """``"1,8"`` → ``(1, 8)``.
+    """Parse ``"1,8"`` into ``(1, 8)``.
 
     Raises:
         BenchError: something else is among them; it says of what setting.
@@ -73,7 +73,7 @@ def whole_numbers(name: str, text: str) -> tuple[int, ...]:
 
 
 def chosen(folder: Path, asked: Sequence[str]) -> tuple[str, ...]:
-    """The precisions to measure.
+    """Return the precisions to measure.
 
     Raises:
         GPT2Error: the folder cannot be opened, generates nothing, or does not hold one that is asked for.
@@ -90,12 +90,12 @@ def chosen(folder: Path, asked: Sequence[str]) -> tuple[str, ...]:
 
 
 def _held(folder: Path) -> list[str]:
-    """Of a folder without our manifest we know no more than that it has a graph."""
+    """Return the precisions that a folder holds; without our manifest it is known to have one graph."""
     return [name for name in manifest.read(folder).get("precisions") or {} if name in PRECISIONS] or ["fp32"]
 
 
 def clipped(settings: Settings, config: GPT2Config) -> Settings:
-    """Cut to the model's positions: of those a token more is taken than is timed.
+    """Reduce the settings to the model's positions; one token more is needed than is timed.
 
     Raises:
         BenchError: there are too few to decode at all.
@@ -115,7 +115,7 @@ def clipped(settings: Settings, config: GPT2Config) -> Settings:
 
 @dataclass(frozen=True)
 class Cell:
-    """A batch of prompts of one length: whether its prefill is of interest, and whether what follows is."""
+    """A batch of prompts of one length, and whether its prefill or its decoding is measured."""
 
     batch_size: int
     tokens: int
@@ -129,7 +129,7 @@ class Cell:
 
 
 def cells_of(settings: Settings) -> list[Cell]:
-    """What a process measures, the cheapest first: it may be stopped."""
+    """Return what a process measures, the cheapest first, as it may be stopped."""
     lengths = sorted({*settings.prompt_lengths, *settings.contexts})
     every = [
         Cell(batch, tokens, tokens in settings.prompt_lengths, tokens in settings.contexts)
@@ -140,7 +140,7 @@ def cells_of(settings: Settings) -> list[Cell]:
 
 
 def job_of(folder: Path, name: str, settings: Settings, cells: Sequence[Cell]) -> dict[str, Any]:
-    """What the process of a precision is told."""
+    """Return what the process of a precision is told."""
     named = name if "precisions" in manifest.read(folder) else None
     return {
         "model": [os.fspath(folder), settings.provider, settings.threads, named],
