@@ -97,7 +97,7 @@ def bench(out: Path, plot: Path | None, as_json: bool, quick: bool, **given: Any
 
 
 def bench_settings(quick: bool, **given: Any) -> Settings:
-    """What options ask for; of those that are not given, what ``quick`` does or what is the default."""
+    """Return the settings that the options ask for; the others are those of ``quick``, or the defaults."""
     from converter.runtime.benching.settings import QUICK, Settings, whole_numbers
     from converter.weights import precisions
 
@@ -115,7 +115,7 @@ def bench_settings(quick: bool, **given: Any) -> Settings:
 
 
 def print_bench(bench: Bench) -> None:
-    """How fast a model folder runs, precision by precision, and what a limit was computed from."""
+    """Print how fast each precision runs, and what the limit was computed from."""
     out = terminal.console()
     for title, rows in (("", bench_loads), ("Prefill", bench_prefills), ("Decoding", bench_decodes)):
         if title:
@@ -134,7 +134,7 @@ def print_bench(bench: Bench) -> None:
 
 
 def bench_loads(bench: Bench) -> Table:
-    """What it takes to have each precision open, and to run it."""
+    """Return the table of loading times and memory."""
     numbers = ("load s", "min–max", "memory", "peak", "weights read")
     rows = terminal.table("precision", *numbers, right=numbers)
     for one in bench.precisions:
@@ -144,7 +144,7 @@ def bench_loads(bench: Bench) -> Table:
 
 
 def bench_prefills(bench: Bench) -> Table:
-    """The precisions below each other, for each batch and length of prompts."""
+    """Return the table of prefills, for each batch and prompt length with the precisions below each other."""
     numbers = ("batch", "prompt", "ms", "min–max", "tokens/s")
     rows = terminal.table(*numbers[:2], "precision", *numbers[2:], right=numbers)
     for same in zip(*(one.prefill for one in bench.precisions), strict=True):
@@ -157,7 +157,7 @@ def bench_prefills(bench: Bench) -> Table:
 
 
 def bench_decodes(bench: Bench) -> Table:
-    """Likewise for each batch and context."""
+    """Return the table of decoding, for each batch and context with the precisions below each other."""
     numbers = ("batch", "context", "tokens/s", "min–max", "limit", "of limit")
     rows = terminal.table(*numbers[:2], "precision", *numbers[2:], right=numbers)
     for same in zip(*(one.decode for one in bench.precisions), strict=True):
@@ -170,7 +170,7 @@ def bench_decodes(bench: Bench) -> Table:
 
 
 def spread_cells(spread: Spread | None) -> tuple[str, str]:
-    """A median, and the extremes."""
+    """Return the median and the extremes as texts."""
     if spread is None:
         return "–", ""
     digits = 3 if spread.median < 1 else 2 if spread.median < 10 else 1 if spread.median < 1000 else 0

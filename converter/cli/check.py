@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def run_check(source: str, out: Path, show: bool, **options: Any) -> Report:
-    """The report of a check, whose steps are shown as they are taken."""
+    """Run a check, show its steps as they are taken, and return the report."""
     from converter.cli import progress
     from converter.parity.check import check as run
 
@@ -40,7 +40,7 @@ def run_check(source: str, out: Path, show: bool, **options: Any) -> Report:
 
 
 def parse_limits(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]) -> dict[str, float]:
-    """``('rms=6',)`` → ``{'rms': 6.0}``."""
+    """Parse ``('rms=6',)`` into ``{'rms': 6.0}``."""
     limits = {}
     for pair in pairs:
         name, _, value = pair.partition("=")

@@ -43,7 +43,7 @@ FLOAT32_STEP = 2.0**-23
 
 
 def print_report(report: Report, layers: bool = False) -> None:
-    """The verdict on a model folder, with the table of legs it rests on and, on a mismatch, why."""
+    """Print the verdict on a model folder with its table of legs and, on a mismatch, the cause."""
     out = terminal.console()
     room = max(LEAST_COLUMNS, (out.width - FIXED_WIDTH) // COLUMN_WIDTH)
     numbers = tuple(LEG_COLUMNS)[:room]
@@ -77,7 +77,7 @@ def print_report(report: Report, layers: bool = False) -> None:
 
 
 def mark(fault: bool) -> str:
-    """Pass or fail."""
+    """Return "pass" or "FAIL" in its colour."""
     return "[red]FAIL[/]" if fault else "[green]pass[/]"
 
 
@@ -91,7 +91,7 @@ COLOURS = {"pass": "green", "FAIL": "red", "over budget": "yellow"}
 
 
 def print_diagnosis(out: Console, report: Report) -> None:
-    """Where the error arises and what explains it."""
+    """Print where the error arises and what explains it."""
     located, diagnosis = report.localisation, report.diagnosis
     if located is not None and located.first:
         out.print(f"first divergence: {located.first}, in the case {located.case!r}", markup=False)
@@ -102,7 +102,9 @@ def print_diagnosis(out: Console, report: Report) -> None:
 
 
 def print_layers(out: Console, located: Localisation, passed: bool) -> None:
-    """The error of every operation, a layer a line: of ONNX Runtime ÷ of Hugging Face, or on a mismatch in float64."""
+    """Print the error of every operation, a layer in each line: ONNX Runtime's ÷ Hugging Face's, or on a mismatch in
+    float64.
+    """
     operations = list(dict.fromkeys(tap.name.split(".", 2)[2] for tap in located.taps if tap.layer is not None))
     rows = terminal.table("layer", *operations, "largest value", right=(*operations, "largest value"))
 
@@ -124,7 +126,7 @@ def print_layers(out: Console, located: Localisation, passed: bool) -> None:
 
 
 def print_proof(proof: Proof) -> None:
-    """The matrix of seeded defects."""
+    """Print the table of seeded defects."""
     out = terminal.console()
     rows = terminal.table(
         "seeded defect", "with files", "logits alone", "named", "what the diagnosis said of the logits"

@@ -164,7 +164,7 @@ def refuse_unused(to: str) -> None:
 
 
 def conversion_facts(done: Conversion, seconds: float) -> dict[str, Any]:
-    """A conversion for JSON."""
+    """Return a conversion for JSON."""
     return {
         "out": str(done.out),
         "parameters": done.ledger.parameters,
@@ -177,7 +177,7 @@ def conversion_facts(done: Conversion, seconds: float) -> dict[str, Any]:
 
 
 def conversion_line(done: Conversion, seconds: float) -> str:
-    """A conversion in a line."""
+    """Describe a conversion in one line."""
     peak = peak_memory()
     memory = f", peak memory {terminal.size(peak)}" if peak is not None else ""
     written = f"{terminal.size(done.bytes_written)} written in {seconds:.2f} s"

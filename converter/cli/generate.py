@@ -145,7 +145,9 @@ def generate(
 
 
 class Stream:
-    """One prompt and its continuation as it grows; nothing before the first token, as a prompt may be refused."""
+    """Shows a prompt and its continuation as it grows. Nothing is shown before the first token: a prompt may be
+    refused.
+    """
 
     def __init__(self, prompt: str) -> None:
         self.pending = prompt
@@ -161,7 +163,7 @@ class Stream:
 
 
 def print_rows(prompts: Sequence[str], done: Generation, ids: bool) -> None:
-    """Several continuations, one after the other; of several for one prompt, beams' with their scores."""
+    """Print several continuations, one after another; beams with their scores."""
     for number, (old, new, text) in enumerate(zip(done.prompt_ids, done.new_ids, done.texts, strict=True)):
         if len(done.texts) > 1:
             score = f" ({done.scores[number]:.4f})" if done.scores else ""
@@ -170,7 +172,7 @@ def print_rows(prompts: Sequence[str], done: Generation, ids: bool) -> None:
 
 
 def generation_facts(prompts: Sequence[str], done: Generation) -> dict[str, Any]:
-    """A generation for JSON."""
+    """Return a generation for JSON."""
     rows: list[dict[str, Any]] = [
         {"prompt": prompts[number // done.best], "text": text, "prompt_ids": old, "new_ids": new, "ended": ended}
         for number, (text, old, new, ended) in enumerate(
@@ -189,7 +191,7 @@ def generation_facts(prompts: Sequence[str], done: Generation) -> dict[str, Any]
 
 
 def speculation_facts(found: Speculation) -> dict[str, Any]:
-    """What was proposed and what of it was right, for JSON."""
+    """Return for JSON what was proposed and how much of it was right."""
     return {
         "runs": found.runs,
         "proposed": found.proposed,
@@ -200,7 +202,7 @@ def speculation_facts(found: Speculation) -> dict[str, Any]:
 
 
 def generation_line(done: Generation, n_positions: int) -> str:
-    """A generation's figures in a line, and whether the model's positions ended it."""
+    """Give a generation's figures in one line, and say if the model's positions ended it."""
     new = sum(map(len, done.new_ids))
     full = sum(ended == "n_positions" for ended in done.ended)
     line = f"{new} tokens, {done.tokens_per_second:.0f} tokens/s after {done.prefill_seconds * 1000:.0f} ms of prefill"

@@ -1,4 +1,4 @@
-"""The group of all commands: quiet success, errors of one sentence, exit codes."""
+"""The group of all commands: little output on success, errors of one sentence, exit codes."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Command(click.Command):
 
 
 def write_sections(formatter: click.HelpFormatter, sections: Mapping[str, Sequence[tuple[str, str]]]) -> None:
-    """Headings with rows of two columns, of which the first is equally wide everywhere."""
+    """Write headings with rows of two columns. The first column has the same width everywhere."""
     terms = [term for rows in sections.values() for term, _ in rows]
     width = max((len(term) for term in terms if len(term) <= TERM_WIDTH), default=0)
     for heading, rows in sections.items():
@@ -94,7 +94,7 @@ class Commands(Command, click.Group):
     command_class = Command
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click passes it
-        """In the order of the help."""
+        """Return the commands in the order of the help."""
         return [name for names in SECTIONS.values() for name in names]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -112,14 +112,14 @@ class Commands(Command, click.Group):
         write_sections(formatter, {"Exit codes": [(str(code), text) for code, text in EXIT_CODES.items()]})
 
     def make_context(self, *args: Any, **options: Any) -> click.Context:
-        """Read the command line, which is where --help is printed."""
+        """Read the command line. This is where --help is printed."""
         try:
             return super().make_context(*args, **options)
         except BrokenPipeError:
             leave_without_reader()
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; whatever it raises becomes a sentence and an exit code."""
+        """Run a command; turn what it raises into a sentence and an exit code."""
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")  # a terminal without Unicode still gets its verdict
@@ -138,7 +138,7 @@ class Commands(Command, click.Group):
             self.fail(ctx, f"internal error: {type(error).__name__}: {error} (--debug shows where)", INTERNAL_ERROR)
 
     def fail(self, ctx: click.Context, sentence: str, code: int) -> None:
-        """Say the sentence, and with ``--debug`` where it comes from."""
+        """Print the sentence, and with ``--debug`` the traceback."""
         if ctx.meta.get("debug"):
             traceback.print_exc()
         click.echo(f"gpt2onnx: {sentence}", err=True)
@@ -146,7 +146,7 @@ class Commands(Command, click.Group):
 
 
 def leave_without_reader() -> NoReturn:
-    """End as a process does that SIGPIPE ends; what is left unwritten has no reader any more."""
+    """End as SIGPIPE ends a process. What is left unwritten has no reader."""
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     raise click.exceptions.Exit(BROKEN_PIPE)
 

@@ -50,7 +50,7 @@ def inspect(source: str, read_as: SourceOptions, as_json: bool) -> None:
 
 
 def print_ledger(checkpoint: Checkpoint, ledger: Ledger) -> None:
-    """A source's config and what becomes of each tensor."""
+    """Print a source's config and what becomes of each tensor."""
     out = terminal.console()
     out.print(
         f"{checkpoint.name}: GPT-2 with {ledger.parameters:,} parameters, "
@@ -80,7 +80,7 @@ def print_ledger(checkpoint: Checkpoint, ledger: Ledger) -> None:
 
 
 def ledger_facts(checkpoint: Checkpoint, ledger: Ledger) -> dict[str, Any]:
-    """A source for JSON."""
+    """Return a source for JSON."""
     return {
         "name": checkpoint.name,
         "format": checkpoint.format,

@@ -30,7 +30,7 @@ Completer = Callable[[click.Context, click.Parameter, str], "list[CompletionItem
 
 
 def complete_paths(kind: str) -> Completer:
-    """Lets the shell complete paths: ``dir``, or ``file`` for both."""
+    """Return a function by which the shell completes paths: ``dir``, or ``file`` for both."""
 
     def complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
         from click.shell_completion import CompletionItem
@@ -41,7 +41,7 @@ def complete_paths(kind: str) -> Completer:
 
 
 def complete_names(names: Iterable[str], separator: str = "") -> Completer:
-    """Completes one of ``names``, or with a separator the last of several."""
+    """Return a function that completes one of ``names``, or with a separator the last of several."""
     names = tuple(names)
 
     def complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
@@ -55,7 +55,7 @@ def complete_names(names: Iterable[str], separator: str = "") -> Completer:
 
 
 def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds ``--debug`` to a command."""
+    """Add ``--debug`` to a command."""
 
     def remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         ctx.meta["debug"] = value
@@ -129,7 +129,7 @@ threads_option = click.option(
 
 
 def standard_input(what: str) -> str:
-    """The text on standard input, if any is piped there."""
+    """Return the text on standard input."""
     mend = f"give {what}, or pipe a text into standard input"
     if sys.stdin is None or sys.stdin.isatty():
         raise click.UsageError(mend)
@@ -140,7 +140,7 @@ def standard_input(what: str) -> str:
 
 
 def refuse_unwritable(*files: Path | None) -> None:
-    """Files that could not be written in the end are refused at once, not after minutes."""
+    """Refuse files at once that could not be written at the end."""
     for file in filter(None, files):
         folder = file.absolute().parent
         if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""What is seen of work that takes long: one line on standard error with what is done and the time that is left.
+"""Show long work in one line on standard error: what is being done, the share that is done, and the time left.
 
 In a terminal only, and only once two seconds have passed: what takes less shows nothing.
 """
@@ -26,17 +26,17 @@ Clock = Callable[[], float]
 
 
 class Timer(Protocol):
-    """What ``threading.Timer`` can do."""
+    """The methods of ``threading.Timer`` that are used."""
 
     def start(self) -> None:
         """Begin to wait."""
 
     def cancel(self) -> None:
-        """Wait no longer."""
+        """Stop waiting."""
 
 
 class Line:
-    """How far some work is. Told of it by any thread; rich draws it.
+    """The progress of some work. Any thread may report it; rich draws it.
 
     Args:
         title: what is being done.
@@ -54,7 +54,7 @@ class Line:
         self.lock = threading.RLock()
 
     def count(self, done: int, total: int) -> None:
-        """So much of ``total`` is done."""
+        """Note that ``done`` of ``total`` is done."""
         with self.lock:
             self.done, self.total, self.counted = done, total, self.clock()
             if self.first:  # what came before, such as imports, says nothing about what is to come
@@ -63,18 +63,18 @@ class Line:
             self._appear()
 
     def step(self, title: str, done: int, total: int) -> None:
-        """``title`` is next, after ``done`` of ``total`` steps."""
+        """Note that ``title`` is next, after ``done`` of ``total`` steps."""
         self.title = title
         self.count(done, total)
 
     def fall_due(self) -> None:
-        """It takes long enough to be shown."""
+        """Note that the work takes long enough to be shown."""
         with self.lock:
             self.due = True
             self._appear()
 
     def end(self) -> None:
-        """Vanish; nothing is left behind."""
+        """Remove the line; nothing is left behind."""
         with self.lock:
             self.over = True
         if self.live is not None:
@@ -94,7 +94,7 @@ class Line:
 
     @property
     def seconds_left(self) -> float | None:
-        """By the speed until the last count; None as long as nothing is done."""
+        """Estimate the time left from the speed until the last count; None as long as nothing is done."""
         if not self.done:
             return None
         whole = (self.counted - self.began) * self.total / self.done
@@ -102,7 +102,7 @@ class Line:
 
     @property
     def words(self) -> str:
-        """What stands beside the bar: the share that is done, and the time."""
+        """Return the text beside the bar: the share that is done, and the time."""
         left = self.seconds_left
         if left is None:
             return f"{minutes(self.clock() - self.began)} so far"
@@ -122,12 +122,12 @@ class Line:
 
 
 def seen() -> bool:
-    """Whether somebody looks at standard error, in a terminal that can redraw a line."""
+    """Tell whether somebody looks at standard error, in a terminal that can redraw a line."""
     return is_terminal(stderr=True) and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 def minutes(seconds: float) -> str:
-    """``1:05``, or ``1:01:05`` with hours."""
+    """Format seconds as ``1:05``, or ``1:01:05`` with hours."""
     whole = round(seconds)
     hours = f"{whole // 3600}:" if whole >= 3600 else ""
     return f"{hours}{whole // 60 % 60:0{2 if hours else 1}}:{whole % 60:02}"
@@ -141,7 +141,7 @@ def line(
     clock: Clock = time.monotonic,
     timer: Callable[[float, Callable[[], None]], Timer] = threading.Timer,
 ) -> Iterator[Line | None]:
-    """A ``Line`` for as long as the block takes; None where nobody would see it.
+    """Show a ``Line`` while the block runs; None where nobody would see it.
 
     Args:
         title, clock, at_once: the line's.
@@ -165,13 +165,15 @@ def line(
 
 @contextmanager
 def steps(title: str = "starting", show: bool = True) -> Iterator[Callable[[str, int, int], None]]:
-    """What tells of steps: what is next, how many are done, of how many."""
+    """Yield a function that is told the next step, how many steps are done, and how many there are."""
     with line(title, show) as shown:
         yield shown.step if shown is not None else lambda step, done, total: None
 
 
 @contextmanager
 def amounts(title: str, show: bool = True, at_once: bool = True) -> Iterator[Callable[[int, int], None] | None]:
-    """What tells of amounts, such as bytes: how many are done, of how many; None where nobody would see it."""
+    """Yield a function that is told amounts, such as bytes: how many are done, of how many; None where nobody would see
+    it.
+    """
     with line(title, show, at_once) as shown:
         yield shown.count if shown is not None else None

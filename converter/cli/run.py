@@ -82,7 +82,7 @@ def run(
 
 
 def print_answers(texts: Sequence[str], answers: Sequence[Answer], top: int) -> None:
-    """What a head says of each text, one after the other."""
+    """Print what a head says of each text, one after another."""
     for number, (text, answer) in enumerate(zip(texts, answers, strict=True)):
         if len(texts) > 1 and not isinstance(answer, Choice):
             click.echo(f"--- {number + 1} of {len(texts)}")
@@ -91,7 +91,7 @@ def print_answers(texts: Sequence[str], answers: Sequence[Answer], top: int) -> 
 
 
 def answer_lines(text: str, answer: Answer, top: int) -> Iterator[str]:
-    """An answer for people; an embedding is its numbers, for whatever it is piped to."""
+    """Yield an answer for people. An embedding is its numbers, for a program that reads them."""
     match answer:
         case Labels(scores, probabilities):
             for label, score in list(scores.items())[:top]:
@@ -109,7 +109,7 @@ def answer_lines(text: str, answer: Answer, top: int) -> Iterator[str]:
 
 
 def answer_facts(answer: Answer) -> dict[str, Any]:
-    """An answer for JSON."""
+    """Return an answer for JSON."""
     match answer:
         case Labels(scores):
             return {"labels": scores}

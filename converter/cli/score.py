@@ -81,7 +81,7 @@ def score(
 
 
 def score_facts(score: Score) -> dict[str, Any]:
-    """A scored text for JSON."""
+    """Return a scored text for JSON."""
     return {
         "tokens": len(score.token_ids),
         "log_probability": score.total,
@@ -92,7 +92,7 @@ def score_facts(score: Score) -> dict[str, Any]:
 
 
 def score_line(scores: Sequence[Score]) -> str:
-    """All texts in a line."""
+    """Summarize all texts in one line."""
     from converter.runtime.scoring import perplexity
 
     tokens = sum(len(score.token_ids) for score in scores)

@@ -1,4 +1,4 @@
-"""What the command line shows: lines and tables. In a terminal with colour, piped as plain text."""
+"""Show lines and tables: with colour in a terminal, as plain text in a pipe."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ PIPED_WIDTH = 250  # of a table that nobody wraps
 
 
 def console(stderr: bool = False) -> Console:
-    """rich's console; without a terminal it neither colours nor cuts."""
+    """Return rich's console; without a terminal it neither colours nor cuts."""
     from rich.console import Console
 
     class Printer(Console):
-        """A console that leaves it to the command line what a closed pipe means; rich would exit with 1."""
+        """A console that leaves a closed pipe to the command line; rich would exit with 1."""
 
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError(errno.EPIPE, "the reader of the output is gone")
@@ -47,13 +47,13 @@ def color_system() -> Literal["auto"] | None:
 
 
 def is_terminal(stderr: bool = False) -> bool:
-    """Whether somebody looks at standard output, or standard error; either may be closed."""
+    """Tell whether somebody looks at standard output, or at standard error. Either may be closed."""
     stream = sys.stderr if stderr else sys.stdout
     return stream is not None and stream.isatty()
 
 
 def to_json(values: Any, indent: int | None = 2) -> str:
-    """JSON that every parser takes: numbers that are not finite, which JSON does not have, become null."""
+    """Return JSON that every parser reads: numbers that are not finite become null."""
 
     def finite(value: Any) -> Any:
         if isinstance(value, dict):
@@ -66,12 +66,12 @@ def to_json(values: Any, indent: int | None = 2) -> str:
 
 
 def short(path: Path) -> Path:
-    """A path from here if it lies below, else as it is."""
+    """Return a path relative to the current folder if it lies below it, else as it is."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def size(nbytes: float) -> str:
-    """A number of bytes for people: ``497.8 MB``."""
+    """Format a number of bytes: ``497.8 MB``."""
     for unit in ("B", "kB", "MB"):
         if nbytes < 1000:
             return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
@@ -80,7 +80,7 @@ def size(nbytes: float) -> str:
 
 
 def table(*columns: str, right: Sequence[str] = ()) -> Table:
-    """An empty table; ``right`` names the columns of numbers."""
+    """Return an empty table; ``right`` names the columns of numbers."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -93,7 +93,7 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
 
 
 def fitting(out: Console, rows: Table, *dispensable: str) -> Table:
-    """A table without as many of the ``dispensable`` columns, from the first, as there is no room for."""
+    """Remove columns, the first of ``dispensable`` first, until the table fits; return it."""
     for name in dispensable:
         if out.measure(rows, options=out.options.update_width(PIPED_WIDTH)).maximum <= out.width:
             break
@@ -105,7 +105,7 @@ def fitting(out: Console, rows: Table, *dispensable: str) -> Table:
 
 
 def parse_ids(text: str) -> list[int]:
-    """``'464 3290'`` or ``'464,3290'`` as token ids.
+    """Parse token ids, ``'464 3290'`` or ``'464,3290'``.
 
     Raises:
         PromptError: something else is among them.

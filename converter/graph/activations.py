@@ -100,5 +100,5 @@ class PRelu(Module):
 
 
 def activation(name: str, dtype: ir.DataType) -> Module:
-    """The module for an ``activation_function``."""
+    """Return the module of an ``activation_function``."""
     return PRelu(dtype) if name == "prelu" else Activation(name)

@@ -1,4 +1,4 @@
-"""Causal self-attention with a cache, and the mask that says who may look where."""
+"""Causal self-attention with a cache, and the mask that says which positions a query sees."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ATTENTION_SINCE = 23  # the opset that brought Attention
 
 
 class CausalMask(Module):
-    """``attention_mask [batch, total]`` and the new tokens → bool ``[batch, 1, new, total]``: who looks where.
+    """Make the mask bool ``[batch, 1, new, total]`` from ``attention_mask [batch, total]`` and the new tokens.
 
     Back in time and not at padding. The diagonal is allowed always: a row with nothing in it, that of a padding
     token, is NaN on ONNX Runtime 1.23. The shape is spelled out in full because ``[batch, 1, 1, total]`` is silently
@@ -33,7 +33,7 @@ class CausalMask(Module):
 
 
 class AdditiveMask(Module):
-    """The mask as what is added to the scores, float32: 0 where a query may look, the lowest number where not."""
+    """Turn the mask into what is added to the scores, float32: 0 where a query may look, else the lowest number."""
 
     def forward(self, op: Any, mask: ir.Value) -> ir.Value:
         lowest = float(np.finfo(np.float32).min)
@@ -45,7 +45,7 @@ KeyValue = tuple[ir.Value, ir.Value]  # keys and values of one layer, each [batc
 
 
 class ScaledDotProduct(Module):
-    """softmax(scale · q kᵀ + mask) v over the cached and the new tokens; returns the longer cache too.
+    """softmax(scale · q kᵀ + mask) v over the cached and the new tokens; it returns the longer cache, too.
 
     ``q``, ``k``, ``v`` and the result are ``[batch, new, n_embd]``. Without a cache there is none to return either.
     """
@@ -83,7 +83,7 @@ class ScaledDotProduct(Module):
         return op.Reshape(attended, [0, 0, self.n_head * self.head_dim]), None if past is None else (key, value)
 
     def heads(self, op: Any, x: ir.Value) -> ir.Value:
-        """``[batch, new, n_embd]`` → ``[batch, n_head, new, head_dim]``."""
+        """Reshape ``[batch, new, n_embd]`` to ``[batch, n_head, new, head_dim]``."""
         return op.Transpose(op.Reshape(x, [0, 0, self.n_head, self.head_dim]), perm=[0, 2, 1, 3])
 
 

@@ -1,4 +1,4 @@
-"""Puts a model's inputs, nodes, outputs and weights together into the bytes of an ONNX file."""
+"""Build the bytes of an ONNX file from a model's inputs, nodes, outputs and weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Locate = Callable[[str], tuple[str, int, int]]  # initializer name → file besi
 
 
 def build(config: GPT2Config, locate: Locate, opset: int, layers: Layers = FLOAT32) -> bytes:
-    """The serialized ONNX model of a GPT-2 with the head that ``config`` names, its weights in files beside it."""
+    """Return the serialized ONNX model of a GPT-2 with the config's head. Its weights are in files beside it."""
     graph = ir.Graph([], [], nodes=[], opset_imports={"": opset}, name="gpt2")
     builder = onnxscript.GraphBuilder(graph)
     write = _language_model if config.head == LM else _head_model
@@ -65,7 +65,9 @@ def _language_model(builder: onnxscript.GraphBuilder, config: GPT2Config, layers
 
 
 def _head_model(builder: onnxscript.GraphBuilder, config: GPT2Config, layers: Layers) -> Module:
-    """Inputs ``input_ids`` and ``attention_mask`` (int64) of one shape; outputs, in float32, as the head says."""
+    """Write a graph with the inputs ``input_ids`` and ``attention_mask`` (int64) of one shape, and the head's outputs
+    in float32.
+    """
     model = heads.CLASSES[config.head](config, layers)
     fed = [builder.input(name, INT64, list(model.takes)) for name in ("input_ids", "attention_mask")]
     answers = model(builder.op, *fed)
@@ -75,7 +77,7 @@ def _head_model(builder: onnxscript.GraphBuilder, config: GPT2Config, layers: La
 
 
 def _output(graph: ir.Graph, value: ir.Value, name: str | None, dtype: ir.DataType | None, shape: object) -> None:
-    """Declare an output."""
+    """Declare an output of the graph."""
     value.name, value.dtype, value.shape = name, dtype, ir.Shape(shape)
     graph.outputs.append(value)
 

@@ -1,4 +1,4 @@
-"""What else than the language model stands on GPT-2's body: the classes of ``reference/heads.py``.
+"""The heads on GPT-2's body other than the language model: the classes of ``reference/heads.py``.
 
 Their graphs take ``input_ids`` and ``attention_mask`` alone and count positions over the mask, so that padding, on
 either side, changes nothing.
@@ -30,7 +30,7 @@ class Positions(Module):
 
 
 class LastToken(Module):
-    """The rightmost position that is a token and not padding, ``[batch, tokens, n_embd]`` → ``[batch, 1, n_embd]``."""
+    """The rightmost position that holds a token, not padding: ``[batch, tokens, n_embd]`` → ``[batch, 1, n_embd]``."""
 
     def __init__(self, pad_token_id: int | None) -> None:
         super().__init__()
@@ -70,12 +70,12 @@ class HeadModel(Body):
         pass
 
     def classifier_of(self, config: GPT2Config, labels: int, bias: bool = True) -> Head:
-        """A projection to so many numbers."""
+        """Return a projection to ``labels`` numbers."""
         weight = Parameter([labels, config.n_embd], self.dtype)
         return Head(weight, Parameter([labels], self.dtype) if bias else None)
 
     def normalised(self, op: Any, input_ids: ir.Value, attention_mask: ir.Value) -> ir.Value:
-        """What the head takes in: all positions, or the one that answers."""
+        """Return the input of the head: all positions, or the one that answers."""
         x, _ = self.hidden(op, input_ids, attention_mask, self.positions(op, attention_mask))
         return self.ln_f(op, self.pool(op, x, input_ids, attention_mask) if self.pools else x)
 
@@ -119,7 +119,7 @@ class TokenClassification(HeadModel):
 
 
 class QuestionAnswering(HeadModel):
-    """For every token a score that the answer starts there and one that it ends there."""
+    """For every token, a score that the answer starts there and a score that it ends there."""
 
     gives: ClassVar = {"start_logits": TOKENS, "end_logits": TOKENS}
 

@@ -1,4 +1,4 @@
-"""How weights lie in the graph and are multiplied: the one thing that differs between precisions.
+"""How weights are stored in the graph and multiplied. Only this differs between precisions.
 
 The rest of the graph asks its ``Layers`` for ``linear``, ``embed`` and ``head`` and is the same for all.
 """
@@ -22,7 +22,7 @@ ACCURACY_LEVEL = 4
 
 
 class Conv1D(Module):
-    """``x @ weight + bias``, the weight ``[in, out]``: Conv1D's layout is MatMul's, nothing is transposed."""
+    """``x @ weight + bias`` with the weight ``[in, out]``. Conv1D's layout is MatMul's; nothing is transposed."""
 
     def __init__(self, nx: int, nf: int, dtype: ir.DataType) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Embedding(Module):
 
 
 class Head(Module):
-    """What stands on the body, ``[batch, kept, n_embd]`` → ``[batch, kept, rows]``; in float32 whatever the body is.
+    """The projection on the body, ``[batch, kept, n_embd]`` → ``[batch, kept, rows]``, always in float32.
 
     Gemm takes the transpose of ``[rows, n_embd]`` in its stride, so that a tied head is the very initializer that the
     embedding gathers from.
@@ -67,7 +67,7 @@ class Head(Module):
 
 
 class Quantized(Module):
-    """A weight ``[outputs, inputs]`` in blocks along its inputs; see ``converter.quantize``.
+    """A weight ``[outputs, inputs]`` in blocks along its inputs; see ``converter.weights.quantize``.
 
     Args:
         shape: of the numbers' bytes.
@@ -83,12 +83,12 @@ class Quantized(Module):
 
     @property
     def of_blocks(self) -> list[ir.Value]:
-        """What goes with the numbers."""
+        """Return the scales and zero points that belong to the numbers."""
         return [self.scales] if self.blocks.symmetric else [self.scales, self.zero_points]
 
 
 class QuantizedConv1D(Quantized):
-    """``x @ weight + bias`` by MatMulNBits, which wants the weight as ``[nf, nx]``."""
+    """``x @ weight + bias`` by MatMulNBits, which takes the weight as ``[nf, nx]``."""
 
     def __init__(self, nx: int, nf: int, blocks: Blocks, bias: bool = True) -> None:
         super().__init__(nf, nx, blocks, packed_shape(nf, nx, blocks))
@@ -102,7 +102,7 @@ class QuantizedConv1D(Quantized):
 
 
 class QuantizedEmbedding(Quantized):
-    """The rows that the ids name; only they are dequantized, by operators that runtimes in browsers have too."""
+    """The rows of the ids. Only these are dequantized, by operators that browsers have, too."""
 
     def __init__(self, rows: int, width: int, blocks: Blocks) -> None:
         super().__init__(rows, width, blocks, packed_shape(rows, width, blocks))
@@ -120,7 +120,7 @@ class QuantizedEmbedding(Quantized):
 
 
 class TiedHead(Module):
-    """The embedding's numbers, multiplied by."""
+    """The output head that multiplies with the embedding's numbers."""
 
     def __init__(self, wte: QuantizedEmbedding) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class TiedHead(Module):
 
 
 def unpacked(op: Any, packed: ir.Value, bits: int) -> ir.Value:
-    """``[batch, tokens, …]`` bytes → ``[batch, tokens, numbers]`` in float32; ``quantize.unpack`` as a graph."""
+    """Unpack ``[batch, tokens, …]`` bytes to ``[batch, tokens, numbers]`` float32, as ``quantize.unpack`` does."""
     if bits == 4:
         upper, lower = op.Div(packed, 16), op.Mod(packed, 16)
         packed = op.Concat(op.Unsqueeze(lower, [-1]), op.Unsqueeze(upper, [-1]), axis=-1)
@@ -141,12 +141,12 @@ def unpacked(op: Any, packed: ir.Value, bits: int) -> ir.Value:
 
 
 def packed_shape(outputs: int, inputs: int, blocks: Blocks) -> list[int]:
-    """The shape of a weight's bytes in MatMulNBits."""
+    """Return the shape of a weight's bytes in MatMulNBits."""
     return [outputs, blocks.count(inputs), blocks.size_for(inputs) * blocks.bits // 8]
 
 
 def matmul(op: Any, x: ir.Value, weight: tuple[Any, ...], outputs: int, inputs: int, blocks: Blocks) -> ir.Value:
-    """``[batch, tokens, inputs]`` → ``[batch, tokens, outputs]``."""
+    """Multiply ``[batch, tokens, inputs]`` to ``[batch, tokens, outputs]``."""
     y = op.MatMulNBits(
         x, *weight,
         K=inputs, N=outputs, bits=blocks.bits, block_size=blocks.size_for(inputs), accuracy_level=ACCURACY_LEVEL,
@@ -156,7 +156,7 @@ def matmul(op: Any, x: ir.Value, weight: tuple[Any, ...], outputs: int, inputs: 
 
 
 def declare(value: ir.Value, shape: list[int | None]) -> ir.Value:
-    """Say what onnx cannot infer of an operator that is not its own."""
+    """Declare type and shape, which onnx cannot infer for an operator that is not its own."""
     value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape(shape)
     return value
 
@@ -184,7 +184,7 @@ def layers_of(row: Precision) -> Layers:
 
 
 def floating(dtype: ir.DataType) -> Layers:
-    """Weights as they are, all of one floating-point type."""
+    """Return layers whose weights are all of one floating-point type."""
 
     def head(vocab_size: int, n_embd: int, wte: Module | None) -> Module:
         return Head(wte.weight if isinstance(wte, Embedding) else Parameter([vocab_size, n_embd], dtype))
@@ -198,7 +198,7 @@ def floating(dtype: ir.DataType) -> Layers:
 
 
 def blockwise(linear: Blocks, head: Blocks) -> Layers:
-    """Weights in blocks of whole numbers, everything else float32; a tied head uses the embedding's numbers."""
+    """Return layers with quantized weights; all else is float32. A tied head uses the embedding's numbers."""
 
     def output_head(vocab_size: int, n_embd: int, wte: Module | None) -> Module:
         if isinstance(wte, QuantizedEmbedding):

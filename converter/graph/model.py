@@ -42,7 +42,7 @@ class MLP(Module):
 
 
 class Residual(Module):
-    """The residual stream takes in what a branch has to add."""
+    """Add the output of a branch to the residual stream."""
 
     def forward(self, op: Any, x: ir.Value, branch: ir.Value) -> ir.Value:
         return op.Add(x, branch)
@@ -87,7 +87,8 @@ class Body(Module):
         position_ids: ir.Value,
         past_key_values: list[KeyValue] | None = None,
     ) -> tuple[ir.Value, list[KeyValue]]:
-        """What the blocks leave, ``[batch, new, n_embd]``, not yet normalised, and layer by layer the cache."""
+        """Return the output of the blocks, ``[batch, new, n_embd]``, not yet normalised, and the cache of each layer.
+        """
         mask = self.mask(op, input_ids, attention_mask)
         if op.version < ATTENTION_SINCE:
             mask = self.additive_mask(op, mask)

@@ -1,4 +1,4 @@
-"""The base of every graph module: ``onnxscript.nn.Module`` whose output bears the module's own path."""
+"""The base of every graph module: an ``onnxscript.nn.Module`` whose output has the name of the module's path."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Module", "ModuleList", "Parameter", "name_values"]
 
 
 class Module(nn.Module):
-    """Mirrors the module of the same name in ``reference/``; ``forward(op, …)`` writes nodes instead of computing.
+    """The counterpart of the module of the same name in ``reference/``. ``forward(op, …)`` writes nodes.
 
     The first value that ``forward`` returns is the module's output; after ``name_values`` it is called what the
     module is called (``h.3.mlp.act``), so that a tap in PyTorch and a value in the graph share their name.
@@ -27,7 +27,7 @@ class Module(nn.Module):
 
 
 def name_values(graph: ir.Graph, root: Module) -> None:
-    """Give each value its readable name; of nested modules with one output the innermost lends its name."""
+    """Give each value its readable name. Of nested modules with one output, the innermost gives the name."""
     for node in graph:
         node.metadata_props.clear()  # where a node was written is not part of the model
         for value in node.outputs:

@@ -43,7 +43,7 @@ CLEAN_UP = "clean_up_tokenization_spaces"
 
 
 def load(folder: str | os.PathLike[str]) -> Tokenizer | None:
-    """The tokenizer of a folder, from ``tokenizer.json`` or its vocabulary files; None without.
+    """Return the tokenizer of a folder, from ``tokenizer.json`` or its vocabulary files; None if there is none.
 
     Raises:
         TokenizerError: its files are there and cannot be read.
@@ -65,12 +65,12 @@ def load(folder: str | os.PathLike[str]) -> Tokenizer | None:
 
 
 def is_in(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder has the files of a tokenizer, of a kind that is known here or not."""
+    """Tell whether a folder has the files of a tokenizer, of a known kind or not."""
     return (Path(folder) / TOKENIZER).is_file() or find(Path(folder)) is not None
 
 
 def unavailable(folder: str | os.PathLike[str]) -> str | None:
-    """Why a folder's tokenizer files lead to no tokenizer here, as the end of a sentence; None without such files."""
+    """Return why a folder's tokenizer files give no tokenizer, as the end of a sentence; None without such files."""
     if (Path(folder) / TOKENIZER).is_file():
         return None
     found = find(Path(folder))
@@ -78,7 +78,7 @@ def unavailable(folder: str | os.PathLike[str]) -> str | None:
 
 
 def from_source(companions: Mapping[str, Path], write: Callable[[Path], None] | None = None) -> Tokenizer | None:
-    """The tokenizer of a source, whose files may have other names there.
+    """Return the tokenizer of a source, whose files may have other names there.
 
     Args:
         write: writes what the source holds in its weights' own file into a folder.
@@ -97,7 +97,7 @@ def from_source(companions: Mapping[str, Path], write: Callable[[Path], None] | 
 
 
 def complete(folder: Path, n_positions: int, keep: Iterable[str] = ()) -> tuple[str, ...]:
-    """Add what clients want to the tokenizer files in ``folder``: a ``tokenizer.json``, and padding.
+    """Add to the tokenizer files in ``folder`` what clients need: a ``tokenizer.json``, and padding.
 
     A tokenizer that pads on the right makes every batch wrong; clients take side and token from here.
     A tokenizer whose library is not installed stays as it is: see ``unavailable``.
@@ -126,7 +126,7 @@ def complete(folder: Path, n_positions: int, keep: Iterable[str] = ()) -> tuple[
 
 
 def _padding(folder: Path) -> dict[str, str]:
-    """The end of text as a padding token where there is none; transformers and Optimum make no batch without one."""
+    """Make the end of text the padding token if there is none: transformers and Optimum make no batch without one."""
     tokens = special_tokens(folder)
     if not tokens and class_name(folder) in ("", BYTE_LEVEL.class_name):
         tokens = {"eos_token": END_OF_TEXT}  # transformers' default for this class

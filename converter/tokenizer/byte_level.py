@@ -19,7 +19,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def build(folder: Path) -> Tokenizer:
-    """The tokenizer of vocabulary and merges, with the special tokens that the folder names.
+    """Return the tokenizer of vocabulary and merges, with the special tokens that the folder names.
 
     Raises:
         TokenizerError: a special token has no id.

@@ -1,4 +1,4 @@
-"""The special tokens that a tokenizer puts around a text, and what of them belongs to a prompt."""
+"""The special tokens that a tokenizer puts around a text, and which of them belong to a prompt."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
 
 class Frame(NamedTuple):
-    """What stands around a text and around two, ``{eos_token}`` and its like for the tokens; ``:1`` is a type."""
+    """What stands around one text and around two: ``{eos_token}`` and the like for tokens; ``:1`` is a type."""
 
     single: str
     pair: str
 
 
 def put(frame: Frame, tokenizer: Tokenizer, tokens: Mapping[str, str]) -> None:
-    """Let a tokenizer put its special tokens around a text; those that a folder takes away stay away."""
+    """Make a tokenizer put its special tokens around a text, except those that a folder removes."""
     from tokenizers import processors
 
     fills = {f"{{{key}}}": token for key, token in tokens.items()}
@@ -30,13 +30,13 @@ def put(frame: Frame, tokenizer: Tokenizer, tokens: Mapping[str, str]) -> None:
 
 
 def _filled(parts: str, fills: Mapping[str, str]) -> list[str]:
-    """A template's parts, each ``{eos_token}`` replaced by its token, or left out where there is none."""
+    """Fill in a template: each ``{eos_token}`` becomes its token, or is omitted if there is none."""
     named = ((name, colon + kind) for name, colon, kind in (part.partition(":") for part in parts.split()))
     return [fills.get(name, name) + kind for name, kind in named if name in fills or not name.startswith("{")]
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str, start: int | None) -> list[int]:
-    """The token ids of a text that a model is to continue.
+    """Return the token ids of a text that a model is to continue.
 
     Tokenizers made for encoders put a frame around a text: BERT's ``[CLS] … [SEP]``, T5's ``… </s>``. A model that
     reads the closing token takes the text for finished, so a prompt goes without it; without the opening one too,

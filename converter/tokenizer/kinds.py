@@ -1,4 +1,5 @@
-"""Which kind of tokenizer a folder has: a table of classes, and one of files for folders that name none."""
+"""Find the kind of a folder's tokenizer: by a table of classes, and by a table of files for folders that name no class.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenizerKind:
-    """A way to make a tokenizer of the files of a folder.
+    """A way to make a tokenizer from the files of a folder.
 
     Attributes:
         files: the sets of files that it can be made of.
@@ -36,7 +37,7 @@ class TokenizerKind:
     remark: Callable[[Path], str | None] = lambda folder: None
 
     def among(self, folder: Path) -> tuple[Path, ...]:
-        """Its files in a folder; none if they are not all there."""
+        """Return its files in a folder; none if they are not all there."""
         sets = (tuple(folder / name for name in names) for names in self.files)
         return next((files for files in sets if all(file.is_file() for file in files)), ())
 
@@ -49,7 +50,7 @@ class Found:
     folder: Path
 
     def build(self) -> Tokenizer:
-        """Make it.
+        """Make the tokenizer.
 
         Raises:
             TokenizerError: its files are damaged.
@@ -91,7 +92,7 @@ UNSUITABLE = {"BertJapaneseTokenizer": "which splits words with MeCab and a dict
 
 
 def find(folder: Path) -> Found | str | None:
-    """The tokenizer that the vocabulary files of a folder lead to.
+    """Return the tokenizer that the vocabulary files of a folder give.
 
     Returns:
         A sentence's end, saying why there is none here, if there are files; None if there are none.

@@ -62,7 +62,7 @@ class Recipe(NamedTuple):
 
 
 def build(recipe: Recipe, folder: Path) -> Tokenizer:
-    """The tokenizer of a folder's model.
+    """Return the tokenizer of a folder's model.
 
     Raises:
         TokenizerError: the model is damaged, or an added token cannot have its id.
@@ -83,7 +83,7 @@ def build(recipe: Recipe, folder: Path) -> Tokenizer:
 
 
 def remark(name: str, recipe: Recipe, folder: Path) -> str | None:
-    """A sentence, where a class of transformers 5 reads unknown characters otherwise than the model was trained to.
+    """Return a sentence if a class of transformers 5 reads unknown characters otherwise than the model was trained to.
 
     Its T5Tokenizer, for one, takes token 2 for all of them, which is the end of text in models that are numbered as the
     sentencepiece library does; transformers 4 read them as the library does, and so were such models trained.

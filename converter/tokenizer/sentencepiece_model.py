@@ -1,4 +1,4 @@
-"""The model files of the sentencepiece library, and the parts of a tokenizer that come of them."""
+"""The model files of the sentencepiece library, and the parts of a tokenizer that are made from them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Proto = Any  # sentencepiece's ModelProto
 
 
 def model_file(folder: Path) -> Path:
-    """The model in a folder that has one."""
+    """Return the model file of a folder."""
     return next(folder / name for name in FILES if (folder / name).is_file())
 
 
 def open_model(file: Path) -> Proto:
-    """What a model file holds.
+    """Return the content of a model file.
 
     Raises:
         TokenizerError: it is damaged.
@@ -52,12 +52,12 @@ def unigram(pieces: Sequence[tuple[str, float]], unknown: int, byte_fallback: bo
 
 
 def pieces(proto: Proto) -> list[tuple[str, float]]:
-    """Every piece and its score, in the order of the ids."""
+    """Return every piece and its score, in the order of the ids."""
     return [(piece.piece, piece.score) for piece in proto.pieces]
 
 
 def charsmap(proto: Proto) -> list[Normalizer]:
-    """The model's own table of characters, such as NFKC's, if it has one."""
+    """Return the model's own table of characters, such as NFKC's, if it has one."""
     from tokenizers import normalizers
 
     table = proto.normalizer_spec.precompiled_charsmap
@@ -65,7 +65,7 @@ def charsmap(proto: Proto) -> list[Normalizer]:
 
 
 def merges_of(pieces: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Every pair of pieces that makes a piece, in the order of those; the model file has only the pieces."""
+    """Return every pair of pieces that makes a piece, in the order of these; the model file has only the pieces."""
     return [
         (piece[:cut], piece[cut:])
         for piece in sorted(pieces, key=pieces.__getitem__)
@@ -75,7 +75,7 @@ def merges_of(pieces: Mapping[str, int]) -> list[tuple[str, str]]:
 
 
 def words(tokenizer: Tokenizer, prefix: bool = True) -> Tokenizer:
-    """Let a tokenizer see words, each with its space before it."""
+    """Make a tokenizer see words, each with its space before it."""
     from tokenizers import decoders, pre_tokenizers
 
     scheme: Any = "always" if prefix else "never"
@@ -86,7 +86,7 @@ def words(tokenizer: Tokenizer, prefix: bool = True) -> Tokenizer:
 
 
 def spaces(tokenizer: Tokenizer, prefix: bool) -> None:
-    """Let a tokenizer write spaces and bytes as text."""
+    """Make a tokenizer write spaces and bytes as text."""
     from tokenizers import decoders
 
     steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -94,7 +94,7 @@ def spaces(tokenizer: Tokenizer, prefix: bool) -> None:
 
 
 def listed(proto: Proto, types: Sequence[int]) -> list[AddedToken]:
-    """The model's pieces of certain types as added tokens, all but the user's own special."""
+    """Return the model's pieces of certain types as added tokens; all but the user's own are special."""
     from tokenizers import AddedToken
 
     found = [piece for piece in proto.pieces if piece.type in types]

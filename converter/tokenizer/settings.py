@@ -1,4 +1,4 @@
-"""What a folder says of its tokenizer beside the vocabulary: its class, its special tokens, its options."""
+"""What a folder says about its tokenizer beside the vocabulary: its class, its special tokens, its options."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Values = Mapping[str, Any]
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The options in a folder's files, one file over the other as transformers lays them.
+    """Return the options in a folder's files, merged as transformers merges them.
 
     A ``tokenizer_config.json`` that lists its added tokens stands for the two older files, which are then not read.
     """
@@ -41,24 +41,24 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def class_name(folder: Path) -> str:
-    """The tokenizer's class, from ``tokenizer_config.json`` or else ``config.json``; empty where neither has it."""
+    """Return the tokenizer's class, from ``tokenizer_config.json`` or else ``config.json``; empty if neither has it."""
     files = (folder / TOKENIZER_CONFIG, folder / "config.json")
     names = (json_of(file).get("tokenizer_class") for file in files)
     return str(next(filter(None, names), "")).removesuffix("Fast")
 
 
 def special_tokens(folder: Path) -> dict[str, str]:
-    """``eos_token`` and its like → the token, as ``tokenizer_config.json`` or ``special_tokens_map.json`` has them."""
+    """Return ``eos_token`` and the like → token, from ``tokenizer_config.json`` or ``special_tokens_map.json``."""
     return named(read(folder))
 
 
 def named(values: Values) -> dict[str, str]:
-    """``eos_token`` and its like → the token."""
+    """Return ``eos_token`` and the like → token."""
     return {key: content(value) for key, value in _named(values).items()}
 
 
 def added_tokens(values: Values, extra: Iterable[AddedToken] | None = None, verbatim: bool = False) -> list[AddedToken]:
-    """The tokens that are found in a text before the vocabulary is asked, each once, in the order of their ids.
+    """Return the tokens that are found in a text before the vocabulary is used, each once, in the order of their ids.
 
     Args:
         extra: those that come last, unless the options list other ones; None takes the options' older list.
@@ -76,7 +76,7 @@ def added_tokens(values: Values, extra: Iterable[AddedToken] | None = None, verb
 
 
 def refuse_renumbered(tokenizer: Tokenizer, values: Values, folder: Path) -> None:
-    """An added token's id is the next that is free, which may not be the one that the model was trained with.
+    """Refuse added tokens whose id would not be the one that the model was trained with.
 
     Raises:
         TokenizerError: it is not.
@@ -90,7 +90,7 @@ def refuse_renumbered(tokenizer: Tokenizer, values: Values, folder: Path) -> Non
 
 
 def content(token: str | Mapping[str, Any] | AddedToken) -> str:
-    """A token's text, which may stand among its flags.
+    """Return a token's text, which may stand among its flags.
 
     Raises:
         TokenizerError: there are flags and no text.
@@ -101,7 +101,7 @@ def content(token: str | Mapping[str, Any] | AddedToken) -> str:
 
 
 def json_of(file: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is no file."""
+    """Return the JSON object in a file; empty if there is no file."""
     return read_json(file) if file.is_file() else {}
 
 

@@ -27,7 +27,7 @@ FRAME = Frame("{cls_token} $A {sep_token}", "{cls_token} $A {sep_token} $B:1 {se
 
 
 def build(folder: Path) -> Tokenizer:
-    """The tokenizer of a vocabulary: BertTokenizer's, as transformers 5 makes it.
+    """Return the tokenizer of a vocabulary: BertTokenizer's, as transformers 5 makes it.
 
     Raises:
         TokenizerError: the vocabulary is not UTF-8, or lacks the unknown token, without which no other word is one.
