@@ -87,8 +87,7 @@ class Body(Module):
         position_ids: ir.Value,
         past_key_values: list[KeyValue] | None = None,
     ) -> tuple[ir.Value, list[KeyValue]]:
-        """Return the output of the blocks, ``[batch, new, n_embd]``, not yet normalised, and the cache of each layer.
-        """
+        """Return the output of the blocks, ``[batch, new, n_embd]``, not normalised, and the cache of each layer."""
         mask = self.mask(op, input_ids, attention_mask)
         if op.version < ATTENTION_SINCE:
             mask = self.additive_mask(op, mask)

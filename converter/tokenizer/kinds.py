@@ -1,5 +1,4 @@
-"""Find the kind of a folder's tokenizer: by a table of classes, and by a table of files for folders that name no class.
-"""
+"""Find the kind of a folder's tokenizer: by a table of classes, or by a table of files if no class is named."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def test_weights_used_as_the_file_has_them_give_the_same_logits(bundled: Path) -
 
 def test_quantized_weights_are_not_run_thirty_times_slower_in_silence(save: Save, tmp_path: Path) -> None:
     convert(save(), tmp_path / "out", precision="int8,fp32")
-    with pytest.raises(ConfigError, match=r"int8 would run 30 times slower .* leave --no-prepack"):
+    with pytest.raises(ConfigError, match=r"int8 would run 30 times slower .* omit --no-prepack"):
         load(tmp_path / "out", prepack=False, precision="int8")
     assert load(tmp_path / "out", prepack=False).logits([1]).shape == (1, 61)
 
