@@ -180,7 +180,7 @@ class Layers:
 
 def layers_of(row: Precision) -> Layers:
     """Return the modules of a row of the table of precisions."""
-    return blockwise(row.scheme.linear, row.scheme.vocabulary) if row.scheme else FLOATS[row.dtype]
+    return blockwise(row.scheme.linear, row.scheme.head) if row.scheme else FLOATS[row.dtype]
 
 
 def floating(dtype: ir.DataType) -> Layers:

@@ -64,11 +64,11 @@ class Scheme:
 
     Attributes:
         linear: the blocks of the projections.
-        vocabulary: the blocks of the embedding and of the output head.
+        head: the blocks of the output head and of the embedding.
     """
 
     linear: Blocks
-    vocabulary: Blocks
+    head: Blocks
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ VOCABULARY = ("wte.weight", "lm_head.weight")
 
 def blocks_of(name: str, layout: Layout, scheme: Scheme) -> Blocks | None:
     """Return how a weight is quantized; None if it is not. Projections and the vocabulary's matrices are."""
-    return scheme.linear if layout is Layout.CONV1D else scheme.vocabulary if name in VOCABULARY else None
+    return scheme.linear if layout is Layout.CONV1D else scheme.head if name in VOCABULARY else None
 
 
 def rows_of_outputs(weight: LazyTensor, layout: Layout) -> LazyTensor:
