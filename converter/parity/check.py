@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,7 +116,7 @@ def check(
     opened = [HuggingFace(checkpoint, part) for part, _ in parts]
     rows = [len(source_rows(source, part, allowed, asked)) for source, (part, _) in zip(opened, parts, strict=True)]
     rows += [len(folder_rows(part, allowed, asked, folder, each, {})) for part, each in parts]
-    step, reports = _counter(progress, sum(rows) + len(parts) * (BESIDE_LEGS + layers)), []
+    step, reports = _counter(progress, sum(rows) + len(parts) * BESIDE_LEGS), []
     with quiet_collector():
         for huggingface, (part, each) in zip(opened, parts, strict=True):
             read = None if text is None else Path(text)
@@ -127,13 +128,13 @@ def check(
     return _certified(report, checkpoint, ledger) if certify else report
 
 
-# Steps of a check that are no legs: the truth, and comparing the files.
-BESIDE_LEGS = 2
+# Steps of a check that are no legs: the truth, comparing the files, and the verdict with its causes.
+BESIDE_LEGS = 3
 
 
 def _counter(progress: Progress, total: int) -> Callable[[str], None]:
-    """Counts the steps that are told."""
-    done = iter(range(total + 1))
+    """Return a function that counts the steps that it is told."""
+    done = count()
     return lambda step: progress(step, next(done, total), total)
 
 

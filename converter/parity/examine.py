@@ -105,7 +105,7 @@ def examine(
     """Hold a model folder against its source.
 
     Args:
-        step: told what is about to be done: comparing the files, then each of ``folder_rows``.
+        step: told what is about to be done: comparing the files, each of ``folder_rows``, the verdict.
         cache: the source's taps, where they are known from an examination before.
 
     Raises:
@@ -122,8 +122,9 @@ def examine(
     release_memory()
     guilty = [leg for leg in measured if leg.kind not in (LegKind.OTHER, LegKind.LOSSY) and judge.fault(leg)]
     located = diagnosis = None
-    if FULL in graphs and (guilty or asked.layers):
-        step("where the error comes from")
+    explains = FULL in graphs and (guilty or asked.layers)
+    step("where the error comes from" if explains else "the verdict")
+    if explains:
         with running(graphs[FULL]):
             located, diagnosis = _explain(baseline, graphs[FULL], guilty, judge, cache or TapCache(baseline))
     floor_rms, floor_maximum = _noise_floor(baseline, measured[0], judge)

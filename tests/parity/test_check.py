@@ -74,9 +74,19 @@ def test_as_many_steps_are_told_of_as_are_taken(
     also = [out / "onnx" / "model.onnx"] if precision == "fp32" and "head" not in config else []
     report = check(source, out, limits=limits, also=also, progress=lambda *step: steps.append(step), **options)
     assert report.passed
-    told = len(steps) + (1 if options.get("layers") and precision == "int4" else 0)  # no fp32 graph to look into
     assert [done for _, done, _ in steps] == list(range(len(steps)))
-    assert {total for *_, total in steps} == {told}
+    assert {total for *_, total in steps} == {len(steps)}
+
+
+@pytest.mark.parametrize("layers", [False, True])
+def test_a_mismatch_tells_of_as_many_steps_as_it_takes(save: Save, tmp_path: Path, layers: bool) -> None:
+    source, out, steps = save(), tmp_path / "out", list[tuple[str, int, int]]()
+    convert(source, out)
+    edit_graph(out / "onnx" / "model.onnx", wrong_epsilon)
+    assert not check(source, out, layers=layers, progress=lambda *step: steps.append(step)).passed
+    assert [done for _, done, _ in steps] == list(range(len(steps)))
+    assert {total for *_, total in steps} == {len(steps)}
+    assert steps[-1][0] == "where the error comes from"
 
 
 def test_one_weight_changed_by_hand_is_found_and_named(save: Save, tmp_path: Path) -> None:
