@@ -7,6 +7,7 @@ import transformers
 
 from converter.folder.card import TASKS
 from converter.graph import heads as graph_heads
+from converter.parity.diagnosis.operations import SORTS
 from converter.parity.legs.heads import STACKED
 from converter.runtime.heads import ANSWERS
 from converter.weights.table import TABLE
@@ -39,6 +40,7 @@ def test_a_record_names_what_is_there(name: str) -> None:
     assert head.name == name
     assert not head.known_by or head.known_by in weights
     assert all(graph in HEADS for graph in head.per_graph)
+    assert set(head.taps) <= SORTS.keys()
     if name in graph_heads.CLASSES:
         assert tuple(graph_heads.CLASSES[name].gives) == head.outputs
         assert graph_heads.CLASSES[name].pools == heads.CLASSES[name].pools == head.pools  # type: ignore[attr-defined]

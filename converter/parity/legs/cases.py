@@ -41,7 +41,7 @@ class Level(StrEnum):
 
     @classmethod
     def parse(cls, name: str) -> Level:
-        """By its name.
+        """Return the level of this name.
 
         Raises:
             CheckError: there is no such level.
@@ -79,35 +79,36 @@ class Case:
 
     @cached_property
     def position_ids(self) -> np.ndarray:
-        """Counted over the tokens that are not padding."""
+        """Return the positions, counted over the tokens that are not padding."""
         return np.maximum(self.attention_mask.cumsum(axis=1) - 1, 0)
 
     @property
     def real(self) -> np.ndarray:
-        """Which of the compared positions hold a token: what padding predicts is nobody's concern."""
+        """Mask of the real tokens among the compared positions."""
         return self.real_of(self.keep if self.last is None else 1)
 
     def real_of(self, positions: int) -> np.ndarray:
-        """Likewise, of something that there is so much of a row; 0 for all tokens."""
+        """Mask of the real tokens for an array with `positions` columns; 0 stands for all tokens."""
         if self.last is not None and positions == 1:
             return np.ones((len(self.last), 1), bool)
         return self.attention_mask[:, -positions:].astype(bool)
 
     @property
     def kept_ids(self) -> np.ndarray:
-        """The token at each compared position."""
+        """Return the token at each compared position."""
         return self.input_ids[:, -self.keep :]
 
     @property
     def following(self) -> np.ndarray:
-        """The token after each compared position, -1 after the last."""
+        """Return the token after each compared position, -1 after the last."""
         if not self.predicts:
             return np.full(self.real.shape, -1)
         return np.pad(self.input_ids[:, 1:], ((0, 0), (0, 1)), constant_values=-1)[:, -self.keep :]
 
 
 def grid(config: GPT2Config, tokens: np.ndarray, level: Level = Level.QUICK) -> list[Case]:
-    """Prefill, decode with the cache, chunked prefill, a left-padded batch, and all positions at once.
+    """Return the cases of a language model: prefill, decode with the cache, chunked prefill, a left-padded batch, full
+    length.
 
     The truth of each is computed without cache, padding or company, so that the batch also proves batch invariance.
 
@@ -138,7 +139,9 @@ def grid(config: GPT2Config, tokens: np.ndarray, level: Level = Level.QUICK) -> 
 
 
 def _head_grid(config: GPT2Config, tokens: np.ndarray) -> list[Case]:
-    """One text, batches padded on either side, and all positions: what a head is given has no past."""
+    """Return the cases of another head: one text, batches padded on either side, and the full length. There is no
+    cache.
+    """
     length = min(config.n_positions, SHORT_TOKENS)
     cases = [_at_once("one text", tokens[None, :length], config)]
     cases += [_padded_for_head(f"{side}-padded batch", config, tokens, length, side) for side in ("right", "left")]
