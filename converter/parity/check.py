@@ -135,7 +135,7 @@ BESIDE_LEGS = 3
 def _counter(progress: Progress, total: int) -> Callable[[str], None]:
     """Return a function that counts the steps that it is told."""
     done = count()
-    return lambda step: progress(step, next(done, total), total)
+    return lambda step: progress(step, next(done), total)
 
 
 def _certified(report: Report, checkpoint: Checkpoint, ledger: Ledger) -> Report:

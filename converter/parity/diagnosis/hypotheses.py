@@ -253,9 +253,9 @@ def positions(op: Operation, given: Operations) -> Iterator[Hypothesis]:
         yield cause, op.but(ids=(op.ids + offset).clamp(0, last))
     if op.tap == "wpe":
         case = given.case
-        counted = torch.arange(case.input_ids.shape[1])[-case.keep :].expand(op.ids.shape)
+        counted = case.kept(torch.arange(case.input_ids.shape[1])[None]).expand(op.ids.shape)
         yield Cause("position", "positions are counted over the padding too"), op.but(ids=counted.clamp(max=last))
-        from_chunk = torch.cat([torch.arange(size) for size in case.chunks])[-case.keep :].expand(op.ids.shape)
+        from_chunk = case.kept(torch.cat([torch.arange(size) for size in case.chunks])[None]).expand(op.ids.shape)
         yield Cause("position", "positions start again at 0 in every chunk"), op.but(ids=from_chunk)
         yield Cause("position", "every token is at position 0"), op.but(ids=torch.zeros_like(op.ids))
 

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from converter.parity.legs import leg as legs
 from converter.parity.legs.cases import Case
-from converter.parity.legs.heads import choices
 from converter.parity.legs.huggingface import HuggingFace, answer, knows_padding, step_of
 from converter.parity.legs.truth import stream
 from converter.parity.legs.widen import OpenedGraph, graph_session, widened_session
@@ -50,8 +49,6 @@ ANY_TOKEN = 0
 
 TAPS_BYTES = 2**30  # of a graph's taps at most this much is held at a time; the case is run again for the rest
 
-FLOAT16_MAXIMUM = float(np.finfo(np.float16).max)
-
 
 def tap_names(config: GPT2Config) -> list[str]:
     """Every tap, in the order in which data flows."""
@@ -73,13 +70,13 @@ class Recorder:
     """Collects what passes, chunk by chunk; of a long case only the positions that are compared."""
 
     def __init__(self, case: Case) -> None:
-        self.keep = case.keep
+        self.case = case
         self.parts: dict[str, list[np.ndarray]] = defaultdict(list)
 
     def __call__(self, name: str, value: Tensor) -> None:
         """Take in one tap."""
         whole = name.endswith((".attn.k", ".attn.v"))  # attention needs those of all positions
-        self.parts[name].append(np.array((value if whole else value[:, -self.keep :]).double().numpy()))
+        self.parts[name].append(np.array((value if whole else self.case.kept(value)).double().numpy()))
 
     def with_thirds(self, name: str, value: Tensor) -> None:
         """Take in one tap, and of the projection to q, k and v its thirds, which torch does not name."""
@@ -192,22 +189,14 @@ def _groups(names: list[str], config: GPT2Config, case: Case) -> Iterator[list[s
 def _recording_step(
     opened: OpenedGraph, config: GPT2Config, names: list[str], record: Recorder, dtype: Any
 ) -> legs.Step:
-    pasts = [value.name for value in opened.session.get_inputs() if value.name.startswith("past_key_values.")]
-    outputs = [*(name.replace("past_key_values", "present") for name in pasts), *names]
-    taken = {value.name for value in opened.session.get_inputs()}
+    """Return a step of a graph that records the values of ``names``."""
+    fed = legs.feeder(opened, config, names, dtype)
 
     def step(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any, keep: int) -> tuple[np.ndarray, Any]:
-        empty = np.empty((len(ids), config.n_head, 0, config.head_dim), dtype)
-        fed = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        feeds = {
-            name: np.ascontiguousarray(choices(config.head, array)) for name, array in fed.items() if name in taken
-        }
-        if keep:
-            feeds["num_logits_to_keep"] = np.array(keep)
-        found = opened.session.run(outputs, feeds | dict(zip(pasts, cache or [empty] * len(pasts), strict=True)))
-        for name, value in zip(names, found[len(pasts) :], strict=True):
+        values, longer = fed(ids, mask, positions, cache, keep)
+        for name, value in zip(names, values, strict=True):
             record(name, torch.from_numpy(np.ascontiguousarray(value)))
-        return ids, found[: len(pasts)]
+        return ids, longer
 
     return step
 

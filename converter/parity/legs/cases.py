@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -93,17 +94,21 @@ class Case:
             return np.ones((len(self.last), 1), bool)
         return self.attention_mask[:, -positions:].astype(bool)
 
+    def kept(self, positions: Any) -> Any:
+        """Return the compared positions of an array or tensor ``[batch, tokens, …]``: the last ``keep``, or all."""
+        return positions[:, -self.keep :]  # -0 is 0
+
     @property
     def kept_ids(self) -> np.ndarray:
         """Return the token at each compared position."""
-        return self.input_ids[:, -self.keep :]
+        return self.kept(self.input_ids)
 
     @property
     def following(self) -> np.ndarray:
         """Return the token after each compared position, -1 after the last."""
         if not self.predicts:
             return np.full(self.real.shape, -1)
-        return np.pad(self.input_ids[:, 1:], ((0, 0), (0, 1)), constant_values=-1)[:, -self.keep :]
+        return self.kept(np.pad(self.input_ids[:, 1:], ((0, 0), (0, 1)), constant_values=-1))
 
 
 def grid(config: GPT2Config, tokens: np.ndarray, level: Level = Level.QUICK) -> list[Case]:

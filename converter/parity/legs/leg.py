@@ -6,7 +6,7 @@ case chunk by chunk; a leg only says how one step is computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -28,6 +28,7 @@ from reference.heads import CLASSES
 Leg = Callable[[Case], np.ndarray]
 
 KNOWN = ("input_ids", "attention_mask", "position_ids")  # inputs that a graph may take, beside its cache
+PAST, PRESENT = "past_key_values.", "present."  # how the names of the cache begin
 
 
 class InterfaceError(Exception):
@@ -114,25 +115,49 @@ def graph(opened: OpenedGraph, config: GPT2Config, dtype: Any = np.float32) -> L
     """Any graph with Optimum's names of inputs and outputs; what it does not take it is not fed."""
     session = opened.session
     names = [value.name for value in session.get_inputs()]
-    optional = [value.name for value in session.get_overridable_initializers()]
-    pasts = [name for name in names if name.startswith("past_key_values.")]
-    if odd := sorted(set(names) - {*KNOWN, *pasts}):
+    if odd := sorted(name for name in names if name not in KNOWN and not name.startswith(PAST)):
         raise InterfaceError(f"it takes the input {odd[0]}, which is none of a GPT-2's")
     if config.head != LM:
         return _head_graph(opened, config.head, names)
-    outputs = ["logits", *(name.replace("past_key_values", "present") for name in pasts)]
+    fed = feeder(opened, config, ["logits"], dtype)
 
     def step(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any, keep: int) -> tuple[np.ndarray, Any]:
+        [logits], longer = fed(ids, mask, positions, cache, keep)
+        return logits[:, -keep:], longer  # a graph without num_logits_to_keep gives all of them
+
+    return partial(run, step)
+
+
+# One step of a graph: what a ``Step`` takes → the outputs that were asked for, the longer cache.
+Fed = Callable[[np.ndarray, np.ndarray, np.ndarray, Any, int], tuple[list[np.ndarray], list[np.ndarray]]]
+
+
+def feeder(opened: OpenedGraph, config: GPT2Config, outputs: Sequence[str], dtype: Any) -> Fed:
+    """Return a function that runs one step of a graph with Optimum's names of inputs and outputs.
+
+    Args:
+        outputs: the values that it returns beside the longer cache.
+        dtype: the element type of the cache.
+    """
+    session = opened.session
+    names = [value.name for value in session.get_inputs()]
+    optional = [value.name for value in session.get_overridable_initializers()]
+    pasts = [name for name in names if name.startswith(PAST)]
+    presents = [name.replace(PAST, PRESENT) for name in pasts]
+
+    def fed(
+        ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any, keep: int
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         empty = np.empty((len(ids), config.n_head, 0, config.head_dim), dtype)
-        known = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        feeds = {name: np.ascontiguousarray(array) for name, array in known.items() if name in names}
+        given = zip(KNOWN, (ids, mask, positions), strict=True)
+        feeds = {name: np.ascontiguousarray(choices(config.head, array)) for name, array in given if name in names}
         if keep and "num_logits_to_keep" in optional:  # else the graph's own default, which other clients get
             feeds["num_logits_to_keep"] = np.array(keep)
         feeds |= dict(zip(pasts, cache or [empty] * len(pasts), strict=True))
-        logits, *longer = opened.session.run(outputs, feeds)
-        return logits[:, -keep:], longer
+        found = opened.session.run([*outputs, *presents], feeds)  # ``opened`` keeps the weights alive
+        return found[: len(outputs)], found[len(outputs) :]
 
-    return partial(run, step)
+    return fed
 
 
 def _head_graph(opened: OpenedGraph, head: str, names: list[str]) -> Leg:

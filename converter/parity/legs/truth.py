@@ -66,7 +66,7 @@ def _answer(model: Body, x: Tensor, case: Case) -> Tensor:
     if isinstance(model, HeadModel):
         return model.head(model.ln_f(model.select(x, torch.tensor(case.input_ids), torch.tensor(case.attention_mask))))
     assert isinstance(model, GPT2)
-    return model.lm_head(model.ln_f(x[:, -case.keep :]))
+    return model.lm_head(model.ln_f(case.kept(x)))
 
 
 def _materialise(model: Body, path: str, weights: Mapping[str, LazyTensor]) -> None:
