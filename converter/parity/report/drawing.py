@@ -10,10 +10,11 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib.style
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -68,6 +69,10 @@ STYLE: Any = {
     "ytick.minor.visible": False,
 } | dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), PAINT["ink"])
 
+# How ElementTree writes the namespaces of SVG, and the elements that only a file needs.
+SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
+ONLY_IN_FILES = (f"{SVG}metadata", f"{SVG}style")
+
 # Inches, of figures that stand side by side and of those that do not; the page shows both at one scale.
 HALF_WIDTH, FULL_WIDTH = 5.4, 11.2
 
@@ -108,20 +113,34 @@ def draw(name: str, label: str, size: tuple[float, float], paint: Callable[[Figu
 
 
 def _for_the_page(svg: str, name: str, label: str) -> Markup:
-    """Without what only a file needs, with ids of its own and the page's colours and typeface."""
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
-    view = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
-    assert view is not None
-    width, height = (math.ceil(float(side)) for side in view.groups())
-    opening = f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}" width="{width}">'
-    svg = re.sub(r"<svg[^>]*>", lambda _: f"{opening}<title>{escape(label)}</title>", svg, count=1)
-    svg = re.sub(r'((?:id=|href=)"#?|url\(#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(r"font-family: [^;\"]*;?\s*", "", svg)
-    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
+    """Return the figure without what only a file needs, with ids of its own and the page's colours and typeface."""
+    root = ElementTree.fromstring(svg)  # which drops comments
+    for element in list(root.iter()):
+        for child in [child for child in element if child.tag in ONLY_IN_FILES]:
+            element.remove(child)
+        element.tag = element.tag.removeprefix(SVG)  # a page knows an svg element without its namespace
+        element.attrib = {key.removeprefix(XLINK): _adapted(key, value, name) for key, value in element.items()}
+    width, height = (math.ceil(float(side)) for side in root.attrib["viewBox"].split()[2:])
+    size = {"viewBox": f"0 0 {width} {height}", "width": str(width)}
+    root.attrib = {"role": "img", "aria-label": label, **size}
+    title = ElementTree.Element("title")
+    title.text = label
+    root.insert(0, title)
+    drawn = ElementTree.tostring(root, encoding="unicode")
     for variable, colour in PAINT.items():
-        svg = svg.replace(colour, f"var(--{variable})")
-    return Markup(re.sub(r"\n\s*", "\n", svg).strip())
+        drawn = drawn.replace(colour, f"var(--{variable})")
+    return Markup(re.sub(r"\n\s*", "\n", drawn).strip())
+
+
+def _adapted(key: str, value: str, name: str) -> str:
+    """Return an attribute's value with the names of ``name`` alone, and without a typeface."""
+    if key == "id":
+        return f"{name}-{value}"
+    if key == "style":
+        value = ";".join(part for part in value.split(";") if not part.strip().startswith("font-family:")).strip()
+    if key == f"{XLINK}href":
+        return value.replace("#", f"#{name}-", 1)
+    return value.replace("url(#", f"url(#{name}-")
 
 
 def power_of_ten(value: float, _position: int = 0) -> str:
