@@ -26,6 +26,7 @@ class HeadSpec:
         known_by: a weight that no other head has.
         predicts: whether it predicts tokens, so that ``generate`` runs it.
         bare: whether transformers' class is the body itself, whose weights have no prefix.
+        asks: whether a question comes with every text.
         compares: whether the rows of a batch are the choices of one question.
         graphs: the heads of the graphs that the model becomes, if they are several.
         part_of: the head of the model that it is a part of; such a head cannot be asked for.
@@ -41,6 +42,7 @@ class HeadSpec:
     known_by: str = ""
     predicts: bool = False
     bare: bool = False
+    asks: bool = False
     compares: bool = False
     graphs: tuple[str, ...] = ()
     part_of: str = ""
@@ -82,7 +84,7 @@ HEADS: Mapping[str, HeadSpec] = {
         ),
         HeadSpec(
             "question-answering", "GPT2ForQuestionAnswering", outputs=("start_logits", "end_logits"),
-            taps=("ln_f", "qa_outputs"), known_by="qa_outputs.weight",
+            taps=("ln_f", "qa_outputs"), known_by="qa_outputs.weight", asks=True,
         ),
         HeadSpec(
             DOUBLE_HEADS, "GPT2DoubleHeadsModel", reads=("summary_activation",), known_by=f"{SUMMARY}.weight",

@@ -66,7 +66,7 @@ def run(
     texts = texts or (standard_input("a text"),)
     with progress.line(f"opening {out}"):
         model = load(out, provider, threads, precision)
-    asks = model.config.head == "question-answering"
+    asks = model.config.head_spec.asks
     if asks and question is None and not ids:
         raise click.UsageError("this model answers questions: give one with --question")
     if question is not None and (ids or not asks):

@@ -113,7 +113,7 @@ def render(values: Mapping[str, Any], config: GPT2Config) -> str:
     if config.head in TASKS:
         named, (arguments, text), gives = TASKS[config.head]
         run = RUN.replace("@arguments@", arguments).replace("@text@", text).replace("@gives@", gives)
-        usages, task = ([*usages, run], task) if config.head == "double-heads" else ([run], named)
+        usages, task = ([*usages, run], task) if config.head_spec.predicts else ([run], named)
     source = values["source"]
     return CARD.format(
         task=task,

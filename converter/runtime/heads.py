@@ -20,7 +20,7 @@ from converter.runtime.cache import FED
 from converter.runtime.ort import open_session, provider_name
 from converter.runtime.session import config_of, model_file, refuse_another_interface, refuse_ids
 from reference.config import GPT2Config
-from reference.head import LM, MULTIPLE_CHOICE
+from reference.head import HEADS, LM, MULTIPLE_CHOICE
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -145,7 +145,7 @@ class EncodedText:
         limit = model.config.n_positions
         if not given.ids:
             raise PromptError("a text is empty: there is nothing to answer for")
-        if model.config.head == "question-answering" and given.encoding and 1 not in given.encoding.sequence_ids:
+        if model.config.head_spec.asks and given.encoding and 1 not in given.encoding.sequence_ids:
             raise PromptError("a text is empty, or has no question: expected pairs of a question and a text")
         if len(given.ids) > limit:
             raise PromptError(f"a text of {len(given.ids)} tokens is longer than the model's {limit} positions")
@@ -182,7 +182,7 @@ def _several(texts: Any, head: str) -> list[Any]:
     """Return a list of texts; one text becomes a list of one."""
     if isinstance(texts, str) or (texts and all(isinstance(item, int | np.integer) for item in texts)):
         return [texts]
-    if head == "question-answering" and isinstance(texts, tuple) and all(isinstance(part, str) for part in texts):
+    if HEADS[head].asks and isinstance(texts, tuple) and all(isinstance(part, str) for part in texts):
         return [texts]
     return list(texts)
 

@@ -21,6 +21,7 @@ from converter.parity.legs.truth import to_torch
 from converter.weights.ledger import Ledger
 from reference.activations import FUNCTIONS
 from reference.config import GPT2Config
+from reference.head import SUMMARY
 from reference.model import causal_mask
 
 
@@ -63,8 +64,8 @@ SORTS: dict[str, tuple[Sort, tuple[str, ...]]] = {
     "logits": (Sort.HEAD, ("ln_f",)),
     "score": (Sort.HEAD, ("ln_f",)),
     "qa_outputs": (Sort.HEAD, ("ln_f",)),
-    "multiple_choice_head.summary": (Sort.HEAD, ("ln_f",)),
-    "multiple_choice_head.activation": (Sort.ACTIVATION, ("multiple_choice_head.summary",)),
+    SUMMARY: (Sort.HEAD, ("ln_f",)),
+    "multiple_choice_head.activation": (Sort.ACTIVATION, (SUMMARY,)),
 }
 
 
@@ -217,7 +218,7 @@ class Operations:
         output = torch.from_numpy(self.taps[tap])
         if sort is Sort.SPLIT:  # keys and values cover all positions, also if the case keeps the last ones only
             output = output[:, -inputs[0].shape[1] :]
-        ids = {"wte": self.case.kept_ids, "wpe": self.case.position_ids[:, -self.case.keep :]}.get(tap)
+        ids = {"wte": self.case.kept_ids, "wpe": self.case.kept(self.case.position_ids)}.get(tap)
         return Operation(
             tap=tap,
             layer=layer,
