@@ -105,6 +105,8 @@ def print_layers(out: Console, located: Localisation, passed: bool) -> None:
     """Print the error of every operation, a layer in each line: ONNX Runtime's ÷ Hugging Face's, or on a mismatch in
     float64.
     """
+    from converter.parity.legs.half import FLOAT16_MAXIMUM
+
     operations = list(dict.fromkeys(tap.name.split(".", 2)[2] for tap in located.taps if tap.layer is not None))
     rows = terminal.table("layer", *operations, "largest value", right=(*operations, "largest value"))
 
@@ -122,7 +124,7 @@ def print_layers(out: Console, located: Localisation, passed: bool) -> None:
     out.print(rows)
     others = ", ".join(f"{tap.name} {cell(tap)}" for tap in located.taps if tap.layer is None)
     what = "ONNX Runtime's error as a multiple of Hugging Face's" if passed else "error in float64"
-    out.print(f"{what}, on {located.case!r}; {others}. float16 holds values up to 65504.", markup=False)
+    out.print(f"{what}, on {located.case!r}; {others}. float16 holds values up to {FLOAT16_MAXIMUM:.0f}.", markup=False)
 
 
 def print_proof(proof: Proof) -> None:

@@ -15,6 +15,7 @@ from run import report, run
 
 from converter.parity.diagnosis.taps import OPERATIONS, TapReport
 from converter.parity.report.drawing import FULL_WIDTH, HALF_WIDTH, PAINT, Plot, draw, logarithmic
+from converter.weights.precisions import PRECISIONS
 from reference.activations import gelu, gelu_tanh
 from reference.model import causal_mask
 
@@ -165,16 +166,15 @@ def divergence() -> Plot:
     """How the divergence of each precision is spread over the text."""
     details = report().details
     assert details is not None
-    colours = dict(zip(("float32", "float16", "int8", "int4"), ("ink", "half-1", "graph", "bad"), strict=True))
-    found = {leg.name.rpartition(" ")[2]: leg for leg in details.measured if leg.name.startswith("ONNX Runtime")}
+    found = {leg.precision: leg for leg in details.measured if leg.ships(leg.precision)}
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         for name, leg in found.items():
             kl = np.sort(leg.total.kl)
             kl = kl[kl > 0]
-            axes.plot(kl, np.linspace(0, 1, len(kl)), color=PAINT[colours.get(name, "noise")], label=name)
-            axes.plot(leg.total.kl.mean(), 0.0, "^", color=PAINT[colours.get(name, "noise")], clip_on=False, zorder=5)
+            axes.plot(kl, np.linspace(0, 1, len(kl)), color=PAINT[PRECISIONS[name].colour], label=name)
+            axes.plot(leg.total.kl.mean(), 0.0, "^", color=PAINT[PRECISIONS[name].colour], clip_on=False, zorder=5)
         logarithmic(axes, x=True)
         axes.set(xlabel="KL(truth ‖ precision) at a position, nats", ylabel="share of positions below", ylim=(0, 1))
         axes.legend(loc="upper left")

@@ -14,7 +14,8 @@ from enum import StrEnum
 
 from converter.parity.diagnosis.hypotheses import GUESSES, Cause
 from converter.parity.diagnosis.operations import Operation, Operations
-from converter.parity.diagnosis.taps import FLOAT16_MAXIMUM, Localisation
+from converter.parity.diagnosis.taps import Localisation
+from converter.parity.legs.half import FLOAT16_MAXIMUM
 from converter.parity.verdict.metrics import FLOAT32_EPSILON
 
 # The largest error of an operation, as a share of the RMS of its right output: for a graph in float64, which still has

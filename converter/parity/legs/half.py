@@ -1,6 +1,6 @@
 """Half precision as hardware for it computes: every operation's result rounded to float16.
 
-ONNX Runtime's CPU widens to float32 in between and hides what a GPU would lose, above all what is beyond 65504.
+ONNX Runtime's CPU widens to float32 in between and hides what a GPU would lose, above all numbers that are too large.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from reference.config import GPT2Config
 from reference.heads import CLASSES
 from reference.model import Head, ScaledDotProduct
 
-MAXIMUM = torch.finfo(torch.float16).max
+FLOAT16_MAXIMUM = torch.finfo(torch.float16).max  # 65504
 
 
 @dataclass
@@ -72,4 +72,5 @@ class Rounded:
         if self.overflow is None:
             return None
         path, largest = self.overflow
-        return f"float16 overflows at {path}: it reaches {largest:.3g}, and float16 holds no more than {MAXIMUM:.0f}"
+        most = f"float16 holds no more than {FLOAT16_MAXIMUM:.0f}"
+        return f"float16 overflows at {path}: it reaches {largest:.3g}, and {most}"

@@ -13,11 +13,11 @@ from converter.errors import OutputError
 from converter.files import reason
 from converter.folder.certificate import sha256, shipped_files
 from converter.parity.diagnosis.taps import (
-    FLOAT16_MAXIMUM,
     TAP_FLOAT64_LIMIT,
     TAP_LIMIT,
     Localisation,
 )
+from converter.parity.legs.half import FLOAT16_MAXIMUM
 from converter.parity.report import plots
 from converter.parity.report.drawing import Plot
 from converter.parity.report.report import Details, Report

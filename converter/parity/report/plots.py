@@ -14,7 +14,6 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from converter.parity.diagnosis.taps import (
-    FLOAT16_MAXIMUM,
     OPERATIONS,
     TAP_FLOAT64_LIMIT,
     TAP_LIMIT,
@@ -22,6 +21,7 @@ from converter.parity.diagnosis.taps import (
     TapReport,
 )
 from converter.parity.legs.cases import Case
+from converter.parity.legs.half import FLOAT16_MAXIMUM
 from converter.parity.legs.identity import LegKind
 from converter.parity.report.drawing import (
     FULL_WIDTH,
@@ -148,7 +148,7 @@ def positions(case: Case) -> np.ndarray:
     """The positions that are compared, in the order of a ``Distance``, ``[positions]``."""
     if case.last is not None:
         return case.position_ids[np.arange(len(case.last)), case.last]
-    return case.position_ids[:, -case.keep :][case.real]
+    return case.kept(case.position_ids)[case.real]
 
 
 def usable(leg: MeasuredLeg, cases: Sequence[Case]) -> list[tuple[Case, Distance]]:
