@@ -21,7 +21,7 @@ from reference.head import HEADS
 from tests.workplace import things  # noqa: F401 - a fixture
 
 torch.set_num_threads(1)  # models as small as these only lose time to threads that wait for each other
-gc.freeze()  # what the imports left is not looked at again whenever a leg's memory is released
+gc.freeze()  # what the imports left need not be looked at again and again
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
 

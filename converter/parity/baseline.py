@@ -92,7 +92,7 @@ class Baseline:
 
     def measure(self, row: LegSpec) -> MeasuredLeg:
         """Run a leg."""
-        release_memory()  # a model and its logits go before the next come in
+        release_memory(self.ledger.parameters)  # a model and its logits go before the next come in
         began = time.monotonic()
         leg = row.open()
         cases = [case for case in self.cases if row.cases(case)]
@@ -139,7 +139,7 @@ def measure_source(
         baseline.legs.append(baseline.measure(row))
     aside = (f"{entry.tensor.name} was left aside" for entry in ledger.entries if entry.role is Role.IGNORED)
     baseline.notes = (*ledger.warnings, *checkpoint.notes, *aside, *([huggingface.note] if huggingface.note else []))
-    release_memory()
+    release_memory(ledger.parameters)
     return baseline
 
 

@@ -91,7 +91,7 @@ def check(
     from converter.parity.examine import Examination, examine, folder_rows, graphs_of
     from converter.parity.legs.cases import Level
     from converter.parity.legs.huggingface import HuggingFace
-    from converter.parity.legs.memory import LARGE_MODEL, keep_large_blocks, quiet_collector
+    from converter.parity.legs.memory import LARGE_MODEL, keep_large_blocks
     from converter.parity.report.report import together
     from converter.parity.verdict.beside import compare_config
     from converter.parity.verdict.limits import Limits
@@ -117,11 +117,10 @@ def check(
     rows = [len(source_rows(source, part, allowed, asked)) for source, (part, _) in zip(opened, parts, strict=True)]
     rows += [len(folder_rows(part, allowed, asked, folder, each, {})) for part, each in parts]
     step, reports = _counter(progress, sum(rows) + len(parts) * BESIDE_LEGS), []
-    with quiet_collector():
-        for huggingface, (part, each) in zip(opened, parts, strict=True):
-            read = None if text is None else Path(text)
-            baseline = measure_source(checkpoint, part, read, allowed, asked, step, huggingface)
-            reports.append(examine(baseline, folder, each, step))
+    for huggingface, (part, each) in zip(opened, parts, strict=True):
+        read = None if text is None else Path(text)
+        baseline = measure_source(checkpoint, part, read, allowed, asked, step, huggingface)
+        reports.append(examine(baseline, folder, each, step))
     report = together(reports, [part.config.head for part, _ in parts])
     report = replace(report, source=os.fspath(source), seconds=time.monotonic() - began)
     certify = certify and files and (folder / MANIFEST).is_file()

@@ -119,7 +119,7 @@ def examine(
     rows = folder_rows(baseline.ledger, baseline.limits, baseline.level, out, asked, settings)
     legs_of_folder, notes = _legs(baseline, rows, step)
     measured, judge = [*baseline.legs, *legs_of_folder], baseline.judge
-    release_memory()
+    release_memory(baseline.ledger.parameters)
     guilty = [leg for leg in measured if leg.kind not in (LegKind.OTHER, LegKind.LOSSY) and judge.fault(leg)]
     located = diagnosis = None
     explains = FULL in graphs and (guilty or asked.layers)

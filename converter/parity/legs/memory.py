@@ -6,8 +6,7 @@ import ctypes
 import gc
 import os
 import sys
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 
 MADV_DONTNEED = 4  # linux/mman.h
@@ -18,17 +17,8 @@ LARGE_BLOCK = 2**30
 # Parameters from which blocks are not kept: weights would lie scattered among them and could not be given back.
 LARGE_MODEL = 500_000_000
 
-
-@contextmanager
-def quiet_collector() -> Iterator[None]:
-    """What is there now, above all what imports left, is not looked at again whenever memory is released."""
-    outermost = not gc.get_freeze_count()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        if outermost:
-            gc.unfreeze()
+# Parameters from which it pays to look for memory to give back: 64 MB in float32, for about 0.1 s of looking.
+WORTH_RELEASING = 16_000_000
 
 
 def keep_large_blocks() -> None:
@@ -40,8 +30,13 @@ def keep_large_blocks() -> None:
         mallopt(M_TRIM_THRESHOLD, 2 * LARGE_BLOCK - 1)
 
 
-def release_memory() -> None:
-    """Give back what a leg has freed; glibc keeps blocks below 32 MB, a whole model's worth of them."""
+def release_memory(parameters: int) -> None:
+    """Give back what the legs of a model with so many parameters have freed.
+
+    glibc would keep every block below 32 MB, which is a whole model's worth of them. Small models are left alone.
+    """
+    if parameters < WORTH_RELEASING:
+        return
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:

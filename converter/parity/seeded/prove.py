@@ -20,7 +20,6 @@ from converter.parity.baseline import Baseline, measure_source
 from converter.parity.examine import Examination, TapCache, examine
 from converter.parity.legs.cases import Level
 from converter.parity.legs.leg import one_thread
-from converter.parity.legs.memory import quiet_collector
 from converter.parity.report.report import Report
 from converter.parity.seeded.mutations import MUTATIONS, Copy, Mutation, elements, scaled_matrix
 from converter.parity.verdict.limits import Limits
@@ -163,10 +162,9 @@ def prove(source: str | os.PathLike[str], progress: Progress = lambda step, done
     known = [*MUTATIONS, *elements(config)]
     possible = [mutation for mutation in known if mutation.possible(config)]
     done = iter(range(len(possible) + 3))
-    small = sum(weight.size for weight in ledger.weights.values()) < SMALL_MODEL
+    small = ledger.parameters < SMALL_MODEL
     with (
         one_thread() if small else nullcontext(),
-        quiet_collector(),
         tempfile.TemporaryDirectory(prefix="gpt2onnx-prove-") as folder,
     ):
         total = len(possible) + 2
