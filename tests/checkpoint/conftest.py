@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from converter import convert, load, to_huggingface, to_reference
 from converter.checkpoint.tensor import LazyTensor, to_float32
 from converter.errors import CheckpointError
+from tests.checkpoint.adapters import save_base
 
 DTYPES = (
     torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.int16, torch.int8,
@@ -297,6 +298,12 @@ class Hub:
             server.shutdown()
             thread.join()
             server.server_close()
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A small GPT-2 that adapters are merged into."""
+    return save_base(tmp_path / "base")
 
 
 @pytest.fixture

@@ -193,7 +193,7 @@ def test_parts_of_a_model_are_refused(tmp_path: Path, how: str) -> None:
 @pytest.mark.parametrize("key", megatron.REFUSED)
 def test_what_gpt2_does_not_have_is_refused(tmp_path: Path, key: str) -> None:
     file = save(checkpoint(layers(NEW), **{key: True}), tmp_path)
-    with pytest.raises(ConfigError, match=rf"model_optim_rng\.pt is no GPT-2: it was trained with {key}"):
+    with pytest.raises(ConfigError, match=rf"model_optim_rng\.pt is not a GPT-2: it was trained with {key}"):
         open_checkpoint(file)
 
 
@@ -203,7 +203,7 @@ def test_what_gpt2_does_not_have_is_refused(tmp_path: Path, key: str) -> None:
     ids=str,
 )
 def test_another_kind_of_norm_or_position_is_refused(tmp_path: Path, args: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"model_optim_rng\.pt is no GPT-2: its \w+ is another than"):
+    with pytest.raises(ConfigError, match=r"model_optim_rng\.pt is not a GPT-2: its \w+ is not \w+"):
         open_checkpoint(save(checkpoint(layers(NEW), **args), tmp_path))
 
 
@@ -214,8 +214,8 @@ def test_another_kind_of_norm_or_position_is_refused(tmp_path: Path, args: dict[
         ({"hidden_size": "12"}, "args has a str for hidden_size"),
         ({"num_attention_heads": 5}, "n_head to divide n_embd"),
         ({"num_attention_heads": 0}, "expected positive integers"),
-        ({"num_attention_heads": 2}, "heads of another width than 6"),
-        ({"kv_channels": 8}, "heads of another width than 4"),
+        ({"num_attention_heads": 2}, "kv_channels in args is not 6"),
+        ({"kv_channels": 8}, "kv_channels in args is not 4"),
     ],
     ids=str,
 )

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 from click.testing import CliRunner, Result
 
 from converter.cli import cli
 
+ROOT = Path(__file__).parents[2]
+
 
 def run(*arguments: object, stdin: str | None = None) -> Result:
     return CliRunner().invoke(cli, [str(argument) for argument in arguments], input=stdin)
+
+
+def succeed(*arguments: object, stdin: str | None = None) -> Result:
+    """Run a command that must end with exit code 0."""
+    result = run(*arguments, stdin=stdin)
+    assert result.exit_code == 0, result.output
+    return result
 
 
 def process(*arguments: object, code: str = "from converter.cli import cli; cli()") -> subprocess.CompletedProcess[str]:

@@ -11,8 +11,8 @@ import pytest
 
 from converter.data import CHECKPOINT
 from converter.parity.seeded import mutations
-from tests.cli.commands import assert_one_sentence, run
-from tests.cli.test_cli import ROOT, Save
+from tests.cli.commands import ROOT, assert_one_sentence, run, succeed
+from tests.conftest import Save
 
 
 def test_check_prints_a_table_and_exits_with_0_on_a_match(bundled: Path) -> None:
@@ -24,7 +24,7 @@ def test_check_prints_a_table_and_exits_with_0_on_a_match(bundled: Path) -> None
 
 
 def test_check_exits_with_1_on_a_mismatch_and_says_why(tmp_path: Path) -> None:
-    run("convert", CHECKPOINT, tmp_path / "out", "-q")
+    succeed("convert", CHECKPOINT, tmp_path / "out", "-q")
     data = tmp_path / "out" / "onnx" / "model.onnx_data"
     content = bytearray(data.read_bytes())
     content[-1] ^= 1
@@ -48,7 +48,7 @@ def test_check_of_nonsense_is_one_sentence(tmp_path: Path, bundled: Path, save: 
 
 def test_a_mismatch_is_traced_to_its_operation_and_named(save: Save, tmp_path: Path) -> None:
     source = save()
-    run("convert", source, tmp_path / "out", "-q")
+    succeed("convert", source, tmp_path / "out", "-q")
     file = tmp_path / "out" / "onnx" / "model.onnx"
     model = onnx.load(file, load_external_data=False)
     node = next(node for node in model.graph.node if node.output[0] == "h.1.ln_2")
@@ -66,7 +66,7 @@ def test_a_mismatch_is_traced_to_its_operation_and_named(save: Save, tmp_path: P
 
 def test_every_key_of_the_json_is_documented(save: Save, tmp_path: Path) -> None:
     source = save()
-    run("convert", source, tmp_path / "out", "-q")
+    succeed("convert", source, tmp_path / "out", "-q")
     found = json.loads(run("check", source, tmp_path / "out", "--layers", "--level", "full", "--json").stdout)
     documented = set(re.findall(r"`([\w.]+)`", (ROOT / "docs" / "check.md").read_text(encoding="utf-8")))
     assert found["schema"] == "gpt2onnx/check/2"
@@ -81,7 +81,7 @@ def test_check_reads_another_exporters_file_too(save: Save, tmp_path: Path) -> N
     source = save()
     other = save("other", seed=1)
     for name in (source, other):
-        run("convert", name, tmp_path / f"{name.name}-onnx", "-q")
+        succeed("convert", name, tmp_path / f"{name.name}-onnx", "-q")
     own, foreign = (tmp_path / f"{name}-onnx" / "onnx" / "model.onnx" for name in ("source", "other"))
     right = run("check", source, tmp_path / "source-onnx", "--also", own)
     assert right.exit_code == 0
@@ -98,7 +98,7 @@ def test_check_reads_another_exporters_file_too(save: Save, tmp_path: Path) -> N
 
 def test_limits_can_be_set_and_are_refused_if_they_mean_nothing(save: Save, tmp_path: Path) -> None:
     source = save()
-    run("convert", source, tmp_path / "out", "-q")
+    succeed("convert", source, tmp_path / "out", "-q")
     strict = run("check", source, tmp_path / "out", "--limit", "rms=1e-9", "--json")
     assert strict.exit_code == 1
     found = json.loads(strict.stdout)
@@ -113,7 +113,7 @@ def test_limits_can_be_set_and_are_refused_if_they_mean_nothing(save: Save, tmp_
 
 def test_the_logits_alone_can_decide(save: Save, tmp_path: Path) -> None:
     source = save()
-    run("convert", source, tmp_path / "out", "-q")
+    succeed("convert", source, tmp_path / "out", "-q")
     config = tmp_path / "out" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"activation_function": "relu"}))
     assert run("check", source, tmp_path / "out").exit_code == 1
@@ -125,7 +125,7 @@ def test_the_logits_alone_can_decide(save: Save, tmp_path: Path) -> None:
 
 def test_check_writes_a_page_and_junit(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = save()
-    run("convert", source, tmp_path / "out", "-q")
+    succeed("convert", source, tmp_path / "out", "-q")
     page, xml = tmp_path / "report.html", tmp_path / "junit.xml"
     assert run("check", source, tmp_path / "out", "--report", page, "--junit", xml).exit_code == 0
     assert "MATCH" in page.read_text(encoding="utf-8")

@@ -7,18 +7,14 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from converter.data import CHECKPOINT
-from tests.cli.commands import process, run
-
-Save = Callable[..., Path]
-
-ROOT = Path(__file__).parents[2]
+from tests.cli.commands import process, run, succeed
+from tests.conftest import Save
 
 # Imports of torch and transformers fail, as where the extra `check` is not installed.
 WITHOUT_TORCH = """
@@ -157,15 +153,8 @@ def test_json_of_an_overflowing_model_is_still_json(save: Save, tmp_path: Path) 
     weights = load_file(source / "model.safetensors")
     large = {f"transformer.{name}": weights[f"transformer.{name}"] * 1e38 for name in ("ln_f.weight", "wte.weight")}
     save_file(weights | large, source / "model.safetensors", metadata={"format": "pt"})
-    run("convert", source, tmp_path / "out", "-q")
+    succeed("convert", source, tmp_path / "out", "-q")
     result = run("check", source, tmp_path / "out", "--json")
     assert result.exit_code in (1, 2)
     if result.exit_code == 1:
         json.loads(result.stdout, parse_constant=pytest.fail)
-
-
-# --- run --------------------------------------------------------------------------------------------------------------
-
-LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,?Ġ"
-NAMES = {0: "good", 1: "bad", 2: "so so"}
-NAMED = {"id2label": NAMES, "label2id": {name: i for i, name in NAMES.items()}}

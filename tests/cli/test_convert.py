@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from converter.data import CHECKPOINT
 from reference.config import GPT2Config
 from reference.model import GPT2
-from tests.cli.commands import assert_one_sentence, process, run
-from tests.cli.test_cli import Save
+from tests.cli.commands import assert_one_sentence, process, run, succeed
+from tests.conftest import Save
 
 
 def test_convert_ends_with_one_line_of_facts(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_source_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
 def test_an_out_that_exists_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file.txt").touch()
     assert_one_sentence(run("convert", CHECKPOINT, tmp_path), "gpt2onnx did not write it", "choose another OUT")
-    run("convert", CHECKPOINT, tmp_path / "out", "--to", "hf")
+    succeed("convert", CHECKPOINT, tmp_path / "out", "--to", "hf")
     assert_one_sentence(run("convert", CHECKPOINT, tmp_path / "out"), "choose another OUT, or --force to replace it")
 
 
@@ -181,8 +181,8 @@ def test_convert_to_another_target_ends_with_one_line_of_facts(tmp_path: Path, t
 
 
 def test_what_was_converted_is_a_source_again(tmp_path: Path) -> None:
-    run("convert", CHECKPOINT, tmp_path / "hf", "--to", "hf", "--max-shard-size", "1MB")
-    run("convert", tmp_path / "hf", tmp_path / "ref", "--to", "reference")
+    succeed("convert", CHECKPOINT, tmp_path / "hf", "--to", "hf", "--max-shard-size", "1MB")
+    succeed("convert", tmp_path / "hf", tmp_path / "ref", "--to", "reference")
     assert "model.safetensors.index.json (Hugging Face)" in run("inspect", tmp_path / "hf").stdout
     assert "64 tensors in reference.safetensors (from-scratch reference)" in run("inspect", tmp_path / "ref").stdout
     for source in ("hf", "ref"):
@@ -193,7 +193,7 @@ def test_what_was_converted_is_a_source_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", ["hf", "reference"])
 def test_a_folder_without_a_graph_says_that_it_is_a_source(tmp_path: Path, target: str) -> None:
     out = tmp_path / "out"
-    run("convert", CHECKPOINT, out, "--to", target)
+    succeed("convert", CHECKPOINT, out, "--to", target)
     parts = [f"out holds no ONNX graph: it was written with --to {target}, and is a source", "gpt2onnx convert"]
     for arguments in (("generate", out, "The"), ("check", CHECKPOINT, out), ("verify", out)):
         assert_one_sentence(run(*arguments), *parts)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from converter.data import CHECKPOINT
-from tests.cli.commands import assert_one_sentence, run
-from tests.cli.test_cli import Save
+from tests.cli.commands import assert_one_sentence, run, succeed
+from tests.conftest import Save
 
 
 def test_generate_prints_prompt_and_continuation_and_its_figures_apart(bundled: Path) -> None:
@@ -117,7 +117,7 @@ def test_generate_refuses_in_one_sentence(bundled: Path, arguments: list[str], p
 
 
 def test_generate_without_a_tokenizer_asks_for_ids(save: Save, tmp_path: Path) -> None:
-    run("convert", save(), tmp_path / "out", "-q")
+    succeed("convert", save(), tmp_path / "out", "-q")
     assert_one_sentence(run("generate", tmp_path / "out", "text"), "has no tokenizer", "token ids")
     assert run("generate", tmp_path / "out", "1 2", "--ids", "-n", 2).exit_code == 0
 

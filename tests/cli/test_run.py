@@ -12,7 +12,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from converter.data import CHECKPOINT
 from tests.cli.commands import assert_one_sentence, run
-from tests.cli.test_cli import LETTERS, NAMED, Save
+from tests.conftest import Save
+
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,?Ġ"
+NAMES = {0: "good", 1: "bad", 2: "so so"}
+NAMED = {"id2label": NAMES, "label2id": {name: i for i, name in NAMES.items()}}
 
 
 @pytest.fixture

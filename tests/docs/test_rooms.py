@@ -1,7 +1,8 @@
-"""The drawing and the map of the rooms are those of the code, and every path in the documentation leads somewhere."""
+"""The drawing and the map of the rooms are those of the code, every path leads somewhere, and tests stand alone."""
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 import tomllib
@@ -143,3 +144,25 @@ def test_every_name_that_contributing_says_a_file_has_is_in_it() -> None:
     assert {"FORMATS", "MUTATIONS", "TABLE"} & {name for name, _ in told}
     for name, file in told:
         assert re.search(rf"\b{name}\b", (ROOT / file).read_text(encoding="utf-8")), f"{file} has no {name}"
+
+
+# --- the tests --------------------------------------------------------------------------------------------------------
+
+
+def names_imported(module: ast.Module) -> set[str]:
+    """Every module that may be meant by an import: in ``from a import b``, both ``a`` and ``a.b``."""
+    found: set[str] = set()
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module or ''}.{name}" for name in ("", *(alias.name for alias in node.names))}
+    return found
+
+
+def test_no_module_of_the_tests_imports_a_test_module() -> None:
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    assert Path(__file__) in files
+    for file in files:
+        imported = names_imported(ast.parse(file.read_text(encoding="utf-8")))
+        assert {name for name in imported if ".test_" in f".{name}"} == set(), file

@@ -506,7 +506,7 @@ def test_a_model_of_two_heads_is_two_graphs_of_its_weights(save: Save) -> None:
     ("values", "message"),
     [
         ({"summary_type": "mean"}, "summary_type is 'mean'"),
-        ({"summary_type": "last"}, "only 'cls_index' with a projection is converted"),
+        ({"summary_type": "last"}, "expected 'cls_index' and True"),
         ({"summary_use_proj": False}, "summary_use_proj False"),
     ],
 )

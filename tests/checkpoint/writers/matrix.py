@@ -145,7 +145,7 @@ def as_lora_of_linears(folder: Path, tied: bool, bias: bool) -> Case:
     return Case(file, expected, {"activation": "gelu", "adapter": write_adapter(folder / "adapter", pairs)})
 
 
-ADAPTED = ("c_attn", "mlp.c_proj")  # what test_adapter.py's config targets
+ADAPTED = ("c_attn", "mlp.c_proj")  # what the config of writers/lora.py targets
 RANK, SCALE = 3, 2
 
 

@@ -18,7 +18,7 @@ from converter.parity.legs import truth
 from converter.parity.legs.cases import Case, Level
 from converter.parity.verdict.limits import Limits
 from tests.parity.diagnosis.bench import Bench, Copy, MakeBench, the_finding
-from tests.parity.diagnosis.test_names import DEFECTS
+from tests.parity.diagnosis.defects import DEFECTS
 
 
 def test_where_hugging_face_computes_something_else_it_is_hugging_face_that_is_named(

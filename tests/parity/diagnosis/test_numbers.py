@@ -16,8 +16,8 @@ from converter.parity.diagnosis.operations import Operations
 from converter.parity.diagnosis.taps import Localisation
 from reference.activations import FUNCTIONS
 from tests.parity.diagnosis.bench import WIDTH, Copy, MakeBench, findings, the_finding
+from tests.parity.diagnosis.defects import DEFECTS
 from tests.parity.diagnosis.edits import set_attribute, to_bfloat16
-from tests.parity.diagnosis.test_names import DEFECTS
 
 PARAMETERS = (
     "wte.weight", "wpe.weight", "h.1.ln_1.weight", "h.1.ln_1.bias", "h.1.attn.c_attn.weight", "h.1.attn.c_attn.bias",

@@ -14,6 +14,7 @@ from onnx import GraphProto, helper, numpy_helper
 
 from converter.errors import CheckError
 from tests.parity.diagnosis.bench import Copy, MakeBench, Spoil, findings, the_finding
+from tests.parity.diagnosis.defects import DEFECTS
 from tests.parity.diagnosis.edits import (
     activate,
     all_of,
@@ -25,7 +26,6 @@ from tests.parity.diagnosis.edits import (
     transpose,
     without_bias,
 )
-from tests.parity.diagnosis.test_names import DEFECTS
 
 
 def noise(weight: np.ndarray) -> np.ndarray:

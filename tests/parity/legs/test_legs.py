@@ -23,6 +23,7 @@ from converter.parity.legs.cases import Case, Level, grid
 from converter.parity.legs.huggingface import HuggingFace
 from converter.parity.legs.widen import OpenedGraph, graph_session
 from converter.parity.verdict.limits import Limits
+from converter.runtime.ort import OPEN_ERRORS
 from converter.runtime.session import load
 from converter.weights.ledger import account
 from reference.config import GPT2Config
@@ -143,7 +144,7 @@ def test_a_graphs_cache_is_handed_from_chunk_to_chunk() -> None:
 def test_the_cache_starts_in_the_type_that_the_graph_takes() -> None:
     opened = written_graph("input_ids", cache=0)
     assert legs.graph(opened, CONFIG, np.float64)(fed()).shape == (1, 8, 1)
-    with pytest.raises(Exception, match="float"):
+    with pytest.raises(OPEN_ERRORS, match="float"):
         legs.graph(written_graph("input_ids", cache=1), CONFIG, np.float64)(fed())
 
 
