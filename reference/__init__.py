@@ -1,6 +1,6 @@
 """GPT-2 from scratch in PyTorch.
 
-``reference.config`` costs no torch; the model does, and is imported when it is first asked for.
+``reference.config`` does not import torch. The model does, and is imported when it is first used.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Every activation a GPT-2 checkpoint can name: one function a row.
+"""The activations that a GPT-2 checkpoint can name, one function each.
 
-Definitions follow ``transformers/activations.py``; the GELUs are Hendrycks & Gimpel (arXiv:1606.08415).
+Definitions follow ``transformers/activations.py``. The GELUs are Hendrycks & Gimpel's (arXiv:1606.08415).
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from torch.nn import functional as F
 
 
 def gelu(x: Tensor) -> Tensor:
-    """x·Φ(x), exact through erf."""
+    """Return x·Φ(x), exactly, through erf."""
     return F.gelu(x)
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """OpenAI's tanh approximation of GELU, what GPT-2 was trained with."""
+    """Return OpenAI's tanh approximation of GELU, with which GPT-2 was trained."""
     return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def laplace(x: Tensor) -> Tensor:
-    """The bounded squared ReLU of MEGA (arXiv:2209.10655), with its mu and sigma."""
+    """Return MEGA's bounded squared ReLU (arXiv:2209.10655), with MEGA's mu and sigma."""
     return 0.5 * (1.0 + torch.erf((x - 0.707107) / (0.282095 * math.sqrt(2.0))))
 
 
@@ -56,7 +56,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Activation(nn.Module):
-    """One row of the table as a module, so that a hook can look at it."""
+    """An activation of ``FUNCTIONS`` as a module, so that a hook can observe it."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -68,5 +68,5 @@ class Activation(nn.Module):
 
 
 def activation(name: str) -> nn.Module:
-    """The activation called ``name``; ``prelu`` alone has a parameter, its one slope."""
+    """Return the activation called ``name``. Only ``prelu`` has a parameter: its slope."""
     return nn.PReLU() if name == "prelu" else Activation(name)

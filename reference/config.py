@@ -1,7 +1,7 @@
 """The hyper-parameters of GPT-2, without torch.
 
-Names, defaults and meanings are those of ``transformers.GPT2Config``; everything that is not architecture
-(token ids, generation defaults, the names of labels) is left to whoever needs it.
+Names, defaults and meanings are those of ``transformers.GPT2Config``. Keys that are not architecture (token ids,
+generation defaults, names of labels) are left to the code that needs them.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from typing import Any
 from reference.errors import ConfigError
 from reference.head import ASKED, HEADS, LM, HeadSpec, head_of
 
-# Every activation of transformers' ACT2FN but xielu, whose three learned parameters no GPT-2 checkpoint carries.
+# Every activation of transformers' ACT2FN except xielu: no GPT-2 checkpoint has its three learned parameters.
 ACTIVATION_NAMES = (
     "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh",
     "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "prelu", "quick_gelu", "relu",
     "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh",
 )  # fmt: skip
 
-# Fields that follow from other keys of a config.json than their own.
+# Fields that depend on the head: ``from_dict`` does not simply take their keys.
 HEAD_FIELDS = ("head", "num_labels", "pad_token_id", "summary_activation")
 
-# The file of a state dict of ``GPT2(config)`` (reference/model.py), and the key of its metadata that has the config.
+# The file of a state dict of ``GPT2(config)`` (reference/model.py), and the key of its metadata that holds the config.
 STATE_FILE = "reference.safetensors"
 STATE_KEY = "gpt2onnx.reference"
 
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """One GPT-2 architecture (Radford et al. 2019; the 124 M model is the default).
+    """One GPT-2 architecture (Radford et al. 2019). The defaults are those of the 124 M model.
 
     Raises:
         ConfigError: a size is not a positive integer, ``n_head`` does not divide ``n_embd``, a flag is not a
@@ -47,7 +47,7 @@ class GPT2Config:
     activation_function: str = "gelu_new"
     layer_norm_epsilon: float = 1e-5
     scale_attn_weights: bool = True  # divide q·k by sqrt(head_dim)
-    scale_attn_by_inverse_layer_idx: bool = False  # and by the layer's number, from 1 (Mistral's GPT-2s)
+    scale_attn_by_inverse_layer_idx: bool = False  # also by the layer's number, from 1 (Mistral's GPT-2s)
     reorder_and_upcast_attn: bool = False  # q·k and softmax in float32 when the model is in half precision
     tie_word_embeddings: bool = True  # the output head is wte itself
     embd_pdrop: float = 0.1
@@ -55,9 +55,9 @@ class GPT2Config:
     resid_pdrop: float = 0.1
     initializer_range: float = 0.02
     head: str = LM
-    num_labels: int = 2  # of a classification
-    pad_token_id: int | None = None  # what a classification of sequences does not take for their last token
-    summary_activation: str | None = None  # of a choice's score
+    num_labels: int = 2  # for a classification
+    pad_token_id: int | None = None  # a text's classification skips it to find the last token
+    summary_activation: str | None = None  # applied to the score of a choice
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "num_labels"):
@@ -92,9 +92,9 @@ class GPT2Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GPT2Config:
-        """Take the keys that are fields here and leave the others: the reader of a ``config.json``.
+        """Return the config that a ``config.json`` describes. Keys that are not fields here are ignored.
 
-        The head is that of ``architectures``, whatever framework saved it; the labels are those that have names.
+        ``architectures`` names the head, whatever framework saved it. ``id2label`` gives the number of labels.
         """
         known = {field.name for field in fields(cls)} - set(HEAD_FIELDS)
         taken = {name: value for name, value in values.items() if name in known}
@@ -113,16 +113,16 @@ class GPT2Config:
 
     @property
     def head_dim(self) -> int:
-        """The width of one attention head."""
+        """Return the width of one attention head."""
         return self.n_embd // self.n_head
 
     @property
     def inner_dim(self) -> int:
-        """The width of the MLP's hidden layer."""
+        """Return the width of the MLP's hidden layer."""
         return self.n_inner if self.n_inner is not None else 4 * self.n_embd
 
     def attn_scale(self, layer_idx: int) -> float:
-        """What q·k is multiplied with in layer ``layer_idx`` (counted from 0)."""
+        """Return the factor of q·k in layer ``layer_idx``, counted from 0."""
         scale = self.head_dim**-0.5 if self.scale_attn_weights else 1.0
         return scale / (layer_idx + 1) if self.scale_attn_by_inverse_layer_idx else scale
 
@@ -132,5 +132,5 @@ def _is_number(value: object) -> bool:
         return False
     try:
         return math.isfinite(value)
-    except OverflowError:  # an integer beyond what a float holds
+    except OverflowError:  # an integer too large for a float
         return False

@@ -1,4 +1,4 @@
-"""Autoregressive generation with the from-scratch model: the plain loop that ONNX Runtime's is compared with."""
+"""Generate text with the from-scratch model: the plain loop with which ONNX Runtime's is compared."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def generate(
     """Continue ``input_ids`` (``[B, S]``, padded on the left) by up to ``max_new_tokens`` tokens.
 
     Args:
-        temperature: 0 is greedy; above it logits are divided by it and a token is drawn.
-        top_k: draw among the k likeliest (0: among all).
-        top_p: draw among the fewest tokens whose probabilities reach p (Holtzman et al., arXiv:1904.09751).
-        eos_token_id: rows that produce it are filled with it; generation ends when all have.
+        temperature: 0 takes the likeliest token; otherwise logits are divided by it and a token is drawn.
+        top_k: draw from the k likeliest tokens; 0 for all.
+        top_p: draw from the fewest tokens whose probabilities reach p (Holtzman et al., arXiv:1904.09751).
+        eos_token_id: a row that produces it is filled with it; generation ends when every row has.
 
     Returns:
-        ``[B, S + new]``, the prompts included.
+        ``[B, S + new]``, with the prompts.
 
     Raises:
         GPT2Error: the prompt is empty, an option is out of range, or more than ``n_positions`` are needed.
@@ -65,7 +65,7 @@ def generate(
 def choose(
     logits: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator | None = None
 ) -> Tensor:
-    """One token a row from ``[B, V]`` logits."""
+    """Return one token for each row of ``[B, V]`` logits."""
     if temperature == 0:
         return logits.argmax(dim=-1)
     logits = logits / temperature

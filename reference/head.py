@@ -1,7 +1,7 @@
-"""What can stand on GPT-2's body: one record for each head, from which everything else reads.
+"""The heads that can stand on GPT-2's body, one record each. All other code reads these records.
 
-The classes that compute are in ``reference/heads.py`` and ``converter/graph/heads.py``, what is made of their outputs
-in ``converter/runtime/heads.py``; each has a table with the same names.
+The classes that compute are in ``reference/heads.py`` and ``converter/graph/heads.py``. ``converter/runtime/heads.py``
+turns their outputs into answers. Each of the three has a table with the same names.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from types import MappingProxyType
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """A head.
+    """The description of one head.
 
     Attributes:
-        name: in ``GPT2Config.head`` and for ``--head``.
-        class_name: the class of transformers that has it.
-        said: what it gives, for the help.
+        name: its name in ``GPT2Config.head`` and for ``--head``.
+        class_name: its class in transformers.
+        said: what it gives, for the help text.
         outputs: the names of its graph's outputs, which are those of transformers.
         taps: the operations after the blocks, in the order in which data flows; "pool" picks the position that answers.
-        modules: tap → the module that computes it, where they are not called alike.
+        modules: tap → the module that computes it, if the names differ.
         reads: the fields of ``GPT2Config`` that this head alone uses.
         known_by: a weight that no other head has.
         predicts: whether it predicts tokens, so that ``generate`` runs it.
-        bare: whether transformers' class is the body itself, whose weights have no prefix.
+        bare: whether its class in transformers is the body itself, so that weights have no prefix.
         asks: whether a question comes with every text.
         compares: whether the rows of a batch are the choices of one question.
-        graphs: the heads of the graphs that the model becomes, if they are several.
-        part_of: the head of the model that it is a part of; such a head cannot be asked for.
+        graphs: the head of each graph, if the model becomes several graphs.
+        part_of: the head that this one is a part of; such a part cannot be asked for.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""What else than the language model stands on GPT-2's body: one class a head, as ``transformers`` has them.
+"""The heads on GPT-2's body other than the language model: one class each, as in ``transformers``.
 
-They answer for all tokens at once: there is nothing to generate, and so no cache. Padding, on either side, changes
-nothing. Shapes as in ``model.py``; K is the number of labels.
+They read all tokens at once and generate nothing, so there is no cache. Padding changes nothing, on either side. Shapes
+are as in ``model.py``; K is the number of labels.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from reference.model import GPT2, Body, Head, Projection
 
 
 class LastToken(nn.Module):
-    """The rightmost position that is a token and not padding, ``[B, S, E]`` → ``[B, 1, E]``; the first if none is.
+    """The rightmost position that holds a token, ``[B, S, E]`` → ``[B, 1, E]``; the first position if all are padding.
 
-    Padding is ``pad_token_id``, as for transformers, and what the mask leaves out.
+    Padding is ``pad_token_id``, as in transformers, and every position that the mask leaves out.
     """
 
     def __init__(self, pad_token_id: int | None) -> None:
@@ -29,12 +29,12 @@ class LastToken(nn.Module):
         token = attention_mask.bool()
         if self.pad_token_id is not None:
             token = token & (input_ids != self.pad_token_id)
-        places = token.long().cumsum(dim=-1).argmax(dim=-1)  # [B]: of equal sums the first, which is the last token's
+        places = token.long().cumsum(dim=-1).argmax(dim=-1)  # [B]: the first of equal sums is the last token's
         return x.gather(1, places[:, None, None].expand(-1, 1, x.size(-1)))
 
 
 class HeadModel(Body):
-    """A body with a head; ``forward`` gives ``[B, S, …]``, or ``[B, 1, …]`` where the head pools."""
+    """A body with a head. ``forward`` returns ``[B, S, …]``, or ``[B, 1, …]`` if the head pools."""
 
     pools = False  # whether the last token answers for the sequence
 
@@ -52,7 +52,9 @@ class HeadModel(Body):
         return x
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Answer for ``input_ids [B, S]``; ``attention_mask [B, S]`` is 0 for padding, all ones by default.
+        """Return the head's output for ``input_ids [B, S]``.
+
+        ``attention_mask [B, S]`` is 0 for padding; the default is all ones.
 
         Raises:
             GPT2Error: there are more tokens than ``n_positions``.
@@ -63,16 +65,16 @@ class HeadModel(Body):
         return self.head(self.ln_f(self.select(x, input_ids, attention_mask)))
 
     def select(self, x: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The positions that answer, of ``[B, S, E]``."""
+        """Return the positions of ``[B, S, E]`` for which the head answers."""
         return self.pool(x, input_ids, attention_mask) if self.pools else x
 
 
 class Base(HeadModel):
-    """No head: the hidden states ``[B, S, E]`` themselves."""
+    """No head: the output is the hidden states ``[B, S, E]``."""
 
 
 class SequenceClassification(HeadModel):
-    """Labels for a text, ``[B, 1, K]``."""
+    """Scores of the labels for a text, ``[B, 1, K]``."""
 
     pools = True
 
@@ -84,7 +86,7 @@ class SequenceClassification(HeadModel):
 
 
 class TokenClassification(HeadModel):
-    """Labels for every token, ``[B, S, K]``."""
+    """Scores of the labels for every token, ``[B, S, K]``."""
 
     def add_head(self, config: GPT2Config) -> None:
         self.classifier = Head(config.n_embd, config.num_labels)
@@ -94,7 +96,7 @@ class TokenClassification(HeadModel):
 
 
 class QuestionAnswering(HeadModel):
-    """For every token a score that the answer starts there and one that it ends there, ``[B, S, 2]``."""
+    """Two scores for every token, ``[B, S, 2]``: that the answer starts there, and that it ends there."""
 
     def add_head(self, config: GPT2Config) -> None:
         self.qa_outputs = Head(config.n_embd, 2)
@@ -104,7 +106,7 @@ class QuestionAnswering(HeadModel):
 
 
 class SequenceSummary(nn.Module):
-    """One number for a text, with an activation if the config names one."""
+    """One number for a text. It passes through an activation if the config names one."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
@@ -116,7 +118,10 @@ class SequenceSummary(nn.Module):
 
 
 class MultipleChoice(HeadModel):
-    """A score for a text that is one of several choices, ``[B, 1, 1]``: the second head of ``GPT2DoubleHeadsModel``."""
+    """A score for a text that is one of several choices, ``[B, 1, 1]``.
+
+    This is the second head of ``GPT2DoubleHeadsModel``.
+    """
 
     pools = True
 
@@ -127,7 +132,7 @@ class MultipleChoice(HeadModel):
         return self.multiple_choice_head(x)
 
 
-# The class for a ``GPT2Config.head``; a model of double heads is the first and the last of these.
+# ``GPT2Config.head`` → class. A model with double heads consists of the first and the last.
 CLASSES: dict[str, type[Body]] = {
     LM: GPT2,
     "base": Base,

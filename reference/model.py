@@ -23,9 +23,9 @@ KeyValue = tuple[Tensor, Tensor]  # keys and values of one layer, each [B, H, T,
 
 
 class Conv1D(nn.Module):
-    """``x @ weight + bias`` with the weight stored ``[nx, nf]``: the layout of OpenAI's and Hugging Face's files.
+    """``x @ weight + bias`` with the weight stored as ``[nx, nf]``, the layout of OpenAI's and Hugging Face's files.
 
-    ``nn.Linear`` stores the transpose. Drawn from N(0, 0.02), bias zero.
+    ``nn.Linear`` stores the transpose. The weight is drawn from N(0, 0.02); the bias is zero.
     """
 
     def __init__(self, nx: int, nf: int) -> None:
@@ -43,7 +43,7 @@ Projection = type[Conv1D] | type[nn.Linear]
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation over the last dimension (Ba et al., arXiv:1607.06450), biased variance."""
+    """Layer normalisation over the last dimension (Ba et al., arXiv:1607.06450), with the biased variance."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class ScaledDotProduct(nn.Module):
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head self-attention whose keys and values are kept from call to call."""
+    """Multi-head self-attention that takes the cached keys and values, and returns the longer ones."""
 
     def __init__(self, config: GPT2Config, layer_idx: int, projection: Projection) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class MLP(nn.Module):
 
 
 class Residual(nn.Module):
-    """The residual stream takes in what a branch has to add."""
+    """Adds the output of a branch to the residual stream."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class Block(nn.Module):
 
 
 class Head(nn.Linear):
-    """What stands on the body, ``[out, in]`` in the file as here; a type of its own: it alone is never transposed."""
+    """The output layer, ``[out, in]`` in the file and here. It has its own type because it is never transposed."""
 
 
 class Body(nn.Module):
@@ -166,7 +166,7 @@ class Body(nn.Module):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
     ) -> tuple[Tensor, list[KeyValue]]:
-        """What the blocks leave, ``[B, S, E]``, not yet normalised, and the longer cache; see ``GPT2.forward``.
+        """Return the blocks' output, ``[B, S, E]``, not yet normalised, and the longer cache; see ``GPT2.forward``.
 
         Raises:
             GPT2Error: there are more tokens than ``n_positions``.
@@ -190,7 +190,10 @@ class Body(nn.Module):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Draw the weights: N(0, 0.02), and residual projections narrower by sqrt(2 · n_layer), two to a layer."""
+        """Draw the weights from N(0, 0.02).
+
+        The two residual projections of a layer are narrower by sqrt(2 · n_layer).
+        """
         std = self.config.initializer_range
         for name, parameter in self.named_parameters():
             if name.endswith("c_proj.weight"):
@@ -202,10 +205,10 @@ class Body(nn.Module):
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor]) -> Self:
-        """Take Hugging Face's weights in, canonical name → tensor in the file's layout.
+        """Load Hugging Face's weights, canonical name → tensor in the file's layout; return the model.
 
-        A projection made of ``nn.Linear`` takes the transposed view of its Conv1D weight: that is decided by the
-        module's type, never by a shape, and copies nothing. Parameters take on the dtypes of ``weights``.
+        A projection of type ``nn.Linear`` takes the transposed view of its Conv1D weight. The type of the module
+        decides this, never a shape, and nothing is copied. Parameters take the dtypes of ``weights``.
 
         Raises:
             WeightsError: a weight is missing, surplus or of the wrong shape.
@@ -235,7 +238,7 @@ class Body(nn.Module):
         return self
 
     def tie(self) -> None:
-        """Let the parameters that are one in the file be one here."""
+        """Tie the parameters that are one tensor in the file; a body without a head has none."""
 
     @classmethod
     def from_pretrained(
@@ -243,9 +246,9 @@ class Body(nn.Module):
     ) -> Self:
         """Open a Hugging Face folder (``config.json``; safetensors or ``pytorch_model.bin``, single or sharded).
 
-        Or one with ``reference.safetensors``, which ``gpt2onnx convert --to reference`` writes.
+        A folder with ``reference.safetensors``, as ``gpt2onnx convert --to reference`` writes it, can be opened too.
 
-        The model is in evaluation mode and lies in the memory-mapped files until ``dtype`` asks for another one.
+        The model is in evaluation mode. Its weights stay in the memory-mapped files unless ``dtype`` asks for another.
         """
         from reference.pretrained import read_folder
 
@@ -260,22 +263,25 @@ class Body(nn.Module):
         dtype: torch.dtype | None = None,
         projection: Projection = nn.Linear,
     ) -> Self:
-        """``load`` into a model that was never drawn: no memory is spent on weights about to be replaced."""
+        """Return a model with these weights, in evaluation mode.
+
+        The model is never initialised, so that no memory is spent on weights that are replaced.
+        """
         with torch.device("meta"):
             model = cls(config, projection)
         return model.load(weights).to(dtype).eval()
 
 
 class GPT2Output(NamedTuple):
-    """What the model computes."""
+    """The result of ``GPT2.forward``."""
 
     logits: Tensor  # [B, S, V]
-    past_key_values: list[KeyValue]  # one pair a layer
+    past_key_values: list[KeyValue]  # one pair for each layer
     loss: Tensor | None  # mean cross-entropy, when labels were given
 
 
 class GPT2(Body):
-    """The language model: the body and a head that gives every token of the vocabulary a score."""
+    """The language model: the body, and a head that scores every token of the vocabulary."""
 
     def __init__(self, config: GPT2Config, projection: Projection = nn.Linear) -> None:
         super().__init__(config, projection)
@@ -284,7 +290,7 @@ class GPT2(Body):
         self.initialise()
 
     def tie(self) -> None:
-        """The output head is the embedding itself, unless the config says otherwise."""
+        """Make the output head the embedding itself, unless the config says otherwise."""
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.wte.weight
 
@@ -301,11 +307,11 @@ class GPT2(Body):
 
         Args:
             input_ids: ``[B, S]`` int64, each below ``vocab_size``.
-            past_key_values: what an earlier call returned; its P tokens come before these.
+            past_key_values: the cache that an earlier call returned; its P tokens come before these.
             attention_mask: ``[B, T]``, 1 for tokens and 0 for padding; all ones by default.
-            position_ids: ``[B, S]``, each below ``n_positions``; by default counted over the tokens, not the padding.
-            labels: ``[B, S]`` int64; position s is scored on label s + 1, -100 is left out.
-            logits_to_keep: of how many last positions logits are wanted; 0 for all, which labels need.
+            position_ids: ``[B, S]``, each below ``n_positions``; by default tokens are counted without padding.
+            labels: ``[B, S]`` int64; position s is scored on label s + 1, and -100 is ignored.
+            logits_to_keep: the number of last positions that need logits; 0 for all, as ``labels`` require.
 
         Raises:
             GPT2Error: there are more tokens than ``n_positions``.
@@ -325,9 +331,9 @@ class GPT2(Body):
 
 
 def causal_mask(attention_mask: Tensor, new: int) -> Tensor:
-    """Where each of the ``new`` last tokens may look: ``[B, T]`` → bool ``[B, 1, S, T]``.
+    """Return where each of the ``new`` last tokens may look: ``[B, T]`` → bool ``[B, 1, S, T]``.
 
-    Back in time and not at padding; every token sees at least itself, so that no row of a softmax is empty.
+    A token sees earlier tokens but no padding. It always sees itself, so that no row of a softmax is empty.
     """
     total = attention_mask.size(1)
     key = torch.arange(total, device=attention_mask.device)  # [T]

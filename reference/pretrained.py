@@ -1,7 +1,7 @@
-"""Reads a Hugging Face folder for ``GPT2.from_pretrained``: the short way, through the libraries that wrote it.
+"""Read a Hugging Face folder for ``GPT2.from_pretrained``, through the libraries that wrote it.
 
-Or one with a state dict of the model here. ``converter.checkpoint`` is the long way (no torch, every refusal spelled
-out); the two know nothing of each other, which is what makes comparing them worth something.
+A folder with a state dict of the model here can be read too. ``converter.checkpoint`` reads the same files without
+torch, and says why it refuses one. Neither reader uses the other, so that comparing them proves something.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from reference.errors import ConfigError, WeightsError
 
 WRAPPERS = ("module.", "_orig_mod.", "model.", "transformer.")
 BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
-# Weights that a state dict of the model here has as nn.Linear, [out, in], and Hugging Face as Conv1D, [in, out].
+# Weights that are nn.Linear, [out, in], in a state dict of the model here, and Conv1D, [in, out], in Hugging Face's.
 PROJECTIONS = (".attn.c_attn.weight", ".attn.c_proj.weight", ".mlp.c_fc.weight", ".mlp.c_proj.weight")
 
 ALIASES = {
@@ -35,9 +35,10 @@ ALIASES = {
 
 
 def read_folder(path: str | os.PathLike[str]) -> tuple[GPT2Config, dict[str, Tensor]]:
-    """The architecture and the memory-mapped weights of a folder, under their canonical names.
+    """Return the architecture of a folder, and its memory-mapped weights by canonical name.
 
-    A head of its own unties the config, whatever that says; one equal to ``wte.weight`` ties it and is left out.
+    A head that differs from ``wte.weight`` unties the config, whatever that says. A head that equals it ties the
+    config, and is left out.
 
     Raises:
         ConfigError: there is neither a ``config.json`` of a GPT-2 nor a state dict of the model here.
@@ -70,10 +71,10 @@ def read_folder(path: str | os.PathLike[str]) -> tuple[GPT2Config, dict[str, Ten
 
 
 def read_state(file: Path) -> tuple[GPT2Config, dict[str, Tensor]]:
-    """What a state dict of ``GPT2(config)`` holds, its projections seen as Hugging Face's, [in, out].
+    """Return the config and weights of a state dict of ``GPT2(config)``, with projections as Hugging Face's: [in, out].
 
     Raises:
-        ConfigError: the file does not say of what config it is.
+        ConfigError: the file's metadata holds no config.
     """
     with safe_open(file, framework="pt") as opened:
         described = (opened.metadata() or {}).get(STATE_KEY)
@@ -85,7 +86,7 @@ def read_state(file: Path) -> tuple[GPT2Config, dict[str, Tensor]]:
 
 
 def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the folder's weight files, memory-mapped."""
+    """Yield the name and the memory-mapped tensor for everything in the folder's weight files."""
     for stem in ("model.safetensors", "pytorch_model.bin"):
         if (folder / stem).is_file():
             files = [stem]
@@ -112,7 +113,7 @@ def _pickle(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def canonical(name: str) -> str:
-    """A name without the wrappers that DataParallel, torch.compile and GPT2LMHeadModel put before it."""
+    """Return a name without the prefixes of DataParallel, torch.compile and GPT2LMHeadModel."""
     while prefix := next((p for p in WRAPPERS if name.startswith(p)), None):
         name = name[len(prefix) :]
     return name

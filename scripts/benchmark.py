@@ -1,4 +1,4 @@
-"""Measures gpt2onnx as its users meet it: whole processes, with their peak memory.
+"""Measure gpt2onnx as its users run it: whole processes, with their peak memory.
 
     python scripts/benchmark.py convert gpt2 gpt2-xl
     python scripts/benchmark.py check gpt2
@@ -8,8 +8,8 @@
     python scripts/benchmark.py provider gpt2 --provider cuda
     python scripts/benchmark.py peers --write docs/benchmarks.md
 
-Checkpoints of the real sizes are made on the first use and kept in --work. Figures are medians of --runs, after one run
-that warms the page cache; "copy" is what cp(1) takes for the same weights in the same minute.
+Checkpoints of the real sizes are made on first use and kept in --work. Figures are medians of --runs, after one run
+that warms the page cache. "copy" is the time of cp(1) for the same weights in the same minute.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from converter.weights.table import parameters
 
 HERE = Path(__file__).resolve().parent
 GPT2ONNX = [sys.executable, "-m", "converter.cli"]
-ALLOWED_BYTES = 400e6  # of a conversion's peak memory, beside the largest tensor
+ALLOWED_BYTES = 400e6  # for a conversion's peak memory, in addition to the largest tensor
 LLAMA = ("f32", "q8_0", "q4_0")
 ALL_PRECISIONS = "fp32,fp16,int8,int4"
 SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 
 def median(runs: int, once: Callable[[], Run]) -> str:
-    """``median s (min–max), peak`` of runs after one that warms caches."""
+    """Run once to warm the caches, then ``runs`` times; return ``median s (min–max), peak``."""
     once()
     return figures([once() for _ in range(runs)])
 
 
 def figures(done: list[Run]) -> str:
-    """``median s (min–max), peak``."""
+    """Return ``median s (min–max), peak`` of some runs."""
     seconds = sorted(run.seconds for run in done)
     peak = max(run.peak_bytes for run in done) / 1e6
     return f"{statistics.median(seconds):.2f} s ({seconds[0]:.2f}–{seconds[-1]:.2f}), peak {peak:.0f} MB"
@@ -69,7 +69,7 @@ def main(ctx: click.Context, work: Path, runs: int) -> None:
 
 
 def checkpoint(work: Path, size: str) -> Path:
-    """The random checkpoint of a size."""
+    """Return the random checkpoint of a size; it is made if it is not there."""
     folder = work / size
     if not (folder / "config.json").is_file():
         subprocess.run([sys.executable, HERE / "make_checkpoint.py", "--size", size, folder], check=True)
@@ -80,7 +80,7 @@ def checkpoint(work: Path, size: str) -> Path:
 @click.argument("sizes", nargs=-1, type=click.Choice(SIZES))
 @click.pass_obj
 def convert(settings: tuple[Path, int], sizes: tuple[str, ...]) -> None:
-    """Conversion to a folder and in place, with and without the scan for NaN, beside a plain copy."""
+    """Measure a conversion to a folder and in place, with and without the scan for NaN, beside a plain copy."""
     for size in sizes or SIZES[:1]:
         benchmark_convert(*settings, size)
 
@@ -122,7 +122,7 @@ def remove(*paths: Path) -> None:
 @click.option("--level", default="quick", show_default=True)
 @click.pass_obj
 def check(settings: tuple[Path, int], sizes: tuple[str, ...], level: str) -> None:
-    """The parity check of a fresh conversion."""
+    """Measure the parity check of a fresh conversion."""
     for size in sizes or SIZES[:1]:
         benchmark_check(*settings, size, level)
 
@@ -146,7 +146,7 @@ def benchmark_check(work: Path, runs: int, size: str, level: str) -> None:
 @click.argument("sizes", nargs=-1, type=click.Choice(SIZES))
 @click.pass_obj
 def sources(settings: tuple[Path, int], sizes: tuple[str, ...]) -> None:
-    """Conversion of other formats, and its memory beside the promise: 400 MB and the largest tensor."""
+    """Measure conversions of other formats, and compare their memory with the limit: 400 MB and the largest tensor."""
     for size in sizes or SIZES[:1]:
         benchmark_sources(*settings, size)
 
@@ -178,11 +178,11 @@ def benchmark_sources(work: Path, runs: int, size: str) -> None:
 
 @main.command("peers")
 @click.option(
-    "--work", "there", type=click.Path(path_type=Path), help="Keep peers and models here; as above by default."
+    "--work", "there", type=click.Path(path_type=Path), help="Keep peers and models here; by default as above."
 )
-@click.option("--only", default="", help="Candidates by the beginnings of their names: ours,llama.cpp")
+@click.option("--only", default="", help="Candidates whose names begin like this: ours,llama.cpp")
 @click.option("--rounds", default=5, show_default=True, help="Measurements of each figure.")
-@click.option("--quick", is_flag=True, help="One round, few tokens, without the largest batch: does it all work?")
+@click.option("--quick", is_flag=True, help="A trial run: one round, few tokens, no largest batch.")
 @click.option("--tokenizer", type=click.Path(exists=True, file_okay=False, path_type=Path), help=peers.TOKENIZER_HELP)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every measurement.")
 @click.option("--write", "page", type=click.Path(path_type=Path), help="Write the tables as a Markdown page.")
@@ -197,7 +197,7 @@ def compare(
     json_file: Path | None,
     page: Path | None,
 ) -> None:
-    """Other converters and runtimes, each in an environment of its own, beside gpt2onnx."""
+    """Measure other converters and runtimes, each in an environment of its own, beside gpt2onnx."""
     work = (there or settings[0]).resolve()
     source = checkpoint(work, "gpt2")
     peers.add_tokenizer(source, tokenizer)
@@ -215,7 +215,7 @@ def compare(
 @main.command("first-token")
 @click.pass_obj
 def first_token(settings: tuple[Path, int]) -> None:
-    """From starting `gpt2onnx generate` on the bundled checkpoint to the first byte of its text."""
+    """Measure the time from the start of `gpt2onnx generate` on the bundled checkpoint to the first byte of text."""
     from converter import convert
     from converter.data import CHECKPOINT
 
@@ -239,7 +239,7 @@ def first_token(settings: tuple[Path, int]) -> None:
 @main.command()
 @click.pass_obj
 def quality(settings: tuple[Path, int]) -> None:
-    """Precisions of ours and of llama.cpp on the bundled checkpoint's held-out text, against float32."""
+    """Compare precisions of ours and of llama.cpp with float32, on the bundled checkpoint's held-out text."""
     import quality as of
 
     from converter import convert, load
@@ -264,7 +264,7 @@ def quality(settings: tuple[Path, int]) -> None:
 @click.option("--provider", default="cuda", show_default=True)
 @click.pass_obj
 def provider(settings: tuple[Path, int], sizes: tuple[str, ...], provider: str) -> None:
-    """Speed in every precision on a GPU, and which nodes run where."""
+    """Measure the speed of every precision on a GPU, and show which nodes run where."""
     from placement import placements
 
     work, _ = settings
@@ -287,7 +287,7 @@ def provider(settings: tuple[Path, int], sizes: tuple[str, ...], provider: str) 
 @main.command()
 @click.pass_obj
 def prove(settings: tuple[Path, int]) -> None:
-    """Seeded defects in the bundled checkpoint."""
+    """Measure the check of seeded defects in the bundled checkpoint."""
     _, runs = settings
     command = [*GPT2ONNX, "check", "--prove", "--json"]
     done = [measure(command) for _ in range(runs)]

@@ -1,9 +1,11 @@
-"""How weights are best cut into blocks: quality on the bundled checkpoint, speed on a random one of 124 M parameters.
+"""Measure ways to cut weights into blocks: quality on the bundled checkpoint, speed on a random one of 124 M
+parameters.
 
-    python scripts/blocks.py                  # both; converter/weights/precisions.py has what was chosen
+    python scripts/blocks.py                  # both; the choice is in converter/weights/precisions.py
     python scripts/blocks.py --no-speed
 
-Quality is against float32 on the held-out text; decode speed alternates between candidates, medians of --rounds.
+Quality is compared with float32 on the held-out text. Speed is that of decoding: the candidates are measured in turn,
+and the figures are medians of --rounds.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ NEW_TOKENS, PROMPT = 64, 128
 
 
 def candidates() -> dict[str, Scheme]:
-    """Every scheme that is worth a look, by what it is called."""
+    """Return the schemes that are worth a trial, by name."""
     found = {}
     for size in (32, 64, 128):
         eight = Blocks(8, size, symmetric=True)
@@ -44,14 +46,14 @@ def candidates() -> dict[str, Scheme]:
 
 
 def decode(model: Model) -> float:
-    """Tokens a second after a prompt."""
+    """Return the tokens a second after a prompt."""
     ids = np.arange(1, PROMPT + 1)[None] % model.config.vocab_size
     done = model.generate(ids.tolist(), max_new_tokens=NEW_TOKENS)
     return done.tokens_per_second
 
 
 def folder(source: Path, out: Path, scheme: Scheme) -> Path:
-    """A model folder with one precision, cut as ``scheme`` says."""
+    """Convert into a model folder with one precision, cut as ``scheme`` says; return the folder."""
     precisions.PRECISIONS["int8"] = replace(precisions.PRECISIONS["int8"], scheme=scheme)
     convert(source, out, precision="int8", force=True, scan=False)
     return out
@@ -61,7 +63,7 @@ def folder(source: Path, out: Path, scheme: Scheme) -> Path:
 @click.option("--work", type=click.Path(path_type=Path), default=Path("/tmp/gpt2onnx-benchmark"), show_default=True)
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--speed/--no-speed", default=True)
-@click.option("--only", default="", help="Candidates whose name has this in it.")
+@click.option("--only", default="", help="Only candidates whose name contains this.")
 def main(work: Path, rounds: int, speed: bool, only: str) -> None:
     schemes = {name: scheme for name, scheme in candidates().items() if only in name}
     convert(CHECKPOINT, work / "blocks-exact", force=True)

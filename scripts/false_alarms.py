@@ -1,9 +1,9 @@
-"""Checks random GPT-2s of every legal shape and flag against their own conversion: how often does a right one fail?
+"""Check random GPT-2s of every legal shape and flag against their own conversion: how often does a good one fail?
 
     python scripts/false_alarms.py --models 200
 
-Each model has weights as large as training makes them, one of three dtypes, and an opset from 17 to 25. Prints every
-failure, and how close the right ones came to a limit. Ends with 1 if there was a false alarm.
+Each model has weights as large as after training, one of three dtypes, and an opset from 17 to 25. The script prints
+every failure, and how close the other models came to a limit. It ends with 1 if there was a false alarm.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from converter.graph.build import MAX_OPSET, MIN_OPSET
 from reference.config import ACTIVATION_NAMES
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-SPREAD = 0.15  # of the weights around their initialisation
+SPREAD = 0.15  # how far the weights are moved from their initialisation
 
-# How close a leg may have come to its limit, as it is printed.
+# Label → the leg, and its value that is compared with a limit.
 MULTIPLES: dict[str, tuple[str, Callable[[Any], float]]] = {
     "ONNX Runtime, RMS ÷ floor": ("ONNX Runtime float32", lambda leg: leg.rms_floors),
     "ONNX Runtime, max ÷ floor": ("ONNX Runtime float32", lambda leg: leg.maximum_floors),
@@ -39,7 +39,7 @@ MULTIPLES: dict[str, tuple[str, Callable[[Any], float]]] = {
 
 
 def random_config(rng: np.random.Generator) -> dict[str, Any]:
-    """Any legal architecture, small."""
+    """Return a legal architecture, small and otherwise random."""
     n_head = int(rng.integers(1, 5))
     return {
         "n_head": n_head,

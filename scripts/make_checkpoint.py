@@ -1,10 +1,10 @@
-"""Writes a randomly initialised GPT-2 of a real size, for benchmarks.
+"""Write a randomly initialised GPT-2 of a real size, for benchmarks.
 
     python scripts/make_checkpoint.py --size gpt2-xl OUT
 
-A Hugging Face folder with float32 weights. LayerNorm weights and all biases are perturbed too, so that no parameter is
-trivially 0 or 1. Written a tensor at a time: gpt2-xl takes 6.2 GB on disk and little memory. With --tokenizer DIR the
-files of a tokenizer, such as GPT-2's own, are copied beside it.
+The result is a Hugging Face folder with float32 weights. LayerNorm weights and all biases are perturbed too, so that no
+parameter is simply 0 or 1. One tensor is written at a time: gpt2-xl needs 6.2 GB on disk and little memory. With
+--tokenizer DIR the files of a tokenizer, such as GPT-2's, are copied beside the weights.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main(out: Path, size: str, tokenizer: Path | None) -> None:
 
 
 def write_weights(file: Path, config: GPT2Config) -> None:
-    """A safetensors file in alphabetical order, as save_pretrained writes it."""
+    """Write a safetensors file in alphabetical order, as save_pretrained does."""
     weights = sorted((f"transformer.{name}", layout, shape) for name, layout, shape in parameters(config))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -73,7 +73,7 @@ def write_weights(file: Path, config: GPT2Config) -> None:
 
 
 def draw(rng: np.random.Generator, name: str, layout: Layout, shape: tuple[int, ...], config: GPT2Config) -> np.ndarray:
-    """One parameter, as GPT-2 is initialised, vectors perturbed."""
+    """Return one parameter, drawn as GPT-2 is initialised, with vectors perturbed."""
     values = rng.standard_normal(shape, dtype=np.float32)
     if layout is Layout.VECTOR:
         is_gain = ".ln_" in f".{name}" and name.endswith("weight")

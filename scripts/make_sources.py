@@ -1,9 +1,10 @@
-"""Writes a Hugging Face folder once more, as other projects would, for benchmarks.
+"""Write a Hugging Face folder in the format of another project, for benchmarks.
 
     python scripts/make_sources.py SOURCE --format gguf OUT
 
-Weights are mapped from SOURCE's safetensors and handed on one by one, so that gpt2-xl needs little memory. Projections
-that lie as [out, in] elsewhere keep their bytes and take the other shape: as good as random where SOURCE is.
+Weights are mapped from SOURCE's safetensors and passed on one by one, so that gpt2-xl needs little memory. Where the
+other format has projections as [out, in], only the shape is changed, not the bytes. That is enough for benchmarks, as
+SOURCE is random.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ from reference.config import GPT2Config
 
 Weights = dict[str, np.ndarray]  # Hugging Face's name, without a prefix → the mapped tensor
 
-# The readers' tables of names, the other way round.
+# The tables of names from the readers, inverted.
 KERAS = {name: own for own, name in h5_file.NAMES.items()}
 LLAMA = {target: own for own, (target, _) in gguf_file.INSIDE.items()}
 LLAMA |= {target: own for own, target in gguf_file.OUTSIDE.items()}
 
 
 def linear(weights: Weights) -> Weights:
-    """Projections as [out, in]."""
+    """Return the weights with projections in the shape [out, in]."""
     return {
         n: array.reshape(array.shape[::-1]) if f".{n}".endswith(PROJECTIONS) else array for n, array in weights.items()
     }
 
 
 def write_bin(out: Path, config: GPT2Config, weights: Weights) -> None:
-    """``pytorch_model.bin``."""
+    """Write ``pytorch_model.bin``."""
     import torch
 
     del config
@@ -45,7 +46,7 @@ def write_bin(out: Path, config: GPT2Config, weights: Weights) -> None:
 
 
 def write_nanogpt(out: Path, config: GPT2Config, weights: Weights) -> None:
-    """``ckpt.pt``, without the optimizer's state."""
+    """Write ``ckpt.pt``, without the optimizer's state."""
     import torch
 
     state = {f"transformer.{name}": torch.from_numpy(array) for name, array in linear(weights).items()}
@@ -55,7 +56,7 @@ def write_nanogpt(out: Path, config: GPT2Config, weights: Weights) -> None:
 
 
 def write_h5(out: Path, config: GPT2Config, weights: Weights) -> None:
-    """``tf_model.h5``, with the names of TFGPT2LMHeadModel."""
+    """Write ``tf_model.h5``, with the names of TFGPT2LMHeadModel."""
     import h5py
 
     del config
@@ -63,12 +64,12 @@ def write_h5(out: Path, config: GPT2Config, weights: Weights) -> None:
         for name, array in weights.items():
             layer, pattern = _pattern(name)
             path = KERAS[pattern].replace(".", "/").replace("h/{i}/", f"h_._{layer}/")
-            is_row = KERAS[pattern] in h5_file.ROWS  # a bias, [1, out]
+            is_row = KERAS[pattern] in h5_file.ROWS  # biases are [1, out]
             file[f"transformer/tfgp_t2lm_head_model/transformer/{path}:0"] = array[None] if is_row else array
 
 
 def write_gguf(out: Path, config: GPT2Config, weights: Weights) -> None:
-    """F32, as llama.cpp's converter writes it, without a tokenizer."""
+    """Write a GGUF file in F32, as llama.cpp's converter does, without a tokenizer."""
     import gguf
 
     writer = gguf.GGUFWriter(out, gguf_file.ARCHITECTURE)
@@ -89,13 +90,13 @@ def write_gguf(out: Path, config: GPT2Config, weights: Weights) -> None:
 
 
 def _pattern(name: str) -> tuple[str, str]:
-    """The layer's number, if there is one, and the name with ``{i}`` in its place."""
+    """Return the layer's number, empty if there is none, and the name with ``{i}`` in its place."""
     first, _, rest = name.partition(".")
     layer, _, inner = rest.partition(".")
     return (layer, f"h.{{i}}.{inner}") if first == "h" else ("", name)
 
 
-# Its name → the file, what writes it, and whether a config.json lies beside it.
+# Name of a format → its file, the function that writes it, and whether a config.json is written beside it.
 FORMATS: dict[str, tuple[str, Callable[[Path, GPT2Config, Weights], None], bool]] = {
     "bin": ("pytorch_model.bin", write_bin, True),
     "h5": ("tf_model.h5", write_h5, True),

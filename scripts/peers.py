@@ -1,8 +1,8 @@
-"""Measures gpt2onnx beside other converters and runtimes, on one checkpoint with random weights.
+"""Compare gpt2onnx with other converters and runtimes, on one checkpoint with random weights.
 
-Each peer has an environment and worker processes of its own (``peers_workers/``). Measurements alternate between the
-candidates, so that whatever else the machine does meets them all; models stay open meanwhile, except for the largest
-batches, for which only one is open at a time. What a peer cannot do is a note beside its figures, never the end.
+Each peer has its own environment and worker processes (``peers_workers/``). The candidates are measured in turn, so
+that disturbances of the machine meet them all. Their models stay open, except for the largest batches, for which only
+one is open at a time. If a peer cannot do something, a note stands beside its figures, and the rest goes on.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ WORKERS = Path(__file__).resolve().parent / "peers_workers"
 THREADS = os.cpu_count() or 1
 LIMIT_SECONDS = 900  # for one answer or conversion
 INSTALL_SECONDS = 3600  # llama.cpp is compiled
-PAUSE_SECONDS = 0.3  # between measurements: threads of the last one may spin that long
-MEMORY_SHARE = 0.9  # of what is free, for one worker
+PAUSE_SECONDS = 0.3  # between measurements, as threads of the last one may still spin
+MEMORY_SHARE = 0.9  # the share of free memory for one worker
 VOCABULARY = 50257
 TOKENIZER_FILES = ("vocab.json", "merges.txt")
-TOKENIZER_HELP = "GPT-2's vocab.json and merges.txt, which llama.cpp asks for; by default from the Hub."
+TOKENIZER_HELP = "The folder of GPT-2's vocab.json and merges.txt, which llama.cpp needs; by default from the Hub."
 SANITY_PROMPTS, SANITY_LENGTH, SANITY_NEW = 32, 16, 4
 
 
 class PeerError(Exception):
-    """What a peer could not do, in one sentence."""
+    """A peer could not do something. The message is one sentence."""
 
 
 @dataclass(frozen=True)
 class Environment:
-    """Packages, and one of them that is compiled here, its source kept beside it."""
+    """The packages of a peer. One of them may be compiled here; its source is kept beside it."""
 
     packages: tuple[str, ...]
     compiled: str = ""
@@ -56,7 +56,7 @@ ONNXRUNTIME = "onnxruntime==1.32.0"
 GENAI = "onnxruntime-genai==0.18.0"
 LLAMA = "llama-cpp-python==0.3.36"
 ENVIRONMENTS = {
-    # optimum-onnx itself asks for accelerate, without which it writes the token embedding twice
+    # optimum-onnx needs accelerate; without it, it writes the token embedding twice
     "optimum": Environment(
         ("optimum-onnx[onnxruntime]==0.1.0", "transformers==4.57.6", "accelerate==1.15.0", TORCH, ONNXRUNTIME)
     ),
@@ -65,8 +65,8 @@ ENVIRONMENTS = {
     "llama": Environment((LLAMA, "transformers==4.57.6", "sentencepiece==0.2.3", "protobuf", TORCH), compiled=LLAMA),
     "genai": Environment((GENAI, ONNXRUNTIME, "numpy==2.4.6")),
 }
-HERE = ""  # the environment that this runs in
-# For this processor, but without AMX: llama.cpp's quantized models ended with a segmentation fault where it has that.
+HERE = ""  # the environment of this process
+# Compiled for this processor, but without AMX: with AMX llama.cpp's quantized models ended in a segmentation fault.
 NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16" if platform.machine() in ("x86_64", "AMD64") else ""
 COMPILER = {
     "CMAKE_ARGS": f"-DGGML_NATIVE=ON -DGGML_OPENMP=ON -DCMAKE_C_FLAGS='{NO_AMX}' -DCMAKE_CXX_FLAGS='{NO_AMX}'",
@@ -76,16 +76,16 @@ COMPILER = {
 
 @dataclass(frozen=True)
 class Model:
-    """How a model is converted: {bin}, {python}, {environment}, {source} and {out} are filled in."""
+    """How to convert a model. {bin}, {python}, {environment}, {source} and {out} are filled in."""
 
     environment: str
     command: tuple[str, ...]
-    files: tuple[str, ...] = ("**/*",)  # what it takes on disk
+    files: tuple[str, ...] = ("**/*",)  # the files that count as its size on disk
 
 
 def ours(precision: str, suffix: str) -> Model:
     command = ("{python}", "-m", "converter.cli", "convert", "{source}", "{out}", "-q")
-    # A folder may hold several precisions: only the files of this one count.
+    # A folder may hold several precisions. Only the files of this one count.
     return Model(HERE, (*command, "--precision", precision), (f"onnx/model{suffix}.onnx*",))
 
 
@@ -118,7 +118,7 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A row of the tables."""
+    """One row of the tables."""
 
     name: str
     model: str
@@ -148,19 +148,19 @@ BASELINE = CANDIDATES[0]
 
 @dataclass(frozen=True, order=True)
 class Shape:
-    """Prompts of so many tokens, as one batch."""
+    """A batch of prompts, each ``context`` tokens long."""
 
     batch: int
     context: int
 
 
 SMALL = {Shape(1, 16): 1, Shape(1, 128): 64, Shape(1, 900): 64, Shape(8, 128): 32, Shape(32, 128): 16}  # new tokens
-LARGE = {Shape(8, 900): 16, Shape(32, 900): 16}  # peers that give all logits take many gigabytes here
+LARGE = {Shape(8, 900): 16, Shape(32, 900): 16}  # peers that return all logits need many gigabytes here
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured."""
+    """How much to measure."""
 
     rounds: int = 5
     small: dict[Shape, int] = field(default_factory=lambda: SMALL)
@@ -168,31 +168,31 @@ class Plan:
 
     @property
     def few(self) -> int:
-        """Rounds of what takes long: conversions and the largest batches."""
+        """Return the rounds of what takes long: conversions and the largest batches."""
         return (self.rounds + 1) // 2
 
     @classmethod
     def quick(cls) -> Plan:
-        """Does it all work?"""
+        """Return the plan of a trial run, which shows whether everything works."""
         small = {shape: min(tokens, 8) for shape, tokens in SMALL.items()}
         return cls(1, small, {Shape(8, 900): 4})
 
 
 @dataclass
 class Row:
-    """What was measured of a candidate."""
+    """The measurements of one candidate."""
 
     conversions: list[Run] = field(default_factory=list)
     disk_bytes: int | None = None
     load_seconds: list[float] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
-    sanity: list[list[int]] = field(default_factory=list)  # tokens that follow the fixed prompts
+    sanity: list[list[int]] = field(default_factory=list)  # tokens after the fixed prompts
     prefill: dict[Shape, list[float]] = field(default_factory=dict)  # seconds until the first token
     decode: dict[Shape, list[float]] = field(default_factory=dict)  # tokens a second after it, of all rows together
     notes: list[str] = field(default_factory=list)
 
     def note(self, what: str, error: PeerError) -> None:
-        """Remember a failure, once."""
+        """Record a failure, once."""
         note = f"{what}: {error}"
         if note not in self.notes:
             self.notes.append(note)
@@ -200,7 +200,7 @@ class Row:
 
     @contextmanager
     def noting(self, what: str) -> Iterator[None]:
-        """A failure becomes a note."""
+        """Turn a failure into a note."""
         try:
             yield
         except PeerError as error:
@@ -209,14 +209,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Results:
-    """All rows, by the candidates' names."""
+    """All rows, by the names of the candidates."""
 
     plan: Plan
     rows: dict[str, Row]
     work: Path
 
     def as_json(self) -> dict[str, Any]:
-        """Every measurement."""
+        """Return every measurement."""
 
         def by_shape(values: dict[Shape, list[float]]) -> dict[str, list[float]]:
             return {f"{shape.batch}x{shape.context}": figures for shape, figures in values.items()}
@@ -239,24 +239,24 @@ class Results:
 
 
 def chosen(only: str) -> list[Candidate]:
-    """The candidates whose names begin as asked for; all of them by default."""
+    """Return the candidates whose names begin as asked for; by default all of them."""
     beginnings = tuple(part.strip() for part in only.split(",") if part.strip())
     found = [candidate for candidate in CANDIDATES if not beginnings or candidate.name.startswith(beginnings)]
     if not found:
         names = ", ".join(candidate.name for candidate in CANDIDATES)
-        raise click.ClickException(f"no candidate begins with {only}; there are {names}")
+        raise click.ClickException(f"no candidate begins with {only}; expected some of {names}")
     return found
 
 
 def add_tokenizer(source: Path, tokenizer: Path | None) -> None:
-    """GPT-2's tokenizer beside the checkpoint, from a folder or from the Hub; without it llama.cpp converts nothing."""
+    """Copy GPT-2's tokenizer beside the checkpoint, from a folder or from the Hub. llama.cpp's converter needs it."""
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             continue
         try:
             shutil.copyfile(tokenizer / name if tokenizer else hub_file(name), source / name)
         except OSError as error:
-            click.echo(f"{name} is not to be had ({type(error).__name__}); give it with --tokenizer DIR", err=True)
+            click.echo(f"{name} cannot be copied ({type(error).__name__}); give it with --tokenizer DIR", err=True)
 
 
 def hub_file(name: str) -> str:
@@ -266,7 +266,7 @@ def hub_file(name: str) -> str:
 
 
 def compare(work: Path, source: Path, candidates: Sequence[Candidate], plan: Plan) -> Results:
-    """Install, convert and measure."""
+    """Install, convert and measure the candidates; return the results."""
     rows = {candidate.name: Row() for candidate in candidates}
     bench = Bench(work, source, plan, rows)
     try:
@@ -275,13 +275,13 @@ def compare(work: Path, source: Path, candidates: Sequence[Candidate], plan: Pla
         bench.measure_small(bench.able(candidates))
         bench.measure_large(bench.able(candidates))
     except KeyboardInterrupt:
-        click.echo("stopped; what was measured until now:", err=True)
+        click.echo("stopped; these were the measurements so far:", err=True)
     return Results(plan, rows, work)
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Where it all happens; a candidate whose first steps failed takes no further ones."""
+    """The run of all measurements. A candidate that fails in an early step takes no later ones."""
 
     work: Path
     source: Path
@@ -289,7 +289,7 @@ class Bench:
     rows: dict[str, Row]
 
     def able(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Those whose model is there."""
+        """Return the candidates that have a model."""
         return [candidate for candidate in candidates if self.rows[candidate.name].disk_bytes]
 
     def install(self, candidates: Sequence[Candidate]) -> None:
@@ -305,7 +305,7 @@ class Bench:
                         self.rows[candidate.name].note("installation", error)
 
     def convert(self, candidates: Sequence[Candidate]) -> None:
-        """Round by round; a model that two candidates run is converted once a round."""
+        """Convert all models, round by round. A model that two candidates run is converted once a round."""
         warm(self.source)
         users: dict[str, list[Row]] = {}
         for candidate in candidates:
@@ -330,7 +330,7 @@ class Bench:
             row.conversions += [run] if run else []
 
     def measure_small(self, candidates: list[Candidate]) -> None:
-        """All candidates in turn for each shape, their models staying open."""
+        """Measure all candidates in turn for each shape. Their models stay open."""
         for _ in range(self.plan.rounds - 1):
             for candidate in candidates:
                 with ExitStack() as stack:
@@ -350,7 +350,7 @@ class Bench:
                         self.time(name, worker, shape, new_tokens, number)
 
     def measure_large(self, candidates: list[Candidate]) -> None:
-        """All candidates in turn, one open at a time: together they would not fit into memory."""
+        """Measure all candidates in turn, one open at a time. Together they would not fit into memory."""
         for number in range(self.plan.few if self.plan.large else 0):
             for candidate in candidates:
                 with ExitStack() as stack:
@@ -413,17 +413,17 @@ class Worker:
         log.close()
 
     def generate(self, prompts: list[list[int]], new_tokens: int) -> dict[str, Any]:
-        """Its answer to a request."""
+        """Send a request; return the worker's answer."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps({"prompts": prompts, "new_tokens": new_tokens}) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # why it ended is said below
+            pass  # answer() says why it ended
         return self.answer()
 
     def answer(self) -> dict[str, Any]:
-        """Its next line, waited for no longer than the limit."""
+        """Return the worker's next answer; wait no longer than the limit."""
         assert self.process.stdout is not None
         began = time.monotonic()
         killer = threading.Timer(LIMIT_SECONDS, self.process.kill)
@@ -444,7 +444,7 @@ class Worker:
         return reply
 
     def close(self) -> None:
-        """It ends when its input does; killed if it lingers."""
+        """End the worker by closing its input; kill it if it does not end."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with self.process, self.process.stdout:
@@ -456,7 +456,7 @@ class Worker:
 
 
 def install(folder: Path, environment: Environment) -> None:
-    """An environment with its packages, made once."""
+    """Make an environment with its packages, once."""
     done = folder / "installed.json"
     wanted = json.dumps(asdict(environment))
     if done.is_file() and done.read_text(encoding="utf-8") == wanted:
@@ -475,7 +475,7 @@ def install(folder: Path, environment: Environment) -> None:
         run(sys.executable, "-m", "venv", folder)
     pip: list[str | Path] = [python, "-m", "pip", "--disable-pip-version-check"]
     name = environment.compiled.partition("==")[0]
-    from_source = ["--no-binary", name, "--no-cache-dir"] if name else []  # a wheel in the cache has other flags
+    from_source = ["--no-binary", name, "--no-cache-dir"] if name else []  # a cached wheel has other flags
     run(*pip, "install", "--quiet", *from_source, *environment.packages)
     if name and not (folder / "source").is_dir():
         run(*pip, "download", "--quiet", "--no-deps", *from_source, "--dest", folder, environment.compiled)
@@ -486,7 +486,7 @@ def install(folder: Path, environment: Environment) -> None:
 
 
 def unpack(archive: Path, out: Path) -> None:
-    """A source package, whose one folder becomes ``out``."""
+    """Unpack a source package; its only folder becomes ``out``."""
     beside = out.with_name("unpacked")
     shutil.rmtree(beside, ignore_errors=True)
     with tarfile.open(archive) as opened:
@@ -497,7 +497,7 @@ def unpack(archive: Path, out: Path) -> None:
 
 
 def convert(work: Path, source: Path, name: str) -> tuple[Run | None, int]:
-    """Convert a model once: what it took, and its bytes on disk."""
+    """Convert a model once; return what the process took, and the bytes on disk."""
     model = MODELS[name]
     out = work / "models" / name if model.command else source
     run = None
@@ -511,7 +511,7 @@ def convert(work: Path, source: Path, name: str) -> tuple[Run | None, int]:
         try:
             run = measure(command, log=log, limit=LIMIT_SECONDS, env=surroundings(model.environment))
         except (click.ClickException, OSError) as error:
-            raise PeerError(last_line(log) or "its converter failed without a word") from error
+            raise PeerError(last_line(log) or "its converter failed without a message") from error
     files = {file for pattern in model.files for file in out.glob(pattern) if file.is_file() and not file.is_symlink()}
     if not files:
         raise PeerError(f"its converter wrote no {' or '.join(model.files)}")
@@ -519,11 +519,11 @@ def convert(work: Path, source: Path, name: str) -> tuple[Run | None, int]:
 
 
 def llama_logits(work: Path, checkpoint: Path, source: Path, variant: str, ids: np.ndarray) -> np.ndarray:
-    """What llama.cpp makes of a small checkpoint and ``ids`` ``[rows, tokens]``: ``[rows, tokens, vocab_size]``."""
+    """Return llama.cpp's logits ``[rows, tokens, vocab_size]`` of a small checkpoint for ``ids`` ``[rows, tokens]``."""
     install(work / "environments" / "llama", ENVIRONMENTS["llama"])
     shutil.copytree(checkpoint, source, dirs_exist_ok=True)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    config["n_ctx"] = config["n_positions"]  # llama.cpp's converter looks there
+    config["n_ctx"] = config["n_positions"]  # llama.cpp's converter reads it there
     (source / "config.json").write_text(json.dumps(config), encoding="utf-8")
     ids_file, logits_file = source.with_name("ids.npy"), source.with_name(f"{variant}.npy")
     np.save(ids_file, ids)
@@ -547,7 +547,7 @@ def python_of(work: Path, environment: str) -> Path:
 
 
 def surroundings(environment: str) -> dict[str, str]:
-    """A process's environment variables: our modules for ours alone, the same threads for all, nothing from the Hub."""
+    """Return a process's environment variables: our modules for ours only, equal threads for all, and no Hub."""
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return {
         **inherited,
@@ -565,21 +565,21 @@ def log_file(work: Path, name: str) -> Path:
 
 
 def last_line(log: Path) -> str:
-    """What a log ends with: most programs say there why they failed."""
+    """Return the last line of a log, where most programs say why they failed."""
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
     said = [line.split("\r")[-1].strip() for line in lines if line.strip()]
     return said[-1][:200] if said else ""
 
 
 def warm(folder: Path) -> None:
-    """Read the checkpoint once, so that no candidate is the one to meet a cold disk."""
+    """Read the checkpoint once, so that no candidate meets a cold disk."""
     with (folder / "model.safetensors").open("rb") as opened:
         while opened.read(1 << 20):
             pass
 
 
 def free_memory() -> int:
-    """Bytes that a process can have; all there are where the kernel does not say."""
+    """Return the bytes that a process can have; all there are if the kernel does not say."""
     info = Path("/proc/meminfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
@@ -587,10 +587,10 @@ def free_memory() -> int:
 
 
 def random_prompts(batch: int, length: int, seed: int) -> list[list[int]]:
-    """The same ones for every candidate."""
+    """Return random prompts, the same for every candidate."""
     rng = random.Random(f"{batch} {length} {seed}")
     return [[rng.randrange(VOCABULARY) for _ in range(length)] for _ in range(batch)]
 
 
-# A text that every model writes before it is measured: what a runtime prepares as it goes is prepared then.
+# A text that every model writes before it is measured, so that the runtime has prepared everything.
 WARM = random_prompts(1, SANITY_LENGTH, seed=0), 96

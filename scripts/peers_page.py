@@ -1,4 +1,4 @@
-"""The page that scripts/benchmark.py peers writes: what was measured, as tables."""
+"""Write the page of ``scripts/benchmark.py peers``: the measurements, as tables."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GENAI_FP32, GENAI_INT8 = "genai fp32 on our graph", "genai int8 on our graph"
 FP32_PEERS = ("optimum fp32", "mobius fp32 in genai", "CTranslate2 float32", "llama.cpp f32", "transformers fp32")
 OTHER_PEERS = ("CTranslate2 int8", "llama.cpp q8_0", "llama.cpp q4_0", "transformers bf16")
 
-Figure = Callable[[Row], float | None]  # the more the better
+Figure = Callable[[Row], float | None]  # higher is better
 
 
 def decode(batch: int, context: int) -> Figure:
@@ -35,7 +35,7 @@ def decode(batch: int, context: int) -> Figure:
 
 
 def prefill(context: int) -> Figure:
-    """Prompt tokens a second."""
+    """Return a figure: the prompt tokens a second."""
 
     def of(row: Row) -> float | None:
         seconds = middle(row.prefill.get(Shape(1, context), []))
@@ -71,28 +71,28 @@ RATIOS = (
 
 
 def page(results: Results) -> str:
-    """The whole page, in Markdown that can also be read on a terminal."""
+    """Return the whole page, in Markdown that can also be read on a terminal."""
     rows = results.rows
     parts = [
         HEAD.format(machine=machine(), rounds=results.plan.rounds, few=results.plan.few, threads=THREADS),
-        "## Ratios\n\nBatch 1 and context 128 unless said otherwise; above 1, gpt2onnx is the faster one.\n",
+        "## Ratios\n\nBatch 1 and context 128, unless the row says otherwise. Above 1, gpt2onnx is faster.\n",
         table(["", "ratio", "of"], [ratio_row(ratio, rows) for ratio in RATIOS]),
         CONVERSION,
         table(
             ["", "convert s", "peak MB", "on disk MB", "load s", "tokens as ours"],
             [[name, *conversion_cells(row, rows)] for name, row in rows.items()],
         ),
-        "## Prefill, ms until the first token\n\nBatch 1; the columns are the prompt's tokens.\n",
+        "## Prefill, ms until the first token\n\nBatch 1. The columns are the lengths of the prompt, in tokens.\n",
         table(
             ["", *(f"{shape.context}" for shape in PREFILLS)],
             [[name, *(spread(row.prefill.get(shape, []), 1e3) for shape in PREFILLS)] for name, row in rows.items()],
         ),
-        "## Decode, tokens a second\n\nOf all rows together, after the first token; batch × context.\n",
+        "## Decode, tokens a second\n\nOf all rows together, after the first token; the columns are batch × context.\n",
         table(
             ["", *(f"{shape.batch} × {shape.context}" for shape in DECODES)],
             [[name, *(spread(row.decode.get(shape, [])) for shape in DECODES)] for name, row in rows.items()],
         ),
-        "## What a longer context costs\n\nThe share of decode speed lost at 900 tokens of context, against 128.\n",
+        "## What a longer context costs\n\nThe share of decode speed lost at a context of 900 tokens, against 128.\n",
         table(
             ["", *(f"batch {batch}" for batch in BATCHES)],
             [[name, *(loss(row, batch) for batch in BATCHES)] for name, row in rows.items()],
@@ -107,36 +107,40 @@ def page(results: Results) -> str:
 HEAD = """\
 # Benchmarks
 
-GPT-2 with 124 million parameters and random weights, float32 on disk, converted and run by gpt2onnx and by others.
+GPT-2 with 124 million parameters and random weights, float32 on disk, converted and run by gpt2onnx and by other
+programs.
 
 {machine}
 
-Every cell is the median (smallest–largest) of the rounds in which the candidates took turns: {rounds}, and {few} for
-what takes long, which is conversion and batches 8 and 32 at context 900. All have {threads} threads, take the same
-random token ids, decode greedily, and may not stop early. What they do besides is their default: llama.cpp keeps its
-cache in float16, the others in the precision they compute in. mobius is run in onnxruntime-genai, for which it is made,
-with its `model.type` corrected to "decoder". Optimum binds its inputs and outputs (`use_io_binding=True`).
+The candidates were measured in turn. There were {rounds} rounds, but only {few} for what takes long: conversion, and
+batches 8 and 32 at context 900. Every cell is the median of the rounds, with the smallest and the largest in
+parentheses.
+
+All candidates have {threads} threads, take the same random token ids, decode greedily, and may not stop early.
+Everything else is their default: llama.cpp keeps its cache in float16, the others in the precision they compute in.
+mobius runs in onnxruntime-genai, for which it is made, with its `model.type` corrected to "decoder". Optimum binds its
+inputs and outputs (`use_io_binding=True`).
 
 <!-- not run: takes one to two hours -->
 ```bash
 python scripts/benchmark.py peers --write docs/benchmarks.md
 ```
 
-makes this page: it installs each peer in an environment of its own, with the versions below, and takes one to two
-hours on two cores that do nothing else meanwhile.
+makes this page. It installs each peer in an environment of its own, with the versions below. It takes one to two hours
+on two cores that do nothing else.
 """
 
 CONVERSION = """\
 ## Conversion
 
-Whole processes, their peak memory included; on disk is everything that the converter wrote. Loading is opening the
-model in a process that has imported its libraries. "Tokens as ours" counts how many of the greedy tokens after 32
-random prompts are those of our fp32 graph, row by row until the first one that differs.
+Time and peak memory are those of the whole process. "On disk" is everything that the converter wrote. "Load" is the
+time to open the model in a process that has imported its libraries. "Tokens as ours" counts the greedy tokens after 32
+random prompts that are the same as those of our fp32 graph. In each row, it counts up to the first token that differs.
 """
 
 
 def machine() -> str:
-    """The date, the processor, and what else figures depend on."""
+    """Return the date, the processor, and other facts on which the figures depend."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
         f"{time.strftime('%Y-%m-%d')}, {processor()}, {os.cpu_count()} cores, {memory:.0f} GiB of memory, "
@@ -145,7 +149,7 @@ def machine() -> str:
 
 
 def processor() -> str:
-    """The model, and the instructions that decide how fast low precisions are."""
+    """Return the processor's model, and the instructions that decide how fast low precisions are."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
@@ -158,7 +162,7 @@ def processor() -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose columns line up: names to the left, figures to the right."""
+    """Return a table whose columns line up: names on the left, figures on the right."""
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
@@ -177,7 +181,7 @@ def middle(values: Sequence[float]) -> float | None:
 
 
 def spread(values: Sequence[float], scale: float = 1.0) -> str:
-    """``median (smallest–largest)``; the median alone of one value."""
+    """Return ``median (smallest–largest)``; a single value stands alone."""
     if not values:
         return NOTHING
     scaled = [value * scale for value in values]
@@ -198,7 +202,7 @@ def conversion_cells(row: Row, rows: dict[str, Row]) -> list[str]:
 
 
 def agreement(row: Row, rows: dict[str, Row]) -> str:
-    """Greedy tokens that are ours too; after a different one a row's context differs, and no more are counted."""
+    """Return how many greedy tokens are ours too. In each row, counting stops at the first one that differs."""
     ours = rows[BASELINE.name].sanity if BASELINE.name in rows else []
     if not ours or not row.sanity:
         return NOTHING
@@ -210,13 +214,13 @@ def agreement(row: Row, rows: dict[str, Row]) -> str:
 
 
 def best(names: Sequence[str], rows: dict[str, Row], figure: Figure) -> tuple[str, float] | None:
-    """The fastest of some candidates, as far as they were measured."""
+    """Return the fastest of some candidates, and its figure; None if none was measured."""
     measured = [(name, value) for name in names if name in rows and (value := figure(rows[name])) is not None]
     return max(measured, key=lambda pair: pair[1], default=None)
 
 
 def ratios(results: Results) -> dict[str, float | None]:
-    """The ratios by their labels; None where one side was not measured."""
+    """Return the ratios by their labels; None where one side was not measured."""
     found: dict[str, float | None] = {}
     for ratio in RATIOS:
         ours, peer = (best(names, results.rows, ratio.figure) for names in (ratio.ours, ratio.peers))
@@ -239,7 +243,7 @@ def loss(row: Row, batch: int) -> str:
 
 
 def notes(results: Results) -> str:
-    """What candidates could not do, without the folder where they tried."""
+    """Return what candidates could not do, without the path of the folder where they ran."""
     lines = [f"- {name}: {note}" for name, row in results.rows.items() for note in row.notes]
     told = "\n".join(lines).replace(f"{results.work}/", "")
     return f"## What is missing, and why\n\n{told}\n" if lines else ""

@@ -1,4 +1,4 @@
-"""Which provider of ONNX Runtime each node of a graph runs on, from its own profile of two runs."""
+"""Find out on which provider of ONNX Runtime each node of a graph runs, from the profile of two runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 def placements(folder: Path, precision: str, provider: str) -> Counter[tuple[str, str]]:
-    """(provider, operator) → nodes that ran there in a prefill and a step after it, of the optimized graph."""
+    """Return (provider, operator) → the number of nodes of the optimized graph that ran there in two runs."""
     options = session_options()
     with tempfile.TemporaryDirectory() as place:
         options.enable_profiling, options.profile_file_prefix = True, f"{place}/profile"
@@ -37,7 +37,7 @@ def placements(folder: Path, precision: str, provider: str) -> Counter[tuple[str
 
 
 def run(session: onnxruntime.InferenceSession, config: GPT2Config) -> None:
-    """A prompt, and one token after it."""
+    """Run a prompt, and one token after it."""
     pasts = [value for value in session.get_inputs() if value.name.startswith("past_key_values.")]
     cache = [np.zeros((1, config.n_head, 0, config.head_dim), DTYPES[value.type]) for value in pasts]
     begin = 0

@@ -1,4 +1,4 @@
-"""Runs a process to its end, for what it took."""
+"""Run a process to its end, and measure what it takes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Run:
-    """One process."""
+    """The time, peak memory and output of one process."""
 
     seconds: float
     peak_bytes: int
@@ -32,9 +32,9 @@ def measure(
     limit: float | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Run:
-    """Run a process to its end, or kill it at the limit; its peak memory is the kernel's ``ru_maxrss``.
+    """Run a process to its end, or kill it at the limit. Its peak memory is the kernel's ``ru_maxrss``.
 
-    With a log, that is where its errors go and its output besides.
+    If there is a log, both errors and output go there.
     """
     began = time.perf_counter()
     errors = log.open("w", encoding="utf-8") if log else None

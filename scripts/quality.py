@@ -1,4 +1,4 @@
-"""How good lossy logits are on the bundled checkpoint's held-out text, against float32's."""
+"""Compare lossy logits with float32's, on the bundled checkpoint's held-out text."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import numpy as np
 from converter.data import HELD_OUT
 from converter.runtime.session import Model
 
-WINDOWS = 8  # of the held-out text, in which distributions are compared
+WINDOWS = 8  # of the held-out text, on which distributions are compared
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Against float32: perplexity by float32's, mean divergence in nats a token, and how often the likeliest agrees."""
+    """The quality of lossy logits, compared with float32's.
+
+    It holds the ratio of perplexities, the mean divergence in nats a token, and how often the likeliest token agrees.
+    """
 
     ratio: float
     kl: float
@@ -22,7 +25,7 @@ class Quality:
 
 
 def windows(exact: Model) -> np.ndarray:
-    """Token ids of the held-out text, ``[WINDOWS, n_positions]``."""
+    """Return token ids of the held-out text, ``[WINDOWS, n_positions]``."""
     assert exact.tokenizer is not None
     size = exact.config.n_positions
     ids = exact.tokenizer.encode(HELD_OUT.read_text(encoding="utf-8")).ids
@@ -30,7 +33,7 @@ def windows(exact: Model) -> np.ndarray:
 
 
 def quality(exact: np.ndarray, found: np.ndarray, ids: np.ndarray) -> Quality:
-    """Of logits ``[rows, tokens, vocab_size]`` after ``ids`` ``[rows, tokens]``."""
+    """Return the quality of ``found``, logits ``[rows, tokens, vocab_size]`` after ``ids`` ``[rows, tokens]``."""
     true, other = log_softmax(exact), log_softmax(found)
     kl = (np.exp(true) * (true - other)).sum(axis=-1).mean()
     same = (true.argmax(axis=-1) == other.argmax(axis=-1)).mean()

@@ -1,10 +1,10 @@
-"""Trains the checkpoint that ships with gpt2onnx, from text that every Python carries.
+"""Train the checkpoint that ships with gpt2onnx, on text that comes with every Python.
 
     python scripts/train_tiny.py OUT
 
-Corpus: ``pydoc_data.topics``, the language reference behind ``help()`` (PSF licence), about 465 kB in Python 3.11,
-less the paragraphs that stand in it more than once. Every tenth stretch of text is held out of training and of the
-tokenizer; it is written beside the checkpoint as ``heldout.txt``. Two CPU cores need about twelve minutes.
+The corpus is ``pydoc_data.topics``, the language reference behind ``help()`` (PSF licence), about 465 kB in Python
+3.11. Repeated paragraphs are left out. Every tenth stretch of text is held out: neither the model nor the tokenizer is
+trained on it. It is written beside the checkpoint as ``heldout.txt``. Two CPU cores need about twelve minutes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from reference.model import GPT2, Conv1D
 
 SEED = 20190214  # the day GPT-2 was published
 END = "<|endoftext|>"
-STRETCH = 2_000  # characters of text that are trained on or held out together
+STRETCH = 2_000  # characters of text that stay together, in training or held out
 HOLD_OUT_EVERY = 10
 CONFIG = GPT2Config(
     vocab_size=2048,
@@ -57,7 +57,7 @@ def main(out: Path, steps: int) -> None:
 
     model = GPT2(CONFIG, projection=Conv1D)  # trained in the layout that Hugging Face stores
     optimise(model, train, heldout, steps)
-    model.half().float()  # what is measured is what is saved
+    model.half().float()  # the loss is measured on the weights as they are saved
     loss = heldout_loss(model, heldout)
     bits = loss * len(heldout) / math.log(2)
     click.echo(f"held-out perplexity {math.exp(loss):.2f} a token, {bits / len(heldout_text.encode()):.3f} bits a byte")
@@ -65,7 +65,7 @@ def main(out: Path, steps: int) -> None:
 
 
 def corpus() -> Iterator[str]:
-    """Every topic in alphabetical order, each paragraph once: topics quote each other at length."""
+    """Yield every topic in alphabetical order. Each paragraph comes once, as topics quote each other at length."""
     seen: set[str] = set()
     for name in sorted(topics):
         paragraphs = [p for p in topics[name].split("\n\n") if p not in seen]
@@ -75,7 +75,7 @@ def corpus() -> Iterator[str]:
 
 
 def split(documents: Iterator[str]) -> tuple[str, str]:
-    """Training text and held-out text; both are whole paragraphs, documents end in ``END``."""
+    """Split documents into training text and held-out text. Both hold whole paragraphs; documents end in ``END``."""
     parts: tuple[list[str], list[str]] = ([], [])
     number = 0
     for document in documents:
@@ -90,7 +90,7 @@ def split(documents: Iterator[str]) -> tuple[str, str]:
 
 
 def train_tokenizer(text: str) -> Tokenizer:
-    """Byte-level BPE, as GPT-2's own tokenizer was made."""
+    """Return a byte-level BPE tokenizer, trained as GPT-2's own was."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -132,7 +132,7 @@ def optimise(model: GPT2, train: torch.Tensor, heldout: torch.Tensor, steps: int
 
 
 def rate(step: int, steps: int) -> float:
-    """Linear warm-up, then half a cosine down."""
+    """Return the learning rate of a step: a linear warm-up, then half a cosine down."""
     if step < WARM_UP:
         return PEAK_RATE * (step + 1) / WARM_UP
     progress = (step - WARM_UP) / max(1, steps - WARM_UP)
@@ -141,7 +141,7 @@ def rate(step: int, steps: int) -> float:
 
 @torch.no_grad()
 def heldout_loss(model: GPT2, ids: torch.Tensor) -> float:
-    """Mean cross-entropy in nats a token, over windows that each begin with an empty context."""
+    """Return the mean cross-entropy in nats a token, over windows that each begin with an empty context."""
     model.eval()
     windows = ids[: len(ids) // CONFIG.n_positions * CONFIG.n_positions].view(-1, CONFIG.n_positions)
     losses = [model(w, labels=w).loss.item() * len(w) for w in windows.split(BATCH)]
@@ -149,7 +149,7 @@ def heldout_loss(model: GPT2, ids: torch.Tensor) -> float:
 
 
 def save(out: Path, model: GPT2, tokenizer: Tokenizer, heldout_text: str) -> None:
-    """A Hugging Face folder with float16 weights."""
+    """Write a Hugging Face folder with float16 weights."""
     weights = {
         f"transformer.{name}": weight.half().contiguous()
         for name, weight in model.state_dict().items()

@@ -1,1 +1,4 @@
-"""Sources: from a folder, a file or a Hub id to a mapping of tensor name → lazy tensor; one file a format."""
+"""Read checkpoints: a folder, a file or a Hub id becomes a mapping of tensor name → lazy tensor.
+
+There is one file for each format.
+"""

@@ -1,7 +1,7 @@
-"""LoRA adapters of PEFT: what they add to a checkpoint is added to its weights, as ``merge_and_unload`` would.
+"""Merge a PEFT LoRA adapter into the weights of a checkpoint, as PEFT's ``merge_and_unload`` does.
 
-Sums are taken in float64 and rounded once, a block of rows at a time. How a weight lies follows from its module's
-name: ``fan_in_fan_out`` says nothing new, as PEFT too sets it by the kind of module.
+Sums are computed in float64, one block of rows at a time, and rounded once. The layout of a weight follows from the
+name of its module. ``fan_in_fan_out`` is not needed for that: PEFT itself sets it by the kind of module.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ DEFAULT_RANK = DEFAULT_ALPHA = 8
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter as its files have it.
+    """An adapter, read from its files.
 
     Attributes:
-        file: its weights.
-        values: its ``adapter_config.json``.
-        updates: canonical module name → what ``PARTS`` calls a tensor → the tensor.
-        replaced: canonical tensor name → a tensor that stands in the base's stead.
-        modules: canonical module name → the name that PEFT knows it by, which patterns are held against.
+        file: the file of its weights.
+        values: the contents of ``adapter_config.json``.
+        updates: canonical module name → kind of tensor, as in ``PARTS`` → the tensor.
+        replaced: canonical tensor name → the tensor that replaces the base's.
+        modules: canonical module name → PEFT's name of it, against which patterns are matched.
     """
 
     file: Path
@@ -56,34 +56,36 @@ class Adapter:
 
     @property
     def config(self) -> Path:
-        """The file of ``values``."""
+        """Return the path of ``adapter_config.json``."""
         return self.file.with_name(ADAPTER_CONFIG)
 
 
 @dataclass(frozen=True)
 class Update:
-    """What is added to one weight: ``scale`` · B @ A, and with DoRA what its outputs' lengths become."""
+    """The update of one weight: ``scale`` · B @ A. With DoRA, ``magnitude`` is the new length of each output."""
 
     a: LazyTensor  # [r, in]
     b: LazyTensor  # [out, r]
     scale: float
-    by_input: bool  # rows of the weight are inputs: of Conv1D and embeddings
+    by_input: bool  # whether the weight's rows are inputs, as in Conv1D and embeddings
     magnitude: LazyTensor | None = None  # [out]
 
     def added(self, first: int, end: int) -> np.ndarray:
-        """Rows of what is added, float64."""
+        """Return rows ``first`` to ``end`` of the update, float64."""
         a, b = floats(self.a), floats(self.b)
         return self.scale * (a[:, first:end].T @ b.T if self.by_input else b[first:end] @ a)
 
 
 def merge(checkpoint: Checkpoint, folder: Path, name: str) -> Checkpoint:
-    """A checkpoint with an adapter added to its weights, which become float32 where it does; nothing is computed yet.
+    """Return a checkpoint with an adapter merged into its weights.
+
+    Weights that change become float32. Nothing is computed yet.
 
     Args:
-        name: what the adapter is called in notes, in the manifest and on the model card.
+        name: the adapter's name in notes, in the manifest and on the model card.
 
     Raises:
-        CheckpointError: the adapter is damaged, of another model, or does more than is supported here.
+        CheckpointError: the adapter is damaged, belongs to another model, or uses a feature that is not supported.
     """
     adapter = read(folder)
     names: dict[str, str] = {}  # canonical → the checkpoint's
@@ -96,7 +98,7 @@ def merge(checkpoint: Checkpoint, folder: Path, name: str) -> Checkpoint:
     _refuse_incomplete(adapter, tensors)
     tied = _refuse_ambiguous(adapter, checkpoint)
     if tied and "wte.weight" in adapter.replaced and "lm_head.weight" not in {*adapter.replaced, *tensors}:
-        tensors["lm_head.weight"] = tensors["wte.weight"]  # a copy of wte was trained; the head stayed
+        tensors["lm_head.weight"] = tensors["wte.weight"]  # a copy of wte was trained; the head keeps the old one
     for short, tensor in adapter.replaced.items():
         if short not in tensors and not (short == "lm_head.weight" and tied):
             raise CheckpointError(f"{adapter.file}: {tensor.name} stands for {short}, which {checkpoint.name} lacks")
@@ -119,10 +121,10 @@ def merge(checkpoint: Checkpoint, folder: Path, name: str) -> Checkpoint:
 
 
 def read(folder: Path) -> Adapter:
-    """The files of an adapter; no weights are read.
+    """Read an adapter's config and the list of its tensors. No weights are read.
 
     Raises:
-        CheckpointError: it is not there, damaged, of another kind than LoRA, or asks for what is not supported.
+        CheckpointError: a file is missing or damaged, or the adapter is not LoRA or uses an unsupported feature.
     """
     if not (folder / ADAPTER_CONFIG).is_file():
         raise CheckpointError(f"{folder} has no {ADAPTER_CONFIG}; expected the folder of a PEFT adapter")
@@ -147,29 +149,27 @@ def read(folder: Path) -> Adapter:
         elif part in REPLACED and replaces(values, known, module, part):
             place, kind = replaced, f"{module}.{REPLACED[part]}"
         else:
-            raise CheckpointError(
-                f"{file}: tensor {tensor.name} is nothing that {ADAPTER_CONFIG} says the adapter holds"
-            )
+            raise CheckpointError(f"{file}: tensor {tensor.name} is none of the tensors that {ADAPTER_CONFIG} asks for")
         if kind in place:
-            raise CheckpointError(f"{file} holds {place[kind].name} and {tensor.name}, which are the same")
+            raise CheckpointError(f"{file} holds {place[kind].name} and {tensor.name}, which stand for the same tensor")
         place[kind] = tensor
     for name, tensor in replaced.items():
         module, _, kind = name.rpartition(".")
         within = tensor.name.endswith(f".base_layer.{kind}")
-        if within != (module in updates) and (within or kind == "weight"):  # else PEFT would not load it
+        if within != (module in updates) and (within or kind == "weight"):  # PEFT would not load it
             raise CheckpointError(f"{file}: tensor {tensor.name} is not where PEFT looks for the base of an update")
     return Adapter(file, values, updates, replaced, modules)
 
 
 def _split(name: str) -> tuple[str, str]:
-    """A tensor's name as the module, as PEFT knows it, and the part; the part is empty if it is none we know."""
+    """Split a tensor's name into PEFT's name of the module, and the part. The part is empty if it is unknown."""
     name = name.removeprefix(ADAPTER_PREFIX)
     known = next((part for part in (*PARTS, *REPLACED) if name.endswith(f".{part}")), None)
     return (name.removesuffix(f".{known}"), known) if known else (name, "")
 
 
 def _refuse_incomplete(adapter: Adapter, tensors: Mapping[str, LazyTensor]) -> None:
-    """The modules that the config targets and those that have an update are the same; PEFT only warns."""
+    """Refuse an adapter that does not update exactly the modules that its config targets. PEFT only warns."""
     for module in adapter.updates:
         if not targets(adapter.values, adapter.modules[module]):
             raise CheckpointError(f"{adapter.file} has an update of {module}, which {ADAPTER_CONFIG} does not target")
@@ -184,14 +184,16 @@ def _refuse_incomplete(adapter: Adapter, tensors: Mapping[str, LazyTensor]) -> N
 
 
 def _refuse_ambiguous(adapter: Adapter, checkpoint: Checkpoint) -> bool:
-    """Whether head and embedding are one; then an update of either means one thing in PEFT before merging (it is
-    that one's alone), and another thereafter (both have it)."""
+    """Refuse an update of a tied head or embedding; return whether the two are tied.
+
+    PEFT gives such an update two meanings: before merging it changes only one of the two, after merging both.
+    """
     tied = checkpoint.config.tie_word_embeddings and checkpoint.config.head_spec.predicts
     shared = [module for module in ("wte", "lm_head") if module in adapter.updates]
     if tied and shared:
         raise CheckpointError(
             f"{adapter.file} has an update of {shared[0]}, and {checkpoint.name} ties wte and lm_head: "
-            f"peft itself computes something else after merging than before"
+            f"with peft, merging such an adapter changes what the model computes"
         )
     alone = "wte.weight" in adapter.replaced and "lm_head.weight" not in adapter.replaced
     if tied and alone and not saves(adapter.values, adapter.modules["wte"]):
@@ -205,7 +207,7 @@ def _refuse_ambiguous(adapter: Adapter, checkpoint: Checkpoint) -> bool:
 def _merged(
     adapter: Adapter, module: str, parts: Mapping[str, LazyTensor], tensors: Mapping[str, LazyTensor], base: str
 ) -> dict[str, LazyTensor]:
-    """The weight, and perhaps the bias, of one module."""
+    """Return the merged weight of one module, and its bias if that is updated, by tensor name."""
     weight = tensors.get(f"{module}.weight")
     if weight is None:
         raise CheckpointError(f"{adapter.file} has an update of {module}, and {base} has no {module}.weight")
@@ -233,12 +235,12 @@ def _merged(
 
 
 def _update(adapter: Adapter, module: str, parts: Mapping[str, LazyTensor], scale: float) -> Update:
-    """A, B and what else there is of a module, if they are those that a module of its kind has."""
+    """Return the update of a module, if it has exactly the tensors that a module of its kind needs."""
     values = adapter.values
     by_input = CONV1D.fullmatch(module) is not None
     embedding = module in EMBEDDINGS
     if not by_input and not embedding and module not in LINEAR:
-        raise CheckpointError(f"{adapter.file} has an update of {module}, which is no module of a GPT-2 to update")
+        raise CheckpointError(f"{adapter.file} has an update of {module}, which no LoRA adapter of a GPT-2 can update")
     if embedding and values.get("use_dora"):
         raise CheckpointError(f"{adapter.config} sets use_dora for the embedding {module}, which cannot be merged")
     needed = ["embedding A", "embedding B"] if embedding else ["A", "B"]
@@ -254,7 +256,7 @@ def _update(adapter: Adapter, module: str, parts: Mapping[str, LazyTensor], scal
 
 
 def _scale(adapter: Adapter, module: str) -> tuple[float, int]:
-    """What B @ A is multiplied with, and its rank; patterns are held against the end of the name, as PEFT does."""
+    """Return the factor of B @ A, and the rank. Patterns are matched against the end of the name, as in PEFT."""
     values, known = adapter.values, adapter.modules[module]
     rank = by_pattern(values.get("rank_pattern"), known, values.get("r", DEFAULT_RANK))
     alpha = by_pattern(values.get("alpha_pattern"), known, values.get("lora_alpha", DEFAULT_ALPHA))
@@ -262,7 +264,7 @@ def _scale(adapter: Adapter, module: str) -> tuple[float, int]:
 
 
 def _rows(weight: LazyTensor, update: Update) -> Callable[[int, int], np.ndarray]:
-    """Computes rows of the merged weight, float64."""
+    """Return a function that computes rows of the merged weight, float64."""
 
     def added(first: int, end: int) -> np.ndarray:
         return rows(weight, first, end) + update.added(first, end)
@@ -273,12 +275,12 @@ def _rows(weight: LazyTensor, update: Update) -> Callable[[int, int], np.ndarray
 
     @cache
     def factor() -> np.ndarray:
-        """What DoRA gives each output: its length as learned, by its length as it is."""
+        """Return DoRA's factor for each output: its learned length, divided by its actual length."""
         if update.by_input:
             squares = sum(np.square(piece).sum(0) for piece in _pieces(weight, added))
         else:
             squares = np.concatenate([np.square(piece).sum(1) for piece in _pieces(weight, added)])
-        with np.errstate(divide="ignore", invalid="ignore"):  # an output of nothing but zeros is found by the scan
+        with np.errstate(divide="ignore", invalid="ignore"):  # an output of zeros gives NaN, which the scan reports
             return floats(magnitude) / np.sqrt(squares)
 
     def scaled(first: int, end: int) -> np.ndarray:
@@ -294,17 +296,17 @@ def _pieces(weight: LazyTensor, compute: Callable[[int, int], np.ndarray]) -> It
 
 
 def _with_rows(tensor: LazyTensor, compute: Callable[[int, int], np.ndarray]) -> Computed:
-    """What a tensor has become."""
+    """Return ``tensor`` with the rows that ``compute`` gives, as float32."""
 
     def narrowed(first: int, end: int) -> np.ndarray:
-        with np.errstate(over="ignore", invalid="ignore"):  # infinity is found by the scan
+        with np.errstate(over="ignore", invalid="ignore"):  # the scan reports infinity
             return compute(first, end).astype(np.float32)
 
     return Computed(tensor.name, "float32", tensor.shape, tensor.file, tensor.offset, compute=narrowed)
 
 
 def rows(tensor: LazyTensor, first: int, end: int) -> np.ndarray:
-    """Rows ``first`` to ``end`` of a tensor as float64; only they are read, unless its first dimension is joined."""
+    """Return rows ``first`` to ``end`` of a tensor, float64. Only these are read, unless dimensions are joined."""
     if isinstance(tensor, Computed):
         return tensor.compute(first, end).astype(np.float64)
     view = tensor.view or tensor.shape
@@ -316,5 +318,5 @@ def rows(tensor: LazyTensor, first: int, end: int) -> np.ndarray:
 
 
 def floats(tensor: LazyTensor) -> np.ndarray:
-    """All of a small tensor as float64."""
+    """Return all of a small tensor, float64."""
     return to_float32(tensor.memmap(), tensor.dtype).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Reads the ``adapter_config.json`` of a PEFT LoRA adapter: what it may say, and which modules it changes.
+"""Read the ``adapter_config.json`` of a PEFT LoRA adapter: check its values, find the modules that it changes.
 
 The keys are those of PEFT's LoraConfig (https://github.com/huggingface/peft, src/peft/tuners/lora/config.py).
 """
@@ -13,7 +13,7 @@ from typing import Any
 from converter.checkpoint.adapter_names import CONV1D, LINEAR, PLAIN, REPLACED, canonical
 from converter.errors import CheckpointError
 
-# The keys that are used, and those that leave no trace in a merged model: they describe the training.
+# The keys that the merge uses, and those that describe the training and leave no trace in a merged model.
 USED = {
     "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "lora_bias", "bias",
     "modules_to_save", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
@@ -25,32 +25,33 @@ WITHOUT_TRACE = {
     "loftq_config", "lora_ga_config",
 }  # fmt: skip
 
-# Other ways to begin (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change the base too, and the adapter does not hold it.
+# The values of init_lora_weights that can be merged. The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) also change the
+# base weights, which the adapter does not hold.
 BEGINNINGS = (True, False, None, "gaussian", "orthogonal", "eva")
 BIASES = ("none", "all", "lora_only")
 
-# PEFT's own, where the config says nothing.
+# PEFT's default, where the config names no modules.
 DEFAULT_TARGETS = ["c_attn"]
 
 
 def replaces(values: Mapping[str, Any], known: str, module: str, part: str) -> bool:
-    """Whether the config says that a tensor like this was trained as a whole."""
+    """Tell whether the config says that this tensor was trained as a whole, and so replaces the base's."""
     if part == "base_layer.weight":
-        return module in ("wte", *LINEAR)  # where one is targeted, PEFT saves the base of both
+        return module in ("wte", *LINEAR)  # if one is targeted, PEFT saves the base weights of both
     if REPLACED[part] == "bias" and values.get("bias", "none") != "none":
         return True
     return part in PLAIN and (module in ("wte", *LINEAR) or saves(values, known))
 
 
 def saves(values: Mapping[str, Any], known: str) -> bool:
-    """Whether a module is, or lies in, one of ``modules_to_save``; PEFT compares how names end."""
+    """Tell whether a module is one of ``modules_to_save``, or lies in one. PEFT compares the ends of names."""
     parts = known.split(".")
     inside = [".".join(parts[: i + 1]) for i in range(len(parts))]
     return any(path.endswith(name) for path in inside for name in values.get("modules_to_save") or ())
 
 
 def refuse_unknown(file: Path, values: Mapping[str, Any]) -> None:
-    """Refuse by name whatever the merge would not use."""
+    """Refuse a config with a key or value that the merge does not support. The error names it."""
     if values.get("peft_type") != "LORA":
         raise CheckpointError(f"{file}: peft_type is {values.get('peft_type')!r}; only LORA can be merged")
     for key, value in values.items():
@@ -109,7 +110,7 @@ def _are_layers(value: object) -> bool:
     return value is None or type(value) is int or (isinstance(value, list) and all(type(n) is int for n in value))
 
 
-# The values that the keys may have.
+# Key → the test that its value must pass.
 SOUND: dict[str, Callable[[Any], bool]] = {
     "r": _is_rank,
     "lora_alpha": _is_number,
@@ -129,7 +130,7 @@ SOUND: dict[str, Callable[[Any], bool]] = {
 
 
 def targets(values: Mapping[str, Any], known: str) -> bool:
-    """Whether PEFT gives a module an update (``check_target_module_exists``)."""
+    """Tell whether PEFT gives a module an update. The rule is that of PEFT's ``check_target_module_exists``."""
     targets = values.get("target_modules")
     if _named(values.get("exclude_modules"), known) or saves(values, known):
         return False
@@ -150,18 +151,18 @@ ANY_LAYER = r".*?\.[^.]*\.(?P<idx>\d+)\."
 
 
 def _layer(pattern: str) -> str:
-    """The first number in a name that stands behind ``pattern``."""
+    """Return a pattern that finds the first number after ``pattern`` in a name."""
     return rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\."
 
 
 def _named(names: str | list[str] | None, known: str) -> bool:
-    """A text is a pattern of whole names; a list holds the ends of names."""
+    """Tell whether a name is among ``names``. A text is a pattern for a whole name; a list holds the ends of names."""
     if isinstance(names, str):
         return re.fullmatch(names, known) is not None
     return any(known == name or known.endswith(f".{name}") for name in names or ())
 
 
 def by_pattern(patterns: Mapping[str, Any] | None, known: str, default: Any) -> Any:
-    """The value of the first pattern that fits (``get_pattern_key``)."""
+    """Return the value of the first pattern that matches, or the default, as PEFT's ``get_pattern_key`` does."""
     fits = (value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", known))
     return next(fits, default)

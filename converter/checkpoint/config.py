@@ -1,4 +1,4 @@
-"""Reads ``config.json`` into the architecture; refuses what would not be a GPT-2."""
+"""Read ``config.json`` into a ``GPT2Config``; refuse a model that is not a GPT-2."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from converter.errors import ConfigError
 from reference.config import GPT2Config
 from reference.head import DOUBLE_HEADS, HEADS, head_of
 
-# transformers' GPT2Config.attribute_map: the other names under which it accepts these.
+# The other names that transformers accepts for these keys (GPT2Config.attribute_map).
 ALIASES = {
     "hidden_size": "n_embd",
     "max_position_embeddings": "n_positions",
@@ -20,9 +20,9 @@ ALIASES = {
 }
 
 SIZES = frozenset(("vocab_size", "n_inner", *ALIASES.values()))
-SIZE_BITS = 63  # of a dimension in ONNX
+SIZE_BITS = 63  # the most that a dimension in ONNX can have
 
-# A key that is set to anything but null or false, and what it would mean.
+# A key that must not be set, except to null or false → why.
 REFUSED = {
     "quantization_config": "its weights are quantized; convert the original checkpoint",
     "auto_map": "it runs code of its own; only the GPT-2 of transformers is converted",
@@ -32,7 +32,7 @@ REFUSED = {
 }
 
 
-# Keys of transformers' GPT2Config that say nothing about the architecture, of this version and of earlier ones.
+# Keys of transformers' GPT2Config, in this version and earlier ones, that say nothing about the architecture.
 OTHER_KEYS = frozenset(
     (
         "_attn_implementation_autoset", "_name_or_path", "architectures", "bad_words_ids", "bos_token_id",
@@ -46,16 +46,16 @@ OTHER_KEYS = frozenset(
 
 
 def dead_keys(values: Mapping[str, Any]) -> list[str]:
-    """The keys of a ``config.json`` that no GPT-2 reads: another project's, or a misunderstanding."""
+    """Return the keys of a ``config.json`` that no GPT-2 reads, sorted: another project's keys, or mistakes."""
     known = {field.name for field in fields(GPT2Config)} | OTHER_KEYS | ALIASES.keys() | REFUSED.keys()
     return sorted(values.keys() - known)
 
 
 def parse_config(values: Mapping[str, Any], file: Path, head: str | None = None) -> GPT2Config:
-    """The architecture that a ``config.json`` describes; keys it does not need are left aside.
+    """Return the architecture that a ``config.json`` describes. Keys that are not needed are ignored.
 
     Args:
-        head: one of ``reference.head.ASKED``, whatever ``architectures`` says.
+        head: one of ``reference.head.ASKED``; it overrides ``architectures``.
 
     Raises:
         ConfigError: it is not a GPT-2, has a part that GPT-2 does not have, or contradicts itself.
@@ -80,8 +80,8 @@ def parse_config(values: Mapping[str, Any], file: Path, head: str | None = None)
     summary = [values.get("summary_type", "cls_index"), values.get("summary_use_proj", True)]
     if head_of(resolved.get("architectures")) == DOUBLE_HEADS and summary != ["cls_index", True]:
         raise ConfigError(
-            f"{file}: summary_type is {summary[0]!r} and summary_use_proj {summary[1]!r}; of heads for multiple choice "
-            f"only 'cls_index' with a projection is converted"
+            f"{file}: summary_type is {summary[0]!r} and summary_use_proj {summary[1]!r}; expected 'cls_index' "
+            f"and True, as no other multiple-choice head is converted"
         )
     for name, value in resolved.items():
         if name in SIZES and type(value) is int and value.bit_length() > SIZE_BITS:

@@ -1,4 +1,4 @@
-"""A Hugging Face folder: which weight file counts, and which shards an index names."""
+"""Find and read the weight files of a Hugging Face folder, and the shards that an index names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from converter.files import read_json, refuse_lfs_pointer
 
 Reader = Callable[[Path], dict[str, LazyTensor]]
 
-# In transformers' own order: the first that is there is the one that counts.
+# In the order of transformers: the first file that exists counts.
 WEIGHT_FILES: tuple[tuple[str, Reader], ...] = (
     ("model.safetensors", safetensors_file.read),
     ("model.safetensors.index.json", safetensors_file.read),
@@ -25,11 +25,11 @@ WEIGHT_FILES: tuple[tuple[str, Reader], ...] = (
     ("flax_model.msgpack.index.json", msgpack_file.read),
 )
 
-# What an index calls a tensor → what its reader does, where these differ.
+# Reader → how it names a tensor that an index names, where the two names differ.
 RENAMED: dict[Reader, Callable[[str], str]] = {h5_file.read: h5_file.hf_name, msgpack_file.read: msgpack_file.hf_name}
 
 
-# What travels with the weights where it is there: everything a client reads beside them.
+# The files that go with the weights, as far as they exist: clients read them.
 COMPANIONS = (
     "generation_config.json",
     "tokenizer.json",
@@ -50,18 +50,18 @@ COMPANIONS = (
 
 
 def companions(folder: Path) -> list[str]:
-    """The names of those that ``folder`` has, in alphabetical order."""
+    """Return the names of the files in ``folder`` that match ``COMPANIONS``, in alphabetical order."""
     names = (entry.name for entry in folder.iterdir() if entry.is_file())
     return sorted(name for name in names if any(fnmatchcase(name, pattern) for pattern in COMPANIONS))
 
 
 def choose_weight_file(names: Collection[str]) -> str | None:
-    """The one of ``names`` that holds or indexes the weights."""
+    """Return the one of ``names`` that holds or indexes the weights; None if there is none."""
     return next((file for file, _ in WEIGHT_FILES if file in names), None)
 
 
 def read_folder(folder: Path) -> tuple[str, dict[str, LazyTensor]]:
-    """The weight file of ``folder`` and every tensor that it leads to.
+    """Return the name of the weight file in ``folder``, and every tensor in it or in its shards.
 
     Raises:
         CheckpointError: there are no weights, a shard is missing, or a file is damaged.
@@ -79,22 +79,22 @@ def read_folder(folder: Path) -> tuple[str, dict[str, LazyTensor]]:
 
 
 def read_weights(file: Path, reader: Reader) -> dict[str, LazyTensor]:
-    """Every tensor of one file.
+    """Return every tensor of one file.
 
     Raises:
-        CheckpointError: it is damaged, or only a pointer to where the weights are.
+        CheckpointError: it is damaged, or only a Git LFS pointer to the weights.
     """
     refuse_lfs_pointer(file)
     return reader(file)
 
 
 def shards(index: Path) -> list[str]:
-    """The file names that an index names, each once."""
+    """Return the file names in an index, each once, sorted."""
     return sorted(set(read_weight_map(index).values()))
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
-    """An index's tensor name → file name, each a plain name in the index's folder.
+    """Return an index's tensor name → file name. Each file name is a plain name in the index's folder.
 
     Raises:
         CheckpointError: the index is malformed or leads out of its folder.

@@ -1,4 +1,7 @@
-"""Every format there is, in the order in which they are tried; each is recognised by content, never by a name alone."""
+"""List the formats of checkpoints, in the order in which they are tried.
+
+Each format is recognised by its content, never by a file name alone.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from converter.files import refuse_lfs_pointer, starts_with
 
 FORMATS: tuple[Format, ...] = (
     openai.FORMAT,
-    reference_file.FORMAT,  # before what would take it for Hugging Face's
+    reference_file.FORMAT,  # before Hugging Face's formats, which would claim it
     huggingface.FOLDER,
     nanogpt.FORMAT,
     megatron.FORMAT,
@@ -22,7 +25,7 @@ FORMATS: tuple[Format, ...] = (
     gguf_file.FORMAT,
 )
 
-# In a folder that is no format of its own, the one file of these endings is the checkpoint.
+# In a folder that no format recognises, the only file with one of these endings is the checkpoint.
 LONE_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack")
 
 
@@ -30,7 +33,7 @@ def read(path: Path, options: SourceOptions) -> Source:
     """Read a file or folder with the first format that recognises it.
 
     Raises:
-        CheckpointError: none does, or the one that does finds it damaged.
+        CheckpointError: no format recognises it, or it is damaged.
         ConfigError: it is not a GPT-2.
     """
     for known in FORMATS:
@@ -42,11 +45,11 @@ def read(path: Path, options: SourceOptions) -> Source:
     if starts_with(path, *huggingface.TORCH_MAGICS) or path.suffix in huggingface.SUFFIXES:
         raise ConfigError(f"{path.parent} has no config.json, which says what the weights in {path.name} are")
     known_names = ", ".join(dict.fromkeys(known.name for known in FORMATS))
-    raise CheckpointError(f"{path} is none of the formats that are known ({known_names})")
+    raise CheckpointError(f"{path} is in none of the known formats ({known_names})")
 
 
 def _lone_file(folder: Path) -> Path:
-    """The one file in a folder that may hold a checkpoint.
+    """Return the only file in a folder that may hold a checkpoint.
 
     Raises:
         CheckpointError: there is none, or more than one.

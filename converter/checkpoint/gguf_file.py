@@ -1,8 +1,8 @@
-"""GGUF files of a GPT-2, as llama.cpp's converter writes them.
+"""Read GGUF files of a GPT-2, as llama.cpp's converter writes them.
 
-The header is read here and not through the ``gguf`` package: that builds several arrays for each of the vocabulary's
-hundred thousand texts, and a damaged count keeps it busy for ever. Here everything a header claims is held against
-the file's length before it is believed. The format is described in ggml's ``docs/gguf.md``.
+The header is read here and not through the ``gguf`` package. That package builds several arrays for each of the hundred
+thousand texts of a vocabulary, and a damaged count can keep it busy forever. Here every claim of the header is compared
+with the file's length before it is believed. The format is described in ggml's ``docs/gguf.md``.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)  # version 1 counts in 32 bits
 ARCHITECTURE = "gpt2"
 DEFAULT_ALIGNMENT = 32
-MAX_ITEMS = 1 << 24  # of one array in the header; the largest vocabulary there is has a quarter of a million
+MAX_ITEMS = 1 << 24  # in one array of the header; the largest vocabularies have a quarter of a million
 MAX_DIMENSIONS = 4  # ggml's own limit
 
-# The type's number → what struct calls it.
+# Number of a type → its code in struct.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 
-# ggml's tensor types, for messages; those that are read are in PLAIN, and Q8_0.
+# ggml's tensor types, for messages. Only those in PLAIN and Q8_0 are read.
 TYPE_NAMES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K",
     12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
@@ -47,11 +47,11 @@ TYPE_NAMES = {
 }  # fmt: skip
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
-# Q8_0: 32 neighbours of a row share a scale.
+# Q8_0: 32 neighbours in a row share a scale.
 BLOCK = 32
 Q8_0 = np.dtype([("scale", "<f2"), ("quants", "i1", (BLOCK,))])
 
-# llama.cpp's name → Hugging Face's, and whether the weight lies as [out, in], transposed by the converter.
+# llama.cpp's name → Hugging Face's. In INSIDE also: whether llama.cpp stores the weight transposed, as [out, in].
 OUTSIDE = {"token_embd": "wte", "position_embd": "wpe", "output_norm": "ln_f", "output": "lm_head"}
 INSIDE = {
     "attn_norm": ("ln_1", False),
@@ -61,10 +61,10 @@ INSIDE = {
     "ffn_up": ("mlp.c_fc", True),
     "ffn_down": ("mlp.c_proj", True),
 }
-FOREIGN = re.compile(r"(?:^|\.)(?:wte|wpe|ln_f|lm_head|h\.\d+)\.")  # in a file that is not llama.cpp's
+FOREIGN = re.compile(r"(?:^|\.)(?:wte|wpe|ln_f|lm_head|h\.\d+)\.")  # names in a file that llama.cpp did not write
 NAME = re.compile(r"(?:blk\.(0|[1-9][0-9]*)\.)?([a-z_]+)\.(weight|bias)")
 
-# Keys behind ``gpt2.`` → config.json's; all of them are needed.
+# Key after ``gpt2.`` → key of config.json. All are required.
 SIZES = {
     "context_length": "n_positions",
     "embedding_length": "n_embd",
@@ -74,10 +74,10 @@ SIZES = {
 }
 EPSILON = "attention.layer_norm_epsilon"
 
-# What llama.cpp does not look at in a gpt2, or holds against the tensors as we do.
+# Beginnings of keys that llama.cpp ignores in a gpt2, or compares with the tensors, as we do.
 WITHOUT_EFFECT = ("rope.", "vocab_size", "tensor_data_layout")
 
-# What tokenizer.ggml.pre calls the splitting into words of GPT-2; files of before May 2024 do not say.
+# Values of tokenizer.ggml.pre that split words as GPT-2 does. Files from before May 2024 have none.
 GPT2_WORDS = ("gpt-2", "phi-2", None)
 UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 2, 3, 4, 5  # in tokenizer.ggml.token_type
 SPECIAL_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
@@ -86,41 +86,41 @@ Metadata = Mapping[str, Any]
 
 
 class Header(NamedTuple):
-    """What a file says before its data: its metadata, and each tensor's name, type, shape and place."""
+    """The header of a file: its metadata, and the name, type, shape and offset of each tensor."""
 
     values: dict[str, Any]
     tensors: list[tuple[str, str, tuple[int, ...], int]]
 
 
 class Cursor:
-    """Reads one thing after the other; whatever is longer than the rest of the file is refused."""
+    """A reader of values, one after the other. It refuses a value that is longer than the rest of the file."""
 
     def __init__(self, file: Path, data: mmap.mmap) -> None:
         self.file, self.data, self.at = file, data, 0
 
     def skip(self, count: int) -> int:
-        """Go on by ``count`` bytes, and return where they are."""
+        """Move forward by ``count`` bytes; return where they begin."""
         begin, self.at = self.at, self.at + count
         if self.at > len(self.data):
             raise CheckpointError(
-                f"{self.file} is truncated or corrupt: its header goes on beyond its {len(self.data)} bytes; "
+                f"{self.file} is truncated or corrupt: its header reaches past its {len(self.data)} bytes; "
                 f"download or write it again"
             )
         return begin
 
     def scalars(self, code: str, count: int = 1) -> tuple[Any, ...]:
-        """``count`` numbers of a type that struct calls ``code``."""
+        """Read ``count`` numbers of one type; ``code`` is its code in ``struct``."""
         if count > MAX_ITEMS:
             raise CheckpointError(f"{self.file} is corrupt: its header holds an array of {count} numbers")
         layout = struct.Struct(f"<{count}{code}")
         return layout.unpack_from(self.data, self.skip(layout.size))
 
     def number(self, code: str) -> int:
-        """One whole number."""
+        """Read one integer."""
         return int(self.scalars(code)[0])
 
     def text(self) -> str:
-        """A length and as many bytes of UTF-8."""
+        """Read a text: its length, then as many bytes of UTF-8."""
         length = self.number("Q")
         begin = self.skip(length)
         try:
@@ -129,7 +129,7 @@ class Cursor:
             raise CheckpointError(f"{self.file} is corrupt: a text in its header is not UTF-8 ({error})") from error
 
     def value(self, kind: int) -> Any:
-        """A value of the metadata; of arrays only those of numbers and texts are known."""
+        """Read a value of the metadata. Arrays may hold numbers or texts only."""
         if kind == STRING:
             return self.text()
         if kind in SCALARS:
@@ -145,7 +145,7 @@ class Cursor:
 
 
 def read_header(file: Path) -> Header:
-    """The metadata and where each tensor lies; nothing behind them is read.
+    """Read the metadata and the place of each tensor. The tensors themselves are not read.
 
     Raises:
         CheckpointError: the file is truncated, damaged, or of a version or type that is not read.
@@ -153,7 +153,7 @@ def read_header(file: Path) -> Header:
     try:
         with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _read_header(Cursor(file, data))
-    except ValueError as error:  # what mmap says of an empty file
+    except ValueError as error:  # mmap's error for an empty file
         raise CheckpointError(f"{file} is not a GGUF file ({error})") from error
 
 
@@ -180,7 +180,7 @@ def _read_header(cursor: Cursor) -> Header:
 
 
 def _entry(cursor: Cursor) -> tuple[str, str, tuple[int, ...], int]:
-    """Name, type, shape and offset of one tensor; ggml gives dimensions from the innermost."""
+    """Read the name, type, shape and offset of one tensor. ggml stores the innermost dimension first."""
     name, count = cursor.text(), cursor.number("I")
     if not 0 < count <= MAX_DIMENSIONS:
         raise CheckpointError(f"{cursor.file} is corrupt: tensor {name} has {count} dimensions")
@@ -199,7 +199,7 @@ def _alignment(file: Path, values: Metadata) -> int:
 def _placed(
     cursor: Cursor, entries: list[tuple[str, str, tuple[int, ...], int]], alignment: int
 ) -> list[tuple[str, str, tuple[int, ...], int]]:
-    """The entries with offsets from the file's start; as in ggml, tensors lie in order and without gaps."""
+    """Return the entries with offsets from the start of the file. As in ggml, tensors lie in order and without gaps."""
     file, length = cursor.file, len(cursor.data)
     start = cursor.at + -cursor.at % alignment
     placed, names, end = [], set(), 0
@@ -236,10 +236,10 @@ def _nbytes(file: Path, name: str, kind: str, shape: tuple[int, ...]) -> int:
 
 
 def read(file: Path, options: SourceOptions) -> Source:
-    """A file of architecture ``gpt2``; only its header is read.
+    """Read a file of architecture ``gpt2``. Only its header is read.
 
     Raises:
-        CheckpointError: it is damaged, not a GPT-2, one of several parts, or quantized in a way that is not read.
+        CheckpointError: it is damaged, not a GPT-2, one of several parts, or of an unsupported quantization.
     """
     header = read_header(file)
     _refuse_others(file, header.values)
@@ -258,7 +258,7 @@ def read(file: Path, options: SourceOptions) -> Source:
 
 
 def _refuse_others(file: Path, values: Metadata) -> None:
-    """Whatever would make it something else than one whole GPT-2 is refused by name."""
+    """Refuse a file that is not one whole GPT-2. The error names the key."""
     architecture = values.get("general.architecture")
     if architecture != ARCHITECTURE:
         raise CheckpointError(f"{file} is not a GPT-2: general.architecture is {architecture!r}; expected 'gpt2'")
@@ -271,7 +271,7 @@ def _refuse_others(file: Path, values: Metadata) -> None:
 
 
 def _config(file: Path, values: Metadata, tensors: Mapping[str, LazyTensor], options: SourceOptions) -> dict[str, Any]:
-    """What ``config.json`` would say."""
+    """Return the ``config.json`` that the metadata describes."""
     left = {key.removeprefix("gpt2."): value for key, value in values.items() if key.startswith("gpt2.")}
     sizes = {name: _take(file, left, key, int) for key, name in SIZES.items()}
     epsilon = _take(file, left, EPSILON, float)
@@ -289,7 +289,7 @@ def _config(file: Path, values: Metadata, tensors: Mapping[str, LazyTensor], opt
         "architectures": ["GPT2LMHeadModel"],
         "vocab_size": tensors["wte.weight"].shape[0],
         **sizes,
-        "layer_norm_epsilon": float(str(np.float32(epsilon))),  # as it was before it was rounded to 32 bits: 1e-05
+        "layer_norm_epsilon": float(str(np.float32(epsilon))),  # undoes the rounding to 32 bits: 1e-05
         "activation_function": options.activation or "gelu_new",
         "tie_word_embeddings": "lm_head.weight" not in tensors,
         **{key: ids[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if type(ids[key]) is int},
@@ -304,7 +304,7 @@ def _take(file: Path, left: dict[str, Any], key: str, kind: type) -> Any:
 
 
 def _tensors(file: Path, header: Header) -> dict[str, LazyTensor]:
-    """Hugging Face's name → tensor in Hugging Face's layout; what has no such name keeps its own."""
+    """Return Hugging Face's name → tensor, in Hugging Face's layout. An unknown name stays as it is."""
     tensors: dict[str, LazyTensor] = {}
     for name, kind, shape, offset in header.tensors:
         target, flipped = _target(name)
@@ -330,7 +330,7 @@ def _target(name: str) -> tuple[str, bool]:
 
 
 def _dequantized(name: str, file: Path, shape: tuple[int, ...], offset: int, flipped: bool) -> Computed:
-    """Scale times quants: exact in float32, as 11 bits times 8 take 19."""
+    """Return a Q8_0 tensor as scale times quants. This is exact in float32: 11 bits times 8 bits take 19."""
     blocks = (shape[0], shape[1] // BLOCK)
 
     def mapped() -> np.ndarray:
@@ -355,14 +355,14 @@ EMPTY = np.empty((0, 0), Q8_0)
 
 
 def _floats(blocks: np.ndarray) -> np.ndarray:
-    """[rows, blocks] of Q8_0 → [rows, blocks · 32] float32."""
+    """Return ``[rows, blocks]`` of Q8_0 as ``[rows, blocks · 32]`` float32."""
     values = blocks["quants"].astype(np.float32)
     values *= blocks["scale"].astype(np.float32)[..., None]
     return values.reshape(len(blocks), -1)
 
 
 def _no_tokenizer(values: Metadata) -> str | None:
-    """Why the metadata does not lead to a tokenizer of GPT-2's kind; None if it does."""
+    """Return why the metadata gives no tokenizer of GPT-2's kind; None if it gives one."""
     model, words = values.get("tokenizer.ggml.model"), values.get("tokenizer.ggml.pre")
     if model != "gpt2":
         return f"tokenizer.ggml.model is {model!r}; expected 'gpt2'"
@@ -373,7 +373,7 @@ def _no_tokenizer(values: Metadata) -> str | None:
 
 
 def write_tokenizer(file: Path, values: Metadata, folder: Path) -> None:
-    """Write ``tokenizer.json`` and ``tokenizer_config.json`` of the metadata into a folder.
+    """Write ``tokenizer.json`` and ``tokenizer_config.json`` into a folder, made from the metadata.
 
     Raises:
         TokenizerError: the metadata is damaged.
@@ -413,7 +413,7 @@ def _tokenizer(values: Metadata) -> Tokenizer:
 
 
 def _post_processor(values: Metadata) -> Any:
-    """What is put before and after every text; nothing, for most GPT-2s."""
+    """Return the post-processor, which adds tokens before and after every text. Most GPT-2s add none."""
     from tokenizers import processors
 
     byte_level = processors.ByteLevel(trim_offsets=False)
@@ -437,15 +437,15 @@ def _texts(values: Metadata, key: str) -> tuple[str, ...]:
 
 
 def _pair(merge: str) -> tuple[str, str]:
-    """``Ġ t`` → its two halves, which hold no spaces in a byte-level vocabulary."""
+    """Split a merge such as ``Ġ t`` into its halves. In a byte-level vocabulary neither half holds a space."""
     left, _, right = merge.partition(" ")
     if not left or not right:
-        raise ValueError(f"the merge {merge!r} is no pair")
+        raise ValueError(f"the merge {merge!r} is not a pair")
     return left, right
 
 
 def _special(values: Metadata, key: str) -> str | None:
-    """The token that ``tokenizer.ggml.<key>_token_id`` names, if there is one."""
+    """Return the token that ``tokenizer.ggml.<key>_token_id`` names; None if there is none."""
     tokens, index = values.get("tokenizer.ggml.tokens", ()), values.get(f"tokenizer.ggml.{key}_token_id")
     return tokens[index] if type(index) is int and 0 <= index < len(tokens) else None
 

@@ -1,6 +1,7 @@
-"""Keras' HDF5 files, ``tf_model.h5``, as transformers before 5 wrote them with TFGPT2LMHeadModel and TFGPT2Model.
+"""Read Keras' HDF5 files, ``tf_model.h5``.
 
-A dataset without chunks or compression lies in the file as one range of bytes; h5py says where, and reads no weights.
+transformers before version 5 wrote them with TFGPT2LMHeadModel and TFGPT2Model. A dataset without chunks or compression
+lies in the file as one range of bytes. h5py says where; it reads no weights.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from converter.errors import CheckpointError
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 
-# What h5py raises for a damaged file, depending on the place.
+# The errors that h5py raises for a damaged file; which one depends on the place of the damage.
 DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
 
-# numpy's name for a dataset's type → a key of DTYPES; bfloat16 is none of numpy's and of none that Keras wrote.
+# numpy's name of a type → a key of DTYPES. numpy has no bfloat16, and Keras never wrote it.
 DTYPE_NAMES = {dtype.str: name for name, dtype in DTYPES.items() if name != "bfloat16"}
 
-# What Keras calls a module's parameters → what PyTorch does.
-EMBEDDING = {"weight": "weight", "embeddings": "weight"}  # until and since transformers 4.25
+# Keras' name of a parameter → PyTorch's.
+EMBEDDING = {"weight": "weight", "embeddings": "weight"}  # the name before transformers 4.25, and since
 NORM = {"gamma": "weight", "beta": "bias"}
 CONV1D = {"weight": "weight", "bias": "bias"}  # [in, out], as in PyTorch; the bias is [1, out]
 
@@ -38,7 +39,7 @@ MODULES = {
     "ln_f": NORM,
 }
 
-# Behind the layer's own prefix, joined with points.
+# Keras' name after the prefix of its layer, joined with dots → Hugging Face's name.
 NAMES = {f"{module}.{leaf}": f"{module}.{name}" for module, leaves in MODULES.items() for leaf, name in leaves.items()}
 ROWS = frozenset(f"{module}.bias" for module, leaves in MODULES.items() if leaves is CONV1D)
 
@@ -46,10 +47,10 @@ _LAYER = re.compile(r"^h_\._(0|[1-9][0-9]*)/")
 
 
 def read(file: Path) -> dict[str, LazyTensor]:
-    """Every tensor of ``file`` by Hugging Face's name, or its own where GPT-2 has no such tensor.
+    """Return every tensor of ``file`` by Hugging Face's name. A tensor that GPT-2 does not have keeps its own name.
 
     Raises:
-        CheckpointError: h5py is not installed, or the file is truncated, damaged, compressed, or of no usable type.
+        CheckpointError: h5py is not installed, or the file is truncated, damaged, compressed, or of an unusable type.
     """
     h5py = _library(file)
     found: list[tuple[str, Any]] = []
@@ -60,8 +61,8 @@ def read(file: Path) -> dict[str, LazyTensor]:
             found.append((name, entry))
 
     try:
-        with h5py.File(file, "r", locking="best-effort") as opened:  # not every file system can lock
-            opened.visititems(visit)  # hard links only: it never leaves the file
+        with h5py.File(file, "r", locking="best-effort") as opened:  # not every file system has locks
+            opened.visititems(visit)  # follows hard links only, which never leave the file
             for name, dataset in found:
                 key = hf_name(name)
                 if key in tensors:
@@ -77,17 +78,20 @@ def read(file: Path) -> dict[str, LazyTensor]:
 
 
 def hf_name(path: str) -> str:
-    """Hugging Face's name of ``transformer/…/transformer/h_._0/ln_1/gamma:0``; other paths stay as they are.
+    """Return Hugging Face's name for ``transformer/…/transformer/h_._0/ln_1/gamma:0``; other paths stay as they are.
 
-    What stands before the last ``transformer/`` is the names of the Keras layer and model, which differ from file to
-    file, and which the files of a sharded model leave out.
+    The part before the last ``transformer/`` holds the names of the Keras layer and model. They differ from file to
+    file. The files of a sharded model leave them out.
     """
     pattern, layer = _pattern(path)
     return NAMES[pattern].replace("{i}", layer) if pattern in NAMES else path
 
 
 def _pattern(path: str) -> tuple[str, str]:
-    """A key of ``NAMES``, if the path is of GPT-2, and the layer's number."""
+    """Return a path with ``{i}`` for the layer, as in ``NAMES``, and the layer's number.
+
+    The number is empty if there is none.
+    """
     own = path.removesuffix(":0").rpartition("transformer/")[2]
     match = _LAYER.match(own)
     return _LAYER.sub("h.{i}/", own).replace("/", "."), match[1] if match else ""
@@ -104,13 +108,13 @@ def _library(file: Path) -> Any:
 
 
 def _locate(file: Path, name: str, dataset: Any) -> LazyTensor:
-    """A dataset as a byte range."""
+    """Return a dataset as a byte range of the file."""
     shape, offset, dtype = dataset.shape, dataset.id.get_offset(), dataset.dtype.str
     if dtype not in DTYPE_NAMES:
         raise CheckpointError(
             f"{file}: tensor {name} is of type {dtype}, which no GPT-2 is saved in; save the weights as float32"
         )
-    # Without an offset: in chunks, which is how compression stores it, in another file, or never written.
+    # A dataset has no offset if it is in chunks (as when compressed), in another file, or was never written.
     if shape is None or offset is None:
         layout = "in chunks or compressed" if shape and dataset.chunks else "elsewhere than in one range of the file"
         raise CheckpointError(f"{file}: tensor {name} is stored {layout}; save it again with save_pretrained")
@@ -121,7 +125,7 @@ def _locate(file: Path, name: str, dataset: Any) -> LazyTensor:
 
 
 def _squeezed(bias: LazyTensor) -> LazyTensor:
-    """The bias of Keras' Conv1D, [1, out], as PyTorch's, [out]."""
+    """Return the bias of Keras' Conv1D, [1, out], as PyTorch's, [out]."""
     if len(bias.shape) != 2 or bias.shape[0] != 1:
         raise CheckpointError(f"{bias.file}: tensor {bias.name} is {list(bias.shape)}; expected [1, out]")
     return bias.reshaped(math.prod(bias.shape))

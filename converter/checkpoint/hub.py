@@ -1,6 +1,7 @@
-"""A model or adapter on the Hugging Face Hub: downloads the files a conversion needs into the Hub's own cache.
+"""Download a model or adapter from the Hugging Face Hub.
 
-``HF_ENDPOINT``, ``HF_HUB_OFFLINE``, ``HF_HOME`` and ``HF_TOKEN`` mean what they mean to huggingface_hub.
+Only the files that a conversion needs are downloaded, into the Hub's own cache. ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``,
+``HF_HOME`` and ``HF_TOKEN`` work as in huggingface_hub.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w][\w./-]*))
 
 BAR_DELAY = 2.0  # seconds before a download shows its progress
 
-# What comes of an answer that is not the Hub's: a captive portal's page, say.
+# The errors that follow when something else answers in place of the Hub, such as a captive portal.
 NO_ANSWER_OF_THE_HUB = (ValueError, KeyError, TypeError)
 
 
 class Repository(NamedTuple):
-    """What a repository may hold: the file that describes it, its weights (the first counts), and what goes along."""
+    """The files of a repository: its config, its weights (the first that exists counts), and companions."""
 
     name: str
     config: str
@@ -38,15 +39,15 @@ ADAPTER = Repository("adapter", ADAPTER_CONFIG, tuple(file for file, _ in adapte
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether ``source`` reads as ``user/model`` or ``user/model@revision``."""
+    """Tell whether ``source`` has the form ``user/model`` or ``user/model@revision``."""
     return HUB_ID.fullmatch(source) is not None
 
 
 def fetch(source: str, bars: bool = False, kind: Repository = MODEL) -> tuple[Path, str]:
-    """The cached folder of a Hub repository and its name with the commit it stands for, ``user/model@commit``.
+    """Download a Hub repository; return its folder in the cache, and its name with the commit, ``user/model@commit``.
 
     Raises:
-        HubError: the repository, the revision or the network is not there, or it holds no weights of this kind.
+        HubError: the repository, revision or network cannot be reached, or there are no weights of this kind.
     """
     from huggingface_hub import constants
     from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of httpx or httpx2
@@ -67,12 +68,12 @@ def fetch(source: str, bars: bool = False, kind: Repository = MODEL) -> tuple[Pa
         names: set[str] = set()
         if not offline:
             try:
-                names = _list_files(repo, revision)  # first, as it fails at once, and a download only after retries
+                names = _list_files(repo, revision)  # first: it fails at once, a download only after retries
             except HfHubHTTPError:
                 raise
-            except HTTPError:  # no network; what is in the cache will do
+            except HTTPError:  # no network: use the cache
                 offline = True
-        # Asked for by the revision's name, so that the cache remembers the name; all else by the commit it stands for.
+        # The config is asked for by the revision's name, so that the cache remembers that name; all else by the commit.
         config = Path(_download(repo, kind, kind.config, revision, bars, local_files_only=offline))
         if not offline:
             _fetch_weights(repo, kind, config.parent.name, names, bars)
@@ -110,7 +111,7 @@ def _list_files(repo: str, revision: str | None) -> set[str]:
 
 
 def _fetch_weights(repo: str, kind: Repository, commit: str, names: Collection[str], bars: bool) -> None:
-    """Download the weights and what travels with them."""
+    """Download the weights, and the files that go with them."""
     weights = next((file for file in kind.weights if file in names), None)
     if weights is None:
         raise HubError(f"{repo} on the Hub has no weights; expected one of {', '.join(kind.weights)}")
@@ -129,7 +130,7 @@ def _download(
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
     class Bar(tqdm):
-        """The Hub's own progress bar: of a download that takes long, if anybody wants it."""
+        """The Hub's own progress bar. It is shown only if it was asked for and the download takes long."""
 
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options | ({"delay": BAR_DELAY, "leave": False} if bars else {"disable": True}))

@@ -1,4 +1,4 @@
-"""Hugging Face's own: a folder with ``config.json`` and weights, or one file of weights beside a ``config.json``."""
+"""Read Hugging Face's format: a folder with ``config.json`` and weights, or a weight file beside a ``config.json``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONFIG = "config.json"
 
 
 def read(folder: Path, options: SourceOptions) -> Source:
-    """A folder, as transformers writes it; or with one file of weights of another name."""
+    """Read a folder as transformers writes it, or a folder with one weight file of another name."""
     if choose_weight_file([entry.name for entry in folder.iterdir()]) is None:
         lone = [file for file in sorted(folder.iterdir()) if file.suffix in SUFFIXES and file.is_file()]
         if len(lone) == 1:
@@ -29,7 +29,7 @@ def read(folder: Path, options: SourceOptions) -> Source:
 
 
 def read_file(file: Path, options: SourceOptions) -> Source:
-    """One file of weights, under any name; transformers opens only those that it named itself."""
+    """Read one weight file of any name. transformers opens only files that it named itself."""
     del options
     reader, values = reader_of(file), read_json(file.parent / CONFIG)
     source = Source(DROPPED.get(reader, NAME), file.name, values, read_weights(file, reader), companions(file.parent))
@@ -37,18 +37,18 @@ def read_file(file: Path, options: SourceOptions) -> Source:
 
 
 def companions(folder: Path) -> dict[str, Path]:
-    """What travels with the weights, under its own name."""
+    """Return the files that go with the weights, by name."""
     return {name: folder / name for name in names_of_companions(folder)}
 
 
 NAME = "Hugging Face"
 
-# What transformers wrote before version 5, and reads no more.
+# The formats that transformers wrote before version 5, and no longer reads.
 DROPPED: dict[Reader, str] = {h5_file.read: "Hugging Face TensorFlow", msgpack_file.read: "Hugging Face Flax"}
 
 TORCH_MAGICS = (b"PK\x03\x04", b"\x80")  # a zip archive, a pickle
 
-# How a file begins → what reads it.
+# First bytes of a file → its reader.
 READERS: tuple[tuple[tuple[bytes, ...], Reader], ...] = (
     (TORCH_MAGICS, torch_file.read),
     ((h5_file.MAGIC,), h5_file.read),
@@ -58,10 +58,10 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack")
 
 
 def reader_of(file: Path) -> Reader:
-    """What reads a file, by how it begins."""
+    """Return the reader of a file, chosen by its first bytes."""
     with file.open("rb") as opened:
         head = opened.read(safetensors_file.LENGTH_BYTES + 1)
-    # Before the others: the length that it begins with may have any last byte, a pickle's or a map's too.
+    # safetensors is first: it begins with a length, and a byte of that may look like the start of a pickle or a map.
     if head[-1:] == b"{" and int.from_bytes(head[:-1], "little") <= safetensors_file.MAX_HEADER_BYTES:
         return safetensors_file.read
     return next((reader for magics, reader in READERS if head.startswith(magics)), safetensors_file.read)

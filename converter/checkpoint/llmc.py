@@ -1,7 +1,7 @@
-"""llm.c's ``.bin``: a header of 256 int32, then all parameters, each of all layers stacked, without names.
+"""Read llm.c's ``.bin``: a header of 256 int32, then all parameters without names, each stacked over the layers.
 
 ``write_model`` in llm.c's train_gpt2.py and ``gpt2_write_to_checkpoint`` in its train_gpt2.cu write it. Projections are
-[out, in]; the embedding is padded with rows that are no tokens; the head is tied; GELU is the tanh approximation.
+[out, in]. The embedding is padded with rows that are no tokens. The head is tied. GELU is the tanh approximation.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ HEADER_BYTES = 256 * 4
 FIELDS = struct.Struct("<8i")
 MAGIC = 20240326
 
-# Version → type of the parameters. 2 and 4 were written for some days only, and 2 in two orders.
+# Version → type of the parameters. Versions 2 and 4 existed for a few days only, and 2 had two orders.
 VERSIONS = {1: "float32", 3: "float32", 5: "bfloat16"}
-UNPADDED = 1  # the version that knows no padded vocabulary
+UNPADDED = 1  # the version without a padded vocabulary
 
-# The other files of llm.c, which begin alike.
+# Magic number → another kind of file of llm.c.
 OTHERS = {
     20240327: "llm.c's debug state (gradients and activations of one step)",
     20240328: "llm.c's tokenizer",
@@ -41,7 +41,7 @@ OTHERS = {
 
 
 class Header(NamedTuple):
-    """The header, in its order."""
+    """The fields of the header, in the order of the file."""
 
     magic: int
     version: int
@@ -54,10 +54,10 @@ class Header(NamedTuple):
 
 
 class Parameter(NamedTuple):
-    """One of the file's arrays: of a layer if Hugging Face's name has ``{i}``, and then num_layers of them."""
+    """One array of the file. If ``target`` has ``{i}``, the file holds num_layers of them, one for each layer."""
 
     name: str  # in llm.c's ParameterTensors
-    target: str
+    target: str  # Hugging Face's name
     shape: Callable[[Header], tuple[int, ...]]
 
 
@@ -83,15 +83,15 @@ PARAMETERS = (
 
 
 def recognises(path: Path) -> bool:
-    """Whether it begins with a magic number of llm.c."""
+    """Tell whether a file begins with a magic number of llm.c."""
     return starts_with(path, *(struct.pack("<i", magic) for magic in (MAGIC, *OTHERS)))
 
 
 def read(file: Path, options: SourceOptions) -> Source:
-    """A model of llm.c.
+    """Read a model of llm.c.
 
     Raises:
-        CheckpointError: it is another file of llm.c, of an unknown version, or its size is not what its header says.
+        CheckpointError: it is another file of llm.c, of an unknown version, or of another size than its header says.
     """
     del options
     header = read_header(file)
@@ -109,7 +109,7 @@ def read(file: Path, options: SourceOptions) -> Source:
 
 
 def read_header(file: Path) -> Header:
-    """The header of ``file``, which holds as many bytes as it says.
+    """Return the header of ``file``, after comparing it with the file's size.
 
     Raises:
         CheckpointError: see ``read``.
@@ -154,7 +154,7 @@ def _copies(parameter: Parameter, header: Header) -> int:
 
 
 def _tensors(file: Path, header: Header) -> Iterator[tuple[str, LazyTensor]]:
-    """Hugging Face's name → tensor, projections transposed; the embedding still padded."""
+    """Yield Hugging Face's name and the tensor, with projections transposed. The embedding is still padded."""
     dtype = VERSIONS[header.version]
     offset = HEADER_BYTES
     for name, target, shape in PARAMETERS:

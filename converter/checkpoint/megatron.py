@@ -1,8 +1,9 @@
-"""Megatron-LM's ``model_optim_rng.pt``: a GPT-2 in nested dicts, and the arguments of its training.
+"""Read Megatron-LM's ``model_optim_rng.pt``: a GPT-2 in nested dicts, with the arguments of its training.
 
-Projections are ``torch.nn.Linear``, [out, in]. The rows of the joint query, key and value interleave in an order that
-depends on ``checkpoint_version``. Names and order are those of transformers' convert_megatron_gpt2_checkpoint.py and of
-Megatron-LM's checkpointing.py; of its two codes for models, the older ``megatron.model`` and ``megatron.core``.
+Projections are ``torch.nn.Linear``, [out, in]. Query, key and value are one joint projection; the order of its rows
+depends on ``checkpoint_version``. Names and orders are those of transformers' convert_megatron_gpt2_checkpoint.py and
+of Megatron-LM's checkpointing.py. Both of Megatron-LM's model codes are read: the older ``megatron.model`` and
+``megatron.core``.
 """
 
 from __future__ import annotations
@@ -35,29 +36,29 @@ ARGUMENTS = {
     "n_inner": "ffn_hidden_size",
 }
 
-# megatron_gpt2_345m, which NVIDIA released without ``args``: the sizes and activation that transformers takes for it.
+# NVIDIA released megatron_gpt2_345m without ``args``. These are the sizes and the activation that transformers assumes.
 RELEASED = {
     "vocab_size": 50257, "n_positions": 1024, "n_embd": 1024, "n_layer": 24, "n_head": 16, "n_inner": 4096,
 }  # fmt: skip
 RELEASED_ACTIVATION = "gelu_new"
 
-# Arguments → the activation, the first that is set. The fused kernel is the tanh approximation, whatever is asked for.
+# Argument → activation; the first argument that is set counts. The fused kernel always uses the tanh approximation.
 ACTIVATIONS = {"bias_gelu_fusion": "gelu_fast", "openai_gelu": "gelu_new"}
 EXACT = "gelu"
 
-# Arguments that, set, make it something else than a GPT-2.
+# Arguments that are not set in a GPT-2.
 REFUSED = (
     "swiglu", "squared_relu", "quick_geglu", "use_rotary_position_embeddings", "apply_layernorm_1p",
     "apply_residual_connection_post_layernorm", "group_query_attention", "num_experts", "multi_latent_attention",
     "qk_layernorm", "retro_add_retriever",
 )  # fmt: skip
 
-# Arguments that have this value, if they are there, in a GPT-2.
+# Arguments that have this value in a GPT-2, if they are there.
 EXPECTED = {"normalization": "LayerNorm", "position_embedding_type": "learned_absolute", "add_position_embedding": True}
 
 SHARDING = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "model_parallel_size")
 
-# Where the layers and embeddings are: in ``megatron.model``, in ``megatron.core``.
+# The prefixes of layers and embeddings in ``megatron.model`` and ``megatron.core``.
 _PREFIX = re.compile(r"^(?:module\.)*(?:language_model\.)?(?:(?:transformer|encoder|decoder)\.(?=layers\.|final_))?")
 _LAYER = re.compile(r"^layers\.(0|[1-9][0-9]{0,5})\.(.+)$")
 
@@ -71,7 +72,7 @@ WHOLE = {
     "output_layer.weight": "lm_head.weight",
 }
 
-# A module of a layer → Hugging Face's, each with a weight and a bias.
+# Megatron-LM's name of a module in a layer → Hugging Face's. Each module has a weight and a bias.
 MODULES = {
     "input_layernorm": "ln_1",
     "input_norm": "ln_1",
@@ -90,20 +91,23 @@ MODULES = {
     "mlp.linear_fc2": "mlp.c_proj",
 }
 OF_LAYER = {f"{module}.{kind}": f"{target}.{kind}" for module, target in MODULES.items() for kind in ("weight", "bias")}
-# Transformer Engine's projections have the layer norm before them in themselves.
+# Transformer Engine's projections contain the layer norm that comes before them.
 OF_LAYER |= {f"self_attention.linear_qkv.layer_norm_{kind}": f"ln_1.{kind}" for kind in ("weight", "bias")}
 OF_LAYER |= {f"mlp.linear_fc1.layer_norm_{kind}": f"ln_2.{kind}" for kind in ("weight", "bias")}
 
-FP8_STATE = "_extra_state"  # Transformer Engine's, no weights
+FP8_STATE = "_extra_state"  # Transformer Engine's state, not weights
 
 JOINT = (".attn.c_attn.weight", ".attn.c_attn.bias")
 
-# ``checkpoint_version`` → the order of the joint rows: s is query, key or value, n a head, d a dimension of it.
+# ``checkpoint_version`` → the order of the joint rows. s: query, key or value; n: the head; d: the dimension in it.
 ORDERS = {0: "snd", 1: "nds", 2: "nsd", 3: "nsd"}
 
 
 def find(path: Path) -> Path:
-    """The file of a checkpoint's folder, or of the folder of all checkpoints its latest; else ``path`` itself."""
+    """Return the checkpoint's file in a folder: of the latest checkpoint, if the folder holds several.
+
+    If there is no such file, return ``path``.
+    """
     folder = path
     if (path / TRACKER).is_file():
         with (path / TRACKER).open("rb") as opened:
@@ -114,7 +118,7 @@ def find(path: Path) -> Path:
 
 
 def recognises(path: Path) -> bool:
-    """Whether it has Megatron-LM's parts."""
+    """Tell whether a file has the parts of a Megatron-LM checkpoint."""
     try:
         found = torch_file.parts(find(path))
     except OSError:
@@ -124,10 +128,10 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path, options: SourceOptions) -> Source:
-    """A checkpoint's file, its folder, or the folder of all checkpoints.
+    """Read a checkpoint, given its file, its folder, or the folder of all checkpoints.
 
     Raises:
-        ConfigError: it is no GPT-2, or its arguments lack something.
+        ConfigError: it is not a GPT-2, or an argument is missing.
         CheckpointError: it is damaged, one of several parts, or of an unknown version.
     """
     file = find(path)
@@ -138,7 +142,7 @@ def read(path: Path, options: SourceOptions) -> Source:
     sizes = _sizes(file, args) if args else RELEASED
     head_dim = sizes["n_embd"] // sizes["n_head"]
     if args.get("kv_channels") not in (None, head_dim):
-        raise ConfigError(f"{file}: args have heads of another width than {head_dim} (kv_channels), which no GPT-2 has")
+        raise ConfigError(f"{file}: kv_channels in args is not {head_dim}; expected n_embd divided by n_head")
     tensors = dict(_tensors(file, checkpoint, sizes["n_head"], head_dim))
     if not args:
         wte = tensors.get("transformer.wte.weight")
@@ -157,10 +161,10 @@ def read(path: Path, options: SourceOptions) -> Source:
 
 
 def _sizes(file: Path, args: Mapping[Any, Any]) -> dict[str, int]:
-    """The sizes by Hugging Face's names.
+    """Return the sizes by Hugging Face's names.
 
     Raises:
-        ConfigError: one is absent, or they do not go together.
+        ConfigError: a size is missing, or the sizes do not fit together.
     """
     if args.get("ffn_hidden_size") is None:  # as in the first versions
         args = {**args, "ffn_hidden_size": 4 * integer(file, args, "hidden_size", "args")}
@@ -172,7 +176,7 @@ def _sizes(file: Path, args: Mapping[Any, Any]) -> dict[str, int]:
 
 
 def _args(file: Path, checkpoint: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """The arguments by name; empty where there are none."""
+    """Return the training arguments by name; empty if the checkpoint has none."""
     args = checkpoint.get("args")
     if isinstance(args, pickle_machine.Inert):
         return args.attributes
@@ -182,10 +186,10 @@ def _args(file: Path, checkpoint: Mapping[Any, Any]) -> Mapping[Any, Any]:
 
 
 def _refuse_parts(file: Path, checkpoint: Mapping[Any, Any], args: Mapping[Any, Any]) -> None:
-    """Only a model that lies in one file is read.
+    """Refuse a model that is split over several files.
 
     Raises:
-        CheckpointError: it is one of several.
+        CheckpointError: it is one of several parts.
     """
     rank = file.parent.name.startswith("mp_rank_")
     ranks = sorted(entry.name for entry in file.parent.parent.glob("mp_rank_*")) if rank else []
@@ -199,17 +203,17 @@ def _refuse_parts(file: Path, checkpoint: Mapping[Any, Any], args: Mapping[Any, 
 
 
 def _refuse_others(file: Path, args: Mapping[Any, Any]) -> None:
-    """What its arguments say that GPT-2 does not have.
+    """Refuse a model whose arguments ask for something that GPT-2 does not have.
 
     Raises:
-        ConfigError: there is something.
+        ConfigError: an argument does.
     """
     for key in REFUSED:
         if args.get(key):
-            raise ConfigError(f"{file} is no GPT-2: it was trained with {key}")
+            raise ConfigError(f"{file} is not a GPT-2: it was trained with {key}")
     for key, expected in EXPECTED.items():
         if args.get(key, expected) != expected:
-            raise ConfigError(f"{file} is no GPT-2: its {key} is another than {expected}")
+            raise ConfigError(f"{file} is not a GPT-2: its {key} is not {expected}")
 
 
 def _activation(file: Path, args: Mapping[Any, Any], options: SourceOptions) -> str:
@@ -231,7 +235,9 @@ def _epsilon(args: Mapping[Any, Any]) -> dict[str, float]:
 
 
 def _tensors(file: Path, checkpoint: Mapping[Any, Any], n_head: int, head_dim: int) -> Iterator[tuple[str, LazyTensor]]:
-    """Hugging Face's name → tensor, in its layout. Names that are not known keep their own, for the ledger to refuse.
+    """Yield Hugging Face's name and the tensor in its layout.
+
+    An unknown name gets the prefix ``megatron.``, and the ledger refuses it.
 
     Raises:
         CheckpointError: a name is there twice, or the version is unknown.
@@ -252,15 +258,15 @@ def _tensors(file: Path, checkpoint: Mapping[Any, Any], n_head: int, head_dim: i
 
 
 def _flat(file: Path, value: Any, path: str, above: set[int]) -> Iterator[tuple[str, LazyTensor]]:
-    """Path of keys joined by dots → tensor.
+    """Yield each tensor with its path: the keys that lead to it, joined by dots.
 
     Raises:
-        CheckpointError: there is something else than dicts of tensors, or a dict is there twice.
+        CheckpointError: a value is neither a dict nor a tensor, or a dict is there twice.
     """
     if isinstance(value, LazyTensor):
         yield path, value
         return
-    if not isinstance(value, dict) or id(value) in above:  # one that holds itself, or a billion times the same
+    if not isinstance(value, dict) or id(value) in above:  # a dict may hold itself, or another a billion times
         raise CheckpointError(f"{file}: model.{path[:80]} is a {type(value).__name__}; expected dicts of tensors")
     above.add(id(value))
     for key, item in value.items():
@@ -278,14 +284,16 @@ def _translated(own_name: str) -> str:
 
 
 def _ordered(tensor: LazyTensor, order: str, n_head: int, head_dim: int) -> LazyTensor:
-    """The joint projection with its outputs ordered query, key, value, each head after head; a weight transposed.
+    """Return the joint projection with its outputs in order: query, key, value, and in each of them head after head.
+
+    A weight is also transposed.
 
     Args:
         tensor: [3·E, E] or [3·E].
         order: of its first dimension, as in ``ORDERS``.
 
     Raises:
-        CheckpointError: it has other dimensions.
+        CheckpointError: it has another shape.
     """
     extents = {"s": 3, "n": n_head, "d": head_dim}
     width = n_head * head_dim
@@ -305,7 +313,10 @@ def _ordered(tensor: LazyTensor, order: str, n_head: int, head_dim: int) -> Lazy
 
 
 def _absent_biases(file: Path, tensors: Mapping[str, LazyTensor]) -> Iterator[tuple[str, LazyTensor]]:
-    """A zero bias for every projection that has none; [in, out] by now, as long as its outputs."""
+    """Yield a zero bias for every projection that has none.
+
+    Its length is the number of outputs; weights are [in, out] by now.
+    """
     for name, weight in tensors.items():
         bias = name.removesuffix("weight") + "bias"
         if name.endswith(PROJECTIONS) and bias not in tensors:

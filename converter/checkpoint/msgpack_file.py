@@ -1,7 +1,8 @@
-"""Flax' msgpack files, ``flax_model.msgpack``, as transformers before 5 wrote them with FlaxGPT2LMHeadModel.
+"""Read Flax' msgpack files, ``flax_model.msgpack``.
 
-Maps within maps, whose leaves are extensions of code 1: a packed (shape, name of type, bytes), see
-flax/serialization.py. The heads are walked here and not by the msgpack library, because it reads what they head.
+transformers before version 5 wrote them with FlaxGPT2LMHeadModel. The file holds nested maps. Their leaves are
+extensions of code 1: a packed (shape, name of type, bytes), see flax/serialization.py. The heads of values are read
+here and not by the msgpack library, because that library also reads the weights behind them.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ from converter.checkpoint.tensor import DTYPES, LazyTensor
 from converter.errors import CheckpointError
 
 ARRAY = 1  # flax' code for an array
-CHUNKED = "__msgpack_chunked_array__"  # flax' key for an array beyond 1 GiB, in pieces with heads between them
+CHUNKED = "__msgpack_chunked_array__"  # flax' key of an array beyond 1 GiB, stored in pieces with heads between them
 MAX_NAME_BYTES = 4096
 MAX_DEPTH = 32
 MAX_RANK = 32
 
 
 class Head(NamedTuple):
-    """How a value begins: what it is, the length of its length, and what to add to that."""
+    """The head of a value: its kind, how many bytes its length takes, and what is added to the length."""
 
     kind: str
     width: int
     base: int
 
 
-# https://github.com/msgpack/msgpack/blob/master/spec.md, as far as flax writes it.
+# First byte → head: the part of https://github.com/msgpack/msgpack/blob/master/spec.md that flax writes.
 HEADS: dict[int, Head] = {
     **{first: Head("int", 0, first) for first in range(0x80)},
     **{0xCC + i: Head("int", 1 << i, 0) for i in range(4)},
@@ -43,10 +44,10 @@ HEADS: dict[int, Head] = {
     **{0xC7 + i: Head("extension", 1 << i, 0) for i in range(3)},
 }
 
-# The first byte of a file: a map that is not empty.
+# The possible first bytes of a file, which is a map that is not empty.
 MAGICS = tuple(bytes([first]) for first, head in HEADS.items() if head.kind == "map" and first != 0x80)
 
-# What flax calls a module's parameters → what PyTorch does.
+# Flax' name of a parameter → PyTorch's.
 EMBEDDING = {"embedding": "weight"}
 NORM = {"scale": "weight", "bias": "bias"}
 CONV1D = {"kernel": "weight", "bias": "bias"}  # FlaxConv1D's kernel is [out, in]; Conv1D's weight is [in, out]
@@ -65,7 +66,7 @@ MODULES = {
     "lm_head": DENSE,
 }
 
-# Without ``transformer/``, joined with points.
+# Flax' name without ``transformer/``, joined with dots → Hugging Face's name.
 NAMES = {f"{module}.{leaf}": f"{module}.{name}" for module, leaves in MODULES.items() for leaf, name in leaves.items()}
 TRANSPOSED = frozenset(name for name in NAMES if name.endswith(".kernel"))
 
@@ -73,10 +74,10 @@ _LAYER = re.compile(r"^h/(0|[1-9][0-9]*)/")
 
 
 def read(file: Path) -> dict[str, LazyTensor]:
-    """Every tensor of ``file`` by Hugging Face's name, or its own where GPT-2 has no such tensor.
+    """Return every tensor of ``file`` by Hugging Face's name. A tensor that GPT-2 does not have keeps its own name.
 
     Raises:
-        CheckpointError: the file is truncated, damaged, or holds something else than maps of arrays.
+        CheckpointError: the file is truncated or damaged, or is not nested maps of arrays.
     """
     with file.open("rb") as opened:
         found = Walker(file, opened).walk()
@@ -90,13 +91,16 @@ def read(file: Path) -> dict[str, LazyTensor]:
 
 
 def hf_name(path: str) -> str:
-    """Hugging Face's name of ``transformer/h/0/ln_1/scale``; other paths stay as they are."""
+    """Return Hugging Face's name for ``transformer/h/0/ln_1/scale``; other paths stay as they are."""
     pattern, layer = _pattern(path)
     return NAMES[pattern].replace("{i}", layer) if pattern in NAMES else path
 
 
 def _pattern(path: str) -> tuple[str, str]:
-    """A key of ``NAMES``, if the path is of GPT-2, and the layer's number."""
+    """Return a path with ``{i}`` for the layer, as in ``NAMES``, and the layer's number.
+
+    The number is empty if there is none.
+    """
     own = path.removeprefix("transformer/")
     match = _LAYER.match(own)
     return _LAYER.sub("h.{i}/", own).replace("/", "."), match[1] if match else ""
@@ -109,7 +113,7 @@ def _transposed(kernel: LazyTensor) -> LazyTensor:
 
 
 class Walker:
-    """Goes from head to head through an open file, over the bytes of the arrays."""
+    """A reader that goes through an open file from head to head, and skips the bytes of the arrays."""
 
     def __init__(self, file: Path, opened: BinaryIO) -> None:
         self.file = file
@@ -118,7 +122,7 @@ class Walker:
         self.found: list[LazyTensor] = []
 
     def walk(self) -> list[LazyTensor]:
-        """Every array, under the keys that lead to it, joined with slashes.
+        """Return every array, named by the keys that lead to it, joined with slashes.
 
         Raises:
             CheckpointError: the file is truncated, damaged, or holds something else.
@@ -132,7 +136,7 @@ class Walker:
         return self.found
 
     def walk_map(self, path: str, size: int, depth: int) -> None:
-        """What lies in a map of ``size`` entries, whose head has been read."""
+        """Collect what lies in a map of ``size`` entries, whose head has been read."""
         if depth > MAX_DEPTH:
             raise self.fault(f"{path[:80]} leads to maps within maps without end")
         keys = set()
@@ -157,7 +161,7 @@ class Walker:
                 )
 
     def array(self, name: str, size: int) -> LazyTensor:
-        """An array of which ``size`` bytes follow; they are passed over."""
+        """Return the array in the next ``size`` bytes, and skip its data."""
         end = self.opened.tell() + size
         if end > self.end:
             raise CheckpointError(f"{self.file} is truncated within tensor {name}; download or save it again")
@@ -177,14 +181,14 @@ class Walker:
         return tensor
 
     def expect(self, kind: str, name: str, most: int | None = None) -> int:
-        """The value or length in a head of a certain kind."""
+        """Read a head of kind ``kind``; return its value or length, which is at most ``most``."""
         found, size = self.head()
         if found != kind or (most is not None and size > most):
             raise self.fault(f"tensor {name} is malformed")
         return size
 
     def head(self) -> tuple[str, int]:
-        """The kind of the next value, and its value or length."""
+        """Read the head of the next value; return its kind, and its value or length."""
         first = self.byte()
         if first not in HEADS:
             raise self.fault(f"byte {self.opened.tell() - 1} is 0x{first:02x}, which begins nothing that flax writes")
@@ -192,7 +196,7 @@ class Walker:
         return kind, base + int.from_bytes(self.take(width), "big")
 
     def text(self) -> str:
-        """The next value, a text; flax once wrote them as bytes."""
+        """Read a text. Flax once wrote texts as bytes."""
         kind, size = self.head()
         if kind not in ("text", "bytes") or size > MAX_NAME_BYTES:
             raise self.fault(f"{kind} of length {size} before byte {self.opened.tell()} is no name")
@@ -202,16 +206,16 @@ class Walker:
             raise self.fault(f"a name is not UTF-8 ({error})") from error
 
     def byte(self) -> int:
-        """The next byte."""
+        """Read the next byte."""
         return self.take(1)[0]
 
     def take(self, count: int) -> bytes:
-        """The next few bytes."""
+        """Read the next ``count`` bytes."""
         found = self.opened.read(count)
         if len(found) < count:
             raise CheckpointError(f"{self.file} is truncated: it ends within a name or head; download or save it again")
         return found
 
     def fault(self, what: str) -> CheckpointError:
-        """What to raise for a file that is damaged."""
+        """Return the error for a damaged file."""
         return CheckpointError(f"{self.file} is corrupt or no Flax model: {what}; download or save it again")

@@ -1,6 +1,6 @@
-"""nanoGPT's ``ckpt.pt``: weights and architecture in one dict, ``{'model', 'model_args', 'optimizer', …}``.
+"""Read nanoGPT's ``ckpt.pt``: weights and architecture in one dict, ``{'model', 'model_args', 'optimizer', …}``.
 
-Names are Hugging Face's with ``torch.compile``'s prefix before them; projections are ``nn.Linear``, [out, in]. A model
+Names are Hugging Face's, after the prefix of ``torch.compile``. Projections are ``nn.Linear``, [out, in]. A model
 without biases (``bias=False``) has none in its layer norms either. The activation is not recorded.
 """
 
@@ -30,10 +30,10 @@ ARGUMENTS = {
 
 WRAPPERS = ("_orig_mod.", "module.")  # torch.compile's, DistributedDataParallel's
 
-# What has a bias unless the model has none, by the endings of names.
+# Ends of the names of weights that have a bias, unless the model has no biases.
 BIASED = (*PROJECTIONS, ".ln_1.weight", ".ln_2.weight", ".ln_f.weight")
 
-# The torch.save files that nothing here reads, by a key; the others are told to become a nanoGPT checkpoint.
+# What a message advises for a torch.save file that no format reads: to save it as a nanoGPT checkpoint.
 SAVE_AGAIN = (
     "torch.save({'model': model.state_dict(), 'model_args': {'n_layer': …, 'n_head': …, 'n_embd': …, "
     "'block_size': …, 'vocab_size': …, 'bias': True}}, 'ckpt.pt')"
@@ -41,16 +41,16 @@ SAVE_AGAIN = (
 
 
 def recognises(path: Path) -> bool:
-    """Whether it has nanoGPT's two parts."""
+    """Tell whether a file has the two parts of a nanoGPT checkpoint."""
     found = torch_file.parts(path)
     return isinstance(found.get("model"), dict) and isinstance(found.get("model_args"), dict)
 
 
 def read(file: Path, options: SourceOptions) -> Source:
-    """A ``ckpt.pt``.
+    """Read a ``ckpt.pt``.
 
     Raises:
-        ConfigError: the activation is not said, or ``model_args`` lacks a size.
+        ConfigError: the activation is not given, or ``model_args`` lacks a size.
         CheckpointError: it is damaged, or holds a name twice.
     """
     if options.activation is None:
@@ -71,20 +71,20 @@ def read(file: Path, options: SourceOptions) -> Source:
 
 
 def is_tied(tensors: Mapping[str, LazyTensor]) -> bool:
-    """Whether the head is the embedding itself, as far as that shows without reading; account() looks closer."""
+    """Tell whether the head is the embedding itself, as far as offsets show. ``account`` compares the bytes later."""
     head, embedding = tensors.get("lm_head.weight"), tensors.get("transformer.wte.weight")
     return head is None or (embedding is not None and head.offset == embedding.offset)
 
 
 def unwrapped(name: str) -> str:
-    """A name without what wrappers put before it."""
+    """Return a name without the prefixes of wrappers."""
     while wrapper := next((w for w in WRAPPERS if name.startswith(w)), None):
         name = name.removeprefix(wrapper)
     return name
 
 
 def _tensors(file: Path, state: Mapping[Any, Any]) -> Iterator[tuple[str, LazyTensor]]:
-    """Hugging Face's name → tensor, projections transposed."""
+    """Yield Hugging Face's name and the tensor, with projections transposed."""
     seen: dict[str, str] = {}
     for key, tensor in state.items():
         if not isinstance(key, str) or not isinstance(tensor, LazyTensor):
@@ -97,7 +97,7 @@ def _tensors(file: Path, state: Mapping[Any, Any]) -> Iterator[tuple[str, LazyTe
 
 
 def _absent_biases(file: Path, tensors: Mapping[str, LazyTensor]) -> Iterator[tuple[str, LazyTensor]]:
-    """A zero bias for every weight whose own is not there; as long as the weight's outputs."""
+    """Yield a zero bias for every weight that lacks its bias. It is as long as the weight's outputs."""
     for name, weight in tensors.items():
         bias = name.removesuffix("weight") + "bias"
         if name.endswith(BIASED) and bias not in tensors:
@@ -105,13 +105,13 @@ def _absent_biases(file: Path, tensors: Mapping[str, LazyTensor]) -> Iterator[tu
 
 
 def refuse(file: Path, options: SourceOptions) -> Source:
-    """Say why a file of ``torch.save`` is none that can be read: the last resort among its kind.
+    """Refuse a file of ``torch.save`` that no other format recognised, and say why.
 
     Raises:
         CheckpointError: always.
     """
     del options
-    loaded = torch_file.load(file)  # raises for what is damaged or hostile
+    loaded = torch_file.load(file)  # raises if the file is damaged or hostile
     if isinstance(loaded, dict) and any(_is_plain(key, value) for key, value in loaded.items()):
         raise CheckpointError(
             f"{file} is a plain state dict, which records neither the number of heads nor whether its projections are "

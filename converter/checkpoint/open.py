@@ -1,4 +1,4 @@
-"""Sources: from a folder or a Hub id to a mapping of tensor name → lazy tensor."""
+"""Open a checkpoint, given a folder, a file or a Hub id."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def open_checkpoint(
     """Open a checkpoint: a Hugging Face folder, a Hub id such as ``openai-community/gpt2`` or ``user/model@revision``,
     or a folder or file of another format (see docs/sources.md).
 
-    What exists on this machine is never looked up on the network.
+    A source that exists on this machine is never looked up on the network.
 
     Args:
-        asked: what the user says of it.
-        bars: let a download show its progress on standard error.
+        asked: options for reading it.
+        bars: whether a download may show its progress on standard error.
 
     Raises:
         ConfigError: it is not a GPT-2, or it has parts that GPT-2 does not have.
@@ -69,7 +69,7 @@ def open_checkpoint(
         raise CheckpointError(f"{error.filename or asked.adapter} cannot be read: {error.strerror or error}") from error
 
 
-# What is asked for where a path does not exist and is no Hub id.
+# What a message says was expected, where a source is neither a path that exists nor a Hub id.
 EXPECTED = {
     MODEL: "a Hugging Face model folder, or a Hub id such as openai-community/gpt2",
     ADAPTER: "the folder of a PEFT adapter, or a Hub id such as user/lora",
@@ -77,7 +77,10 @@ EXPECTED = {
 
 
 def _locate(source: str | os.PathLike[str], kind: Repository, bars: bool) -> tuple[Path, str]:
-    """Where a model or adapter lies, and its name; what does not exist here is fetched from the Hub."""
+    """Return the folder or file of a model or adapter, and its name.
+
+    A source that does not exist here is fetched from the Hub.
+    """
     path = Path(source)
     try:
         exists, name = path.exists(), path.resolve().name

@@ -1,8 +1,8 @@
-"""OpenAI's own: a folder with ``hparams.json`` and a TensorFlow checkpoint, as github.com/openai/gpt-2 hands it out.
+"""Read OpenAI's format, as in github.com/openai/gpt-2: a folder with ``hparams.json`` and a TensorFlow checkpoint.
 
-Read without TensorFlow. The index is a table of LevelDB's kind (tensorflow/core/lib/io/format.h), blocks of sorted keys
-and values: tensor name → BundleEntryProto, which says where in a data file a tensor lies
-(tensorflow/core/protobuf/tensor_bundle.proto). Every block carries a checksum, which is verified.
+TensorFlow is not needed. The index is a table in LevelDB's format (tensorflow/core/lib/io/format.h): blocks of sorted
+keys and values. It maps a tensor's name to a BundleEntryProto, which says where in a data file the tensor lies
+(tensorflow/core/protobuf/tensor_bundle.proto). Every block has a checksum, which is verified.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ HPARAMS, CONFIG, STATE, INDEX = "hparams.json", "config.json", "checkpoint", ".i
 
 FOOTER_BYTES = 48
 MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
-TRAILER_BYTES = 5  # behind a block: how it is compressed, and a checksum
+TRAILER_BYTES = 5  # after a block: its compression and its checksum
 COMPRESSIONS = {0: "uncompressed", 1: "snappy"}
-MAX_INDEX_BYTES = 1 << 20  # the largest GPT-2, with the states of its optimizer, takes a tenth
+MAX_INDEX_BYTES = 1 << 20  # the largest GPT-2, with its optimizer's state, takes a tenth
 MAX_NAME_BYTES = 512
 
 # enum DataType of tensorflow/core/framework/types.proto.
@@ -36,12 +36,12 @@ DTYPE_NAMES = {
     14: "bfloat16", 19: "float16",
 }  # fmt: skip
 
-# Its name in hparams.json → in config.json.
+# Name in hparams.json → name in config.json.
 HPARAMETERS = {
     "n_vocab": "vocab_size", "n_ctx": "n_positions", "n_embd": "n_embd", "n_head": "n_head", "n_layer": "n_layer",
 }  # fmt: skip
 
-# What is the same for every model that gpt-2's model.py describes.
+# The values that are the same for every model of gpt-2's model.py.
 FIXED = {
     "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "activation_function": "gelu_new",
     "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
@@ -49,7 +49,7 @@ FIXED = {
 
 GPT2_VOCABULARY, END_OF_TEXT = 50257, 50256
 
-# Its name in a Hugging Face folder → in OpenAI's.
+# File name in a Hugging Face folder → file name in OpenAI's.
 COMPANIONS = {"vocab.json": "encoder.json", "merges.txt": "vocab.bpe"}
 LICENSES = ("LICENSE*", "NOTICE*")
 
@@ -78,14 +78,14 @@ Message = dict[int, list[int | bytes]]
 
 
 class Handle(NamedTuple):
-    """Where a block lies in the index."""
+    """The place of a block in the index."""
 
     offset: int
     size: int
 
 
 def read(path: Path, options: SourceOptions) -> Source:
-    """The folder, or one of the checkpoints in it, named by its ``.index``.
+    """Read the folder, or one of the checkpoints in it, named by its ``.index``.
 
     Raises:
         CheckpointError: a file is missing, truncated, damaged or compressed.
@@ -100,9 +100,9 @@ def read(path: Path, options: SourceOptions) -> Source:
 
 
 def recognises(path: Path) -> bool:
-    """Whether this is a folder with hyper-parameters and an index, or an index of a TensorFlow checkpoint.
+    """Tell whether this is a folder with hyper-parameters and an index, or the index of a TensorFlow checkpoint.
 
-    A folder that holds Hugging Face's weights too is theirs.
+    A folder that also holds Hugging Face's weights is left to Hugging Face's reader.
     """
     if path.is_dir():
         converted = choose_weight_file([entry.name for entry in path.iterdir()])
@@ -111,12 +111,12 @@ def recognises(path: Path) -> bool:
 
 
 def indexes(folder: Path) -> list[Path]:
-    """The indexes in ``folder``, in alphabetical order."""
+    """Return the indexes in ``folder``, in alphabetical order."""
     return sorted(file for file in folder.glob(f"*{INDEX}") if file.is_file())
 
 
 def choose_index(folder: Path) -> Path:
-    """The index of the checkpoint that the file ``checkpoint`` names, or without that file the only one.
+    """Return the index that the file ``checkpoint`` names; without that file, the only index.
 
     Raises:
         CheckpointError: it is not there, or there are several.
@@ -124,7 +124,7 @@ def choose_index(folder: Path) -> Path:
     found, state = indexes(folder), folder / STATE
     named = _STATE.search(state.read_text(encoding="utf-8", errors="replace")) if state.is_file() else None
     if named:
-        # TensorFlow writes where it was saved, which may be a folder of another machine.
+        # TensorFlow writes the path where it saved, which may be on another machine.
         index = folder / (re.split(r"[/\\]", named[1])[-1] + INDEX)
         if index not in found:
             raise CheckpointError(f"{state} names {index.name}, which is missing; download it too, or name another one")
@@ -136,7 +136,7 @@ def choose_index(folder: Path) -> Path:
 
 
 def read_hparams(file: Path) -> dict[str, Any]:
-    """``hparams.json`` as a ``config.json``.
+    """Return ``hparams.json`` as the values of a ``config.json``.
 
     Raises:
         CheckpointError: one of the five numbers is missing.
@@ -152,10 +152,10 @@ def read_hparams(file: Path) -> dict[str, Any]:
 
 
 def described(values: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """The values of ``hparams.json``, and over them what a ``config.json`` beside it says, if there is one.
+    """Return the values of ``hparams.json``, updated with those of a ``config.json`` beside it, if there is one.
 
     Raises:
-        ConfigError: it cannot be read, or says something else than ``hparams.json``.
+        ConfigError: it cannot be read, or contradicts ``hparams.json``.
     """
     stated = read_json(file) if file.is_file() else {}
     for own, name in HPARAMETERS.items():
@@ -169,14 +169,16 @@ def described(values: Mapping[str, Any], file: Path) -> dict[str, Any]:
 
 
 def companions(folder: Path) -> dict[str, Path]:
-    """Vocabulary, merges and licences, under the names that they have in a Hugging Face folder."""
+    """Return the vocabulary, merges and licences, by the names that they have in a Hugging Face folder."""
     found = {name: folder / own for name, own in COMPANIONS.items() if (folder / own).is_file()}
     licences = sorted(entry for entry in folder.iterdir() if any(fnmatchcase(entry.name, glob) for glob in LICENSES))
     return found | {entry.name: entry for entry in licences if entry.is_file()}
 
 
 def read_bundle(index: Path) -> dict[str, LazyTensor]:
-    """Every tensor that ``index`` names, by Hugging Face's name, or its own where GPT-2 has no such tensor.
+    """Return every tensor that ``index`` names, by Hugging Face's name.
+
+    A tensor that GPT-2 does not have keeps its own name.
 
     Raises:
         CheckpointError: a data file is missing or truncated, or the index is damaged.
@@ -191,23 +193,26 @@ def read_bundle(index: Path) -> dict[str, LazyTensor]:
         found = [_entry(index, name.decode(), parse(entry), shards) for name, entry in entries.items()]
     except (ValueError, IndexError, KeyError) as error:
         raise CheckpointError(f"{index} is truncated or corrupt ({error}); download or save it again") from error
-    return {hf_name(tensor.name): tensor for tensor in found}  # one to one: each name of NAMES' is another one's
+    return {hf_name(tensor.name): tensor for tensor in found}  # one to one: no two keys of NAMES have the same value
 
 
 def hf_name(name: str) -> str:
-    """Hugging Face's name of ``model/h0/ln_1/g``; other names stay as they are."""
+    """Return Hugging Face's name for ``model/h0/ln_1/g``; other names stay as they are."""
     pattern, layer = _pattern(name)
     return NAMES[pattern].replace("{i}", layer) if pattern in NAMES else name
 
 
 def _pattern(name: str) -> tuple[str, str]:
-    """A key of ``NAMES``, if the name is of GPT-2, and the layer's number."""
+    """Return a name with ``{i}`` for the layer, as in ``NAMES``, and the layer's number.
+
+    The number is empty if there is none.
+    """
     match = _LAYER.match(name)
     return _LAYER.sub("model/h{i}/", name), match[1] if match else ""
 
 
 class Shards:
-    """The data files of a checkpoint, and how long they are."""
+    """The data files of a checkpoint, and their sizes."""
 
     def __init__(self, index: Path, count: int) -> None:
         self.prefix = str(index).removesuffix(INDEX)
@@ -215,11 +220,11 @@ class Shards:
         self.sizes: dict[int, int] = {}
 
     def file(self, shard: int) -> Path:
-        """A data file.
+        """Return the path of a data file.
 
         Raises:
-            CheckpointError: it is missing, or only a pointer to where it is.
-            ValueError: there can be none of that number.
+            CheckpointError: it is missing, or only a Git LFS pointer.
+            ValueError: the checkpoint has fewer data files.
         """
         if shard >= self.count:
             raise ValueError(f"data file {shard} of {self.count}")
@@ -233,7 +238,7 @@ class Shards:
 
 
 def _entry(index: Path, name: str, entry: Message, shards: Shards) -> LazyTensor:
-    """A BundleEntryProto as a byte range."""
+    """Return the tensor of a BundleEntryProto, as a byte range."""
     dtype = number(entry, 1)
     if dtype not in DTYPE_NAMES:
         raise CheckpointError(
@@ -256,24 +261,24 @@ def _entry(index: Path, name: str, entry: Message, shards: Shards) -> LazyTensor
 
 
 def _squeezed(weight: LazyTensor) -> LazyTensor:
-    """The weight of a convolution of width 1, [1, in, out], as PyTorch's Conv1D, [in, out]."""
+    """Return the weight of a convolution of width 1, [1, in, out], as PyTorch's Conv1D, [in, out]."""
     if len(weight.shape) != 3 or weight.shape[0] != 1:
         raise CheckpointError(f"{weight.file}: tensor {weight.name} is {list(weight.shape)}; expected [1, in, out]")
     return weight.reshaped(*weight.shape[1:])
 
 
 def read_table(file: Path) -> Iterator[tuple[bytes, bytes]]:
-    """The keys and values of a table, in the order of the keys.
+    """Yield the keys and values of a table, in the order of the keys.
 
     Raises:
-        CheckpointError: it is no table, or a compressed one.
+        CheckpointError: it is not a table, or is compressed.
         ValueError, IndexError: it is damaged.
     """
     if not _footer(file).endswith(MAGIC) or file.stat().st_size > MAX_INDEX_BYTES:
         raise CheckpointError(f"{file} is not the index of a TensorFlow checkpoint, or truncated; download it again")
     data = file.read_bytes()
     footer = data[-FOOTER_BYTES:]
-    _, at = read_handle(footer, 0)  # of the block of filters, which no checkpoint has
+    _, at = read_handle(footer, 0)  # skips the block of filters, which checkpoints do not use
     top, _ = read_handle(footer, at)
     end, previous = 0, None
     for _, value in entries_of(block(file, data, top)):
@@ -296,7 +301,7 @@ def _footer(file: Path) -> bytes:
 
 
 def block(file: Path, data: bytes, handle: Handle) -> bytes:
-    """A block's contents, whose checksum is right."""
+    """Return the contents of a block, after verifying its checksum."""
     end = handle.offset + handle.size
     trailer = data[end : end + TRAILER_BYTES]
     if len(trailer) < TRAILER_BYTES:
@@ -310,7 +315,7 @@ def block(file: Path, data: bytes, handle: Handle) -> bytes:
 
 
 def entries_of(contents: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """A block's keys and values; a key begins with as much of the one before as its entry says."""
+    """Yield a block's keys and values. An entry says how many bytes its key shares with the key before it."""
     restarts = int.from_bytes(contents[-4:], "little")
     end = len(contents) - 4 - 4 * restarts
     if len(contents) < 4 or end < 0:
@@ -328,14 +333,17 @@ def entries_of(contents: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def read_handle(data: bytes, at: int) -> tuple[Handle, int]:
-    """A block's place, and where the next value begins."""
+    """Read a block's place; return it, and where the next value begins."""
     offset, at = varint(data, at)
     size, at = varint(data, at)
     return Handle(offset, size), at
 
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number of seven bits to the byte, the last without the eighth, and where the next value begins."""
+    """Read an integer of seven bits a byte; return it, and where the next value begins.
+
+    The eighth bit is set in every byte but the last.
+    """
     value = 0
     for shift in range(0, 70, 7):
         byte = data[at]
@@ -347,7 +355,7 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def parse(data: bytes) -> Message:
-    """A protocol buffer: field number → its values; what they mean, only the reader knows."""
+    """Parse a protocol buffer; return field number → its values. Only the caller knows their meaning."""
     found: Message = {}
     at = 0
     while at < len(data):
@@ -368,12 +376,12 @@ def parse(data: bytes) -> Message:
     return found
 
 
-# Wire type → bytes of the value; None where its length precedes it.
+# Wire type → bytes of the value; None if the value begins with its length.
 WIRE_BYTES = {1: 8, 2: None, 5: 4}
 
 
 def number(fields: Message, field: int) -> int:
-    """A number, 0 where it is left out."""
+    """Return a number; 0 if it is left out."""
     value = fields.get(field, [0])[-1]
     if not isinstance(value, int):
         raise ValueError("an entry has bytes in the place of a number")
@@ -381,12 +389,12 @@ def number(fields: Message, field: int) -> int:
 
 
 def message(fields: Message, field: int) -> bytes:
-    """A message within a message, empty where it is left out."""
+    """Return a nested message; empty if it is left out."""
     return messages(fields, field)[-1] if field in fields else b""
 
 
 def messages(fields: Message, field: int) -> list[bytes]:
-    """The repeated messages within a message."""
+    """Return the nested messages of a repeated field."""
     found = [value for value in fields.get(field, []) if isinstance(value, bytes)]
     if len(found) < len(fields.get(field, [])):
         raise ValueError("an entry has a number in the place of bytes")
@@ -406,7 +414,7 @@ CRC_TABLE = _crc_table()
 
 
 def crc32c(data: bytes) -> int:
-    """Castagnoli's checksum; Python's own libraries have others only."""
+    """Return Castagnoli's checksum, CRC-32C. Python's own libraries have only other checksums."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = crc >> 8 ^ CRC_TABLE[(crc ^ byte) & 0xFF]
@@ -414,7 +422,10 @@ def crc32c(data: bytes) -> int:
 
 
 def unmasked(crc: int) -> int:
-    """A checksum as LevelDB stores it, rotated and moved, so that one of data with checksums in it stays a good one."""
+    """Undo LevelDB's masking of a checksum, which rotates it and adds a constant.
+
+    Masking keeps the checksum good for data that itself holds checksums.
+    """
     moved = (crc - 0xA282EAD8) & 0xFFFFFFFF
     return (moved >> 17 | moved << 15) & 0xFFFFFFFF
 

@@ -1,4 +1,4 @@
-"""What a user says of a source, beside where it is. It costs nothing to import."""
+"""The options that a user gives for a source. Importing this file costs nothing."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """How a source is read.
+    """Options for reading a source.
 
     Attributes:
         ignore: globs of tensors to leave aside, matched against the source's name and the canonical one.
-        activation: ``activation_function`` of a checkpoint that does not record it, as nanoGPT's.
+        activation: the ``activation_function`` of a checkpoint that does not record it, such as nanoGPT's.
         adapter: the folder or Hub id of a PEFT LoRA adapter that is merged into the weights.
-        head: one of ``reference.head.ASKED``; None for what the config names, or else what the tensors are.
+        head: one of ``reference.head.ASKED``; None for the head that the config names, or else the tensors show.
     """
 
     ignore: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
-"""Reads pickles without importing or calling anything: a machine for the few opcodes that checkpoints use.
+"""Read pickles without importing or calling anything: a machine for the few opcodes that checkpoints use.
 
-A pickle is a program for a stack machine that names storages. This machine puts together (storage, offset, shape,
-strides) and can call nothing. https://docs.python.org/3/library/pickletools.html names the opcodes.
+A pickle is a program for a stack machine. This machine only collects each tensor's storage, offset, shape and strides;
+it can call nothing. The opcodes are described at https://docs.python.org/3/library/pickletools.html.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ STORAGES = {
     "ByteStorage": "uint8", "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
 }  # fmt: skip
 
-# What a damaged pickle makes the machine stumble over.
+# The errors that a damaged pickle causes in the machine.
 PICKLE_DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, EOFError, MemoryError)
 
-INTEGER_BITS = 256  # the longest that occurs is in the state of a random number generator
+INTEGER_BITS = 256  # the longest in a checkpoint is in the state of a random number generator
 
 
 class Storage(NamedTuple):
-    """What a pickle says of a storage; ``key`` leads to its bytes."""
+    """A storage, as a pickle describes it; ``key`` leads to its bytes."""
 
     key: str
     dtype: str
@@ -36,7 +36,7 @@ class Storage(NamedTuple):
 
 
 class TensorRef(NamedTuple):
-    """What a pickle says of a tensor; offset and strides in elements."""
+    """A tensor, as a pickle describes it; offset and strides are in elements."""
 
     storage: Storage
     offset: int
@@ -45,7 +45,7 @@ class TensorRef(NamedTuple):
 
 
 class Global(NamedTuple):
-    """A class or function that a pickle names; it stands for itself and cannot be called."""
+    """A class or function that a pickle names. It is only a name here and cannot be called."""
 
     module: str
     name: str
@@ -53,7 +53,10 @@ class Global(NamedTuple):
 
 @dataclass
 class Inert:
-    """An object of a class that a pickle names: never made, only described; what it was made from is dropped."""
+    """An object of a class that a pickle names. It is only described, never created.
+
+    The arguments of its constructor are dropped.
+    """
 
     kind: Global
     attributes: dict[str | int, Any] = field(default_factory=dict)
@@ -65,7 +68,7 @@ REBUILD_PARAMETER = Global("torch._utils", "_rebuild_parameter")
 STORAGE_TYPES = {Global("torch", name): dtype for name, dtype in STORAGES.items()}
 KNOWN_GLOBALS = {ORDERED_DICT, *REBUILD_TENSOR, REBUILD_PARAMETER, *STORAGE_TYPES}
 
-# What a training checkpoint names besides: tensors with attributes, and data that is put aside as ``Inert``.
+# What a training checkpoint names in addition: tensors with attributes, and data that becomes ``Inert``.
 TORCH_SIZE = Global("torch", "Size")
 REBUILD_WITH_STATE = (
     Global("torch._tensor", "_rebuild_from_type_v2"),  # (builder, type, its arguments, attributes)
@@ -79,12 +82,12 @@ INERT = {
     *(Global(core, name) for core in NUMPY_CORES for name in ("scalar", "_reconstruct")),
     *(Global("torch", dtype) for dtype in DTYPES),
 }  # fmt: skip
-INERT_PACKAGE = "megatron."  # its enumerations stand among its arguments
+INERT_PACKAGE = "megatron."  # the arguments of a training hold enumerations of this package
 TRAINING_GLOBALS = {*KNOWN_GLOBALS, *INERT, TORCH_SIZE, *REBUILD_WITH_STATE}
 
 
 class Machine:
-    """Follows one pickle. Values are numbers, texts, lists, dicts, tuples, and the named tuples above."""
+    """A stack machine that follows one pickle. Values are numbers, texts, lists, dicts, and the tuples above."""
 
     mend = "save model.state_dict() instead"
 
@@ -96,7 +99,7 @@ class Machine:
         self.storages: dict[str, Storage] = {}
 
     def run(self, opened: BinaryIO) -> Any:
-        """The value that the pickle at the current place of ``opened`` describes.
+        """Return the value that the pickle at the current place of ``opened`` describes.
 
         Raises:
             CheckpointError: it is damaged, or needs more than plain tensors do.
@@ -120,29 +123,29 @@ class Machine:
         self.stack.append(value)
 
     def push_integer(self, value: int) -> None:
-        """Put an integer on the stack; one without bounds could not even be written into a message."""
+        """Put an integer on the stack. A huge one is refused, as it could not even be written into a message."""
         if value.bit_length() > INTEGER_BITS:
             raise ValueError(f"an integer of more than {INTEGER_BITS} bits")
         self.stack.append(value)
 
     def pop_to_mark(self) -> list[Any]:
-        """Take off what was put on since the last mark."""
+        """Remove and return the values since the last mark."""
         mark = self.marks.pop()
         values, self.stack[mark:] = self.stack[mark:], []
         return values
 
     def pop(self, count: int) -> list[Any]:
-        """Take off ``count`` values."""
+        """Remove and return the last ``count`` values."""
         if len(self.stack) < count:
-            raise IndexError("a stack that is empty")
+            raise IndexError("an empty stack")
         values, self.stack[-count:] = self.stack[-count:], []
         return values
 
     def name_global(self, module: str, name: str) -> None:
-        """Put a class or function on the stack, if it is one that plain tensors name."""
-        # Only texts are hashed: a tuple that holds itself twice, forty times over, would never come to an end.
+        """Put a class or function on the stack, if plain tensors need it."""
+        # Only texts are hashed: a tuple that holds the same tuple twice, forty levels deep, would take forever.
         if not isinstance(module, str) or not isinstance(name, str):
-            raise TypeError("a global whose name is no text")
+            raise TypeError("a global whose name is not a text")
         found = Global(module, name)
         if not self.knows(found):
             raise CheckpointError(
@@ -152,41 +155,41 @@ class Machine:
         self.push(found)
 
     def knows(self, found: Global) -> bool:
-        """Whether a pickle may name it."""
+        """Tell whether a pickle may name this class or function."""
         return found in KNOWN_GLOBALS
 
     def set_items(self, pairs: list[Any]) -> None:
         """Fill the dict on top of the stack."""
         target = self.stack[-1]
         if not isinstance(target, dict) or not all(isinstance(key, str | int) for key in pairs[::2]):
-            raise TypeError("a dict with keys that are no names")
+            raise TypeError("a dict with keys that are not names")
         target.update(zip(pairs[::2], pairs[1::2], strict=True))
 
     def extend(self, values: list[Any]) -> None:
         """Fill the list on top of the stack."""
         if not isinstance(self.stack[-1], list):
-            raise TypeError("an append to what is no list")
+            raise TypeError("an append to something that is not a list")
         self.stack[-1].extend(values)
 
     def name_storage(self) -> None:
-        """Turn a persistent id into the storage that it names."""
+        """Replace a persistent id on the stack with the storage that it names."""
         kind, storage_type, key, _location, size, *_ = self.stack.pop()
         named = isinstance(storage_type, Global) and storage_type in STORAGE_TYPES
         if kind != "storage" or not named or not isinstance(key, str):
-            raise ValueError("a persistent id that is no storage")
+            raise ValueError("a persistent id that is not a storage")
         if type(size) is not int or size < 0:
             raise ValueError("a storage of malformed size")
         self.push(self.storages.setdefault(key, Storage(key, STORAGE_TYPES[storage_type], size)))
 
     def reduce(self) -> None:
-        """What the known functions would have returned."""
+        """Replace a function and its arguments on the stack with the function's result. Nothing is called."""
         function, arguments = self.pop(2)
         if not isinstance(function, Global):
-            raise TypeError("a call of something else than a tensor's builder")
+            raise TypeError("a call of a function that builds no tensor")
         self.call(function, arguments)
 
     def call(self, function: Global, arguments: Any) -> None:
-        """Put on the stack what ``function`` would have returned."""
+        """Put on the stack what ``function`` would return. Only known functions are accepted."""
         if function in REBUILD_TENSOR:
             self.push(rebuild_tensor(*arguments))
         elif function == REBUILD_PARAMETER and isinstance(arguments[0], TensorRef):
@@ -196,26 +199,29 @@ class Machine:
             for pair in arguments[0] if arguments else ():
                 self.set_items(list(pair))
         else:
-            raise TypeError("a call of something else than a tensor's builder")
+            raise TypeError("a call of a function that builds no tensor")
 
     def build(self) -> None:
-        """Attributes are given to a state dict (its ``_metadata``), which need none here, and to nothing else."""
+        """Drop the attributes of a state dict (its ``_metadata``), which are not needed. Refuse any others."""
         if not isinstance(self.stack[-2], dict):
-            raise TypeError("attributes for what has none")
+            raise TypeError("attributes for an object that has none")
         self.stack.pop()
 
 
 class TrainingMachine(Machine):
-    """Also follows what surrounds the weights in a training checkpoint; still makes nothing and calls nothing."""
+    """A machine that also follows the rest of a training checkpoint. It still creates nothing and calls nothing."""
 
     mend = "save {'model': model.state_dict(), …} of plain values instead"
 
     def knows(self, found: Global) -> bool:
-        """Also classes of inert data."""
+        """Tell whether a pickle may name this class or function. Classes of inert data are also known."""
         return found in TRAINING_GLOBALS or _is_inert(found)
 
     def call(self, function: Global, arguments: Any) -> None:
-        """Also sizes, tensors with attributes, which are dropped, and inert objects."""
+        """Put on the stack what ``function`` would return.
+
+        Sizes, inert objects and tensors with attributes are also known. The attributes are dropped.
+        """
         if function == TORCH_SIZE:
             self.push(tuple(arguments[0]))
         elif function == REBUILD_WITH_STATE[0]:
@@ -228,7 +234,7 @@ class TrainingMachine(Machine):
             super().call(function, arguments)
 
     def build(self) -> None:
-        """Attributes of inert objects are kept if they are a plain dict, else dropped (a numpy array's bytes)."""
+        """Keep the attributes of an inert object if they are a plain dict. Drop others, such as a numpy array's."""
         target, state = self.stack[-2:]
         if not isinstance(target, Inert):
             super().build()
@@ -243,7 +249,10 @@ def _is_inert(found: object) -> bool:
 
 
 def rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> TensorRef:
-    """Stands for ``torch._utils._rebuild_tensor_v2``, whose last argument marks lazily negated or conjugated views."""
+    """Return the tensor that ``torch._utils._rebuild_tensor_v2`` would build.
+
+    That function's last argument marks views that are negated or conjugated lazily.
+    """
     ref = TensorRef(storage, offset, tuple(shape), tuple(strides))
     sound = isinstance(storage, Storage) and len(ref.shape) == len(ref.strides)
     if not sound or not all(type(n) is int and n >= 0 for n in (offset, *ref.shape, *ref.strides)):
@@ -264,7 +273,7 @@ NUMBERS_AND_TEXTS = (
     "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES",
 )  # fmt: skip
 
-# Everything the machine can do, by the names of pickletools.
+# Opcode, as pickletools names it → what the machine does.
 INSTRUCTIONS: dict[str, Instruction] = {
     **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda m, _: None),
     **dict.fromkeys(NUMBERS_AND_TEXTS, Machine.push),

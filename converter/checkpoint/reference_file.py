@@ -1,6 +1,7 @@
-"""The from-scratch model's own: a state dict of ``GPT2(config)`` (reference/model.py) in a safetensors file.
+"""Read the from-scratch model's format: a state dict of ``GPT2(config)`` (reference/model.py) in a safetensors file.
 
-Its metadata hold the config. Names are Hugging Face's without a prefix; projections are ``nn.Linear``, [out, in].
+The file's metadata holds the config. Names are Hugging Face's without a prefix. Projections are ``nn.Linear``: [out,
+in].
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ NAME = "from-scratch reference"
 
 
 def recognises(path: Path) -> bool:
-    """Whether it is such a file, or a folder with one and no weights of Hugging Face's."""
+    """Tell whether this is such a file, or a folder with one and without Hugging Face's weights."""
     if not path.is_dir():
         return _has_key(path)
     return _has_key(path / STATE_FILE) and choose_weight_file([entry.name for entry in path.iterdir()]) is None
 
 
 def read(path: Path, options: SourceOptions) -> Source:
-    """A file, or the folder that ``--to reference`` wrote.
+    """Read a file, or the folder that ``--to reference`` wrote.
 
     Raises:
-        CheckpointError: it is damaged, or its config is none.
+        CheckpointError: it is damaged, or its metadata holds no config.
     """
     del options
     file = path / STATE_FILE if path.is_dir() else path
@@ -46,7 +47,7 @@ def read(path: Path, options: SourceOptions) -> Source:
 
 
 def _has_key(file: Path) -> bool:
-    """Whether a file's header has the key; whatever else is wrong with it is for others to say."""
+    """Tell whether a file's header has the key. Other faults are left for others to report."""
     try:
         if huggingface.reader_of(file) is not safetensors_file.read:
             return False

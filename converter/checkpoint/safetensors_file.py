@@ -1,7 +1,8 @@
-"""The safetensors format: an 8-byte length, a JSON header, then the tensors' bytes.
+"""Read the safetensors format: an 8-byte length, a JSON header, then the bytes of the tensors.
 
-The header is read here and not through the library, because the library does not tell where in the file a tensor
-lies. As strict as https://github.com/huggingface/safetensors#format asks: no gaps, no overlaps, no duplicate names.
+The header is read here and not through the library, because the library does not say where in the file a tensor lies.
+The checks are as strict as https://github.com/huggingface/safetensors#format asks: no gaps, no overlaps, no duplicate
+names.
 """
 
 from __future__ import annotations
@@ -25,11 +26,10 @@ DTYPE_NAMES = {
 
 
 def read(file: Path) -> dict[str, LazyTensor]:
-    """Every tensor of ``file`` in Hugging Face's layout; only its header is read.
+    """Return every tensor of ``file``, which must be in Hugging Face's layout. Only its header is read.
 
     Raises:
-        CheckpointError: the file is truncated, its header breaks a rule of the format, or says that it is in another
-            layout.
+        CheckpointError: the file is truncated or in another layout, or its header breaks a rule of the format.
     """
     metadata, tensors = read_with_metadata(file)
     if STATE_KEY in metadata:
@@ -41,7 +41,7 @@ def read(file: Path) -> dict[str, LazyTensor]:
 
 
 def read_with_metadata(file: Path) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
-    """What the header says of the whole file, and every tensor.
+    """Return the header's metadata, and every tensor by name.
 
     Raises:
         CheckpointError: the file is truncated or its header breaks a rule of the format.
@@ -65,7 +65,7 @@ def read_with_metadata(file: Path) -> tuple[dict[str, Any], dict[str, LazyTensor
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:
-    """The parsed header and where the data behind it starts, in bytes."""
+    """Return the parsed header, and the offset in bytes at which the data begins."""
     with file.open("rb") as opened:
         prefix = opened.read(LENGTH_BYTES)
         length = int.from_bytes(prefix, "little")
@@ -96,7 +96,7 @@ def _unique(file: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _entry(file: Path, name: str, entry: Any, data_start: int) -> tuple[LazyTensor, int, int]:
-    """One header entry as a tensor, with the range of its bytes counted from the start of the data."""
+    """Return a header entry as a tensor, with the begin and end of its bytes, counted from the start of the data."""
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         sound = isinstance(dtype, str) and isinstance(shape, list)

@@ -1,4 +1,4 @@
-"""What every format's reader returns: a checkpoint in Hugging Face's terms, whatever it was written by."""
+"""The result of every format's reader: a checkpoint in Hugging Face's names and layout, whatever program wrote it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from reference.head import head_of
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint as a reader found it.
+    """A checkpoint, as a reader found it.
 
     Attributes:
-        format: what it is called in messages: ``Hugging Face``, ``nanoGPT``, …
+        format: its name in messages: ``Hugging Face``, ``nanoGPT``, …
         weight_file: the file that holds the weights, or indexes their shards; a name in the folder.
-        values: a ``config.json``, read or put together.
+        values: a ``config.json``, read from a file or put together.
         tensors: Hugging Face's name → tensor, in Hugging Face's layout; ``tensor.name`` is the source's own.
         companions: what travels with the weights: its name in a model folder → the source's file.
-        transformers_reads: whether transformers opens it itself, and so proves the mapping independently.
+        transformers_reads: whether transformers can open it too, which proves the mapping independently.
         notes: sentences for the user, on what was taken for granted.
         tokenizer: writes a tokenizer that the weights' own file holds into a folder, as Hugging Face's files.
     """
@@ -40,13 +40,13 @@ class Source:
 
 
 def tied(source: Source) -> Source:
-    """A source of TensorFlow's with its head tied: the code that wrote it multiplies with wte, whatever a config says.
+    """Return a TensorFlow source with its head tied, whatever its config says.
 
-    Both do: TFGPT2LMHeadModel of transformers 4, and model.py of openai/gpt-2.
+    The code that wrote it multiplies with wte: TFGPT2LMHeadModel of transformers 4, and model.py of openai/gpt-2.
     """
     if source.values.get("tie_word_embeddings", True) is not False:
         return source
-    note = f"config.json unties the head, which the {source.format} code that wrote {source.weight_file} never did: wte"
+    note = f"config.json unties the head, but the {source.format} code that wrote {source.weight_file} ties it: wte"
     return replace(
         source, values={**source.values, "tie_word_embeddings": True}, notes=(*source.notes, f"{note} was taken for it")
     )
@@ -57,9 +57,9 @@ ADAPTER_CONFIG = "adapter_config.json"  # as peft names it
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of checkpoint: how it is recognised by its content, and read.
+    """A kind of checkpoint: how to recognise it by its content, and how to read it.
 
-    ``recognises`` is given a file or a folder and never raises for what is none of its own.
+    ``recognises`` takes a file or a folder. It never raises for one of another format.
     """
 
     name: str
@@ -69,23 +69,23 @@ class Format:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A GPT-2 checkpoint as its files describe it, before any weight is accounted for.
+    """A GPT-2 checkpoint as its files describe it, before the ledger accounts for its weights.
 
     Attributes:
-        name: the folder's or file's name, or ``user/model@commit`` for a Hub model: the same wherever it lies.
-        format: what wrote it: ``Hugging Face``, ``nanoGPT``, …
-        folder: where its files are.
+        name: the name of the folder or file, or ``user/model@commit`` for a Hub model.
+        format: the program that wrote it: ``Hugging Face``, ``nanoGPT``, …
+        folder: the folder of its files.
         weight_file: the file that holds the weights, or indexes their shards.
         config: the architecture.
-        config_values: ``config.json`` as it stands, or as it would be.
+        config_values: the ``config.json``, read from a file or put together.
         tensors: every tensor of the source by Hugging Face's name; ``tensor.name`` is the source's own.
         companions: what travels with the weights: its name in a model folder → the source's file.
-        transformers_reads: whether transformers opens it itself.
+        transformers_reads: whether transformers can open it too.
         notes: sentences for the user, on what was taken for granted.
         tokenizer: writes a tokenizer that the weights' own file holds into a folder, as Hugging Face's files.
-        adapter: the weights of the LoRA adapter that was merged into it.
-        adapter_name: what it is called, as ``name``.
-        asked_head: the head that the user wants, whatever the config says.
+        adapter: the weight file of the LoRA adapter that was merged into it; None if there is none.
+        adapter_name: the adapter's name, in the form of ``name``.
+        asked_head: the head that the user asked for, which overrides the config.
     """
 
     name: str
@@ -105,21 +105,21 @@ class Checkpoint:
 
     @property
     def states_head(self) -> bool:
-        """Whether the user or the config says what stands on the body; otherwise the tensors do."""
+        """Tell whether the user or the config names the head. Otherwise the tensors decide."""
         return bool(self.asked_head or head_of(self.config_values.get("architectures")))
 
     def with_head(self, head: str) -> Checkpoint:
-        """The same with another head, and as many labels as the config names for it."""
+        """Return the checkpoint with another head. The config sets its number of labels."""
         return replace(self, config=parse_config(self.config_values, self.config_file, head))
 
     @property
     def config_file(self) -> Path:
-        """Where the architecture is written: ``config.json``, or the weights' own file."""
+        """Return the file that describes the architecture: ``config.json``, or the weight file itself."""
         file = self.folder / "config.json"
         return file if file.is_file() else self.folder / self.weight_file
 
     @property
     def described_by(self) -> set[Path]:
-        """What is read beside the files of its weights: its config, and a merged adapter."""
+        """Return the files that are read beside the weights: the config, and a merged adapter's files."""
         adapter = {self.adapter, self.adapter.with_name(ADAPTER_CONFIG)} if self.adapter else set()
         return {self.config_file, *adapter}

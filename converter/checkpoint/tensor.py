@@ -1,4 +1,4 @@
-"""A tensor that still lies in its file."""
+"""Tensors that are still in their files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 
 from converter.errors import CheckpointError
 
-# One read: fits the second-level cache, so that looking at the bytes costs no second trip to memory.
+# The bytes of one read. They fit the second-level cache, so that the scan needs no second trip to memory.
 CHUNK_BYTES = 256 * 1024
 
-# One piece of a tensor that is transposed or computed: rows enough that a page of the file is read once or twice.
+# The bytes of one piece of a transposed or computed tensor: enough rows that each page is read only once or twice.
 STRIDED_BYTES = 8 * 1024 * 1024
 
-# bfloat16 is the upper half of a float32; numpy has no such type, so its bits travel as uint16.
+# bfloat16 is the upper half of a float32. numpy has no such type, so its bits are kept in uint16.
 DTYPES: dict[str, np.dtype] = {
     "float64": np.dtype("<f8"),
     "float32": np.dtype("<f4"),
@@ -36,16 +36,16 @@ DTYPES: dict[str, np.dtype] = {
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """Where a tensor's bytes are: nothing is read until asked.
+    """A tensor whose bytes are still in its file. Nothing is read before it is asked for.
 
     Attributes:
         name: the name in the source, wrappers and all.
         dtype: a key of ``DTYPES``.
         shape: its dimensions.
         file: the file that holds it.
-        offset: of its first element, in bytes from the file's start.
-        strides: in elements, of ``view``; None where elements lie in row-major order without gaps.
-        view: the dimensions that the file has it in, where ``shape`` joins some of them; else the same.
+        offset: the place of its first element, in bytes from the start of the file.
+        strides: the strides of ``view``, in elements; None if the elements lie in row-major order without gaps.
+        view: the dimensions in the file, if ``shape`` joins some of them; None if it does not.
     """
 
     name: str
@@ -58,21 +58,21 @@ class LazyTensor:
 
     @property
     def in_file(self) -> bool:
-        """Whether its bytes lie in the file just as they are wanted, and can be moved without being looked at."""
+        """Tell whether the bytes in the file can be copied as they are."""
         return self.strides is None
 
     @property
     def size(self) -> int:
-        """The number of elements."""
+        """Return the number of elements."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """The number of bytes its elements take."""
+        """Return the number of bytes that the elements take."""
         return self.size * DTYPES[self.dtype].itemsize
 
     def memmap(self) -> np.ndarray:
-        """The tensor as a view of the mapped file, private: writing to it never reaches the file."""
+        """Return the tensor as a private view of the mapped file. Writing to the view never changes the file."""
         dtype = DTYPES[self.dtype]
         if not self.size:
             return np.empty(self.shape, dtype)
@@ -87,16 +87,16 @@ class LazyTensor:
         return np.lib.stride_tricks.as_strided(np.asarray(flat), view, steps).reshape(self.shape)
 
     def reshaped(self, *shape: int) -> LazyTensor:
-        """The same elements in other dimensions; of a tensor without gaps."""
+        """Return the same elements in another shape. The tensor must have no gaps."""
         assert self.strides is None
         assert math.prod(shape) == self.size
         return replace(self, shape=shape)
 
     def transposed(self) -> LazyTensor:
-        """A matrix with rows and columns exchanged; nothing is read or moved. Twice, it is as it was."""
+        """Return the matrix with rows and columns exchanged. Nothing is read or moved. Twice, it changes nothing."""
         view = self.view or self.shape
         strides = self.strides or row_major(view)
-        # Joined dimensions change places together.
+        # Joined dimensions are exchanged as one.
         rows = next((n for n in range(1, len(view)) if math.prod(view[:n]) == self.shape[0]), 0) if self.view else 0
         view, strides = (t[rows:] + t[:rows] if rows else t[::-1] for t in (view, strides))
         if strides == row_major(view):
@@ -104,19 +104,19 @@ class LazyTensor:
         return replace(self, shape=self.shape[::-1], strides=strides, view=view if self.view else None)
 
     def part(self, index: int) -> LazyTensor:
-        """One of what is stacked along the first dimension; of a tensor without gaps."""
+        """Return item ``index`` along the first dimension. The tensor must have no gaps."""
         assert self.strides is None
         rest = self.shape[1:]
         return replace(self, shape=rest, offset=self.offset + index * math.prod(rest) * DTYPES[self.dtype].itemsize)
 
     def rows(self, count: int) -> LazyTensor:
-        """The first ``count`` along the first dimension."""
+        """Return the first ``count`` items along the first dimension."""
         return replace(self, shape=(count, *self.shape[1:]))
 
     def chunks(self) -> Iterator[np.ndarray]:
-        """The elements in row-major order, a bounded piece (with strides: a row, at least) at a time.
+        """Yield the elements in row-major order, in pieces of bounded size.
 
-        Each piece is overwritten by the next.
+        With strides, a piece is at least one row. Each piece is overwritten by the next.
         """
         if self.strides is not None:
             yield from self._strided_chunks()
@@ -153,47 +153,47 @@ class LazyTensor:
 
 @dataclass(frozen=True)
 class Computed(LazyTensor):
-    """A tensor that is not in the file as such, float32: ``compute`` gives its rows from one to another.
+    """A float32 tensor that is not in the file as it is: ``compute`` returns its rows ``first`` to ``end``.
 
-    ``file`` and ``offset`` say for messages where what it is made of lies.
+    ``file`` and ``offset`` tell messages where its data comes from.
     """
 
     compute: Callable[[int, int], np.ndarray] = field(kw_only=True)  # (first, end) → [end - first, …] float32
 
     @property
     def in_file(self) -> bool:
-        """Never."""
+        """Return False: the bytes have to be computed."""
         return False
 
     def transposed(self) -> LazyTensor:
-        """A matrix with rows and columns exchanged; each of its pieces costs computing all of it."""
+        """Return the matrix with rows and columns exchanged. Each piece of it costs computing the whole matrix."""
         whole = self.compute
         rows = self.shape[0]
         return replace(self, shape=self.shape[::-1], compute=lambda first, end: whole(0, rows)[:, first:end].T)
 
     def memmap(self) -> np.ndarray:
-        """All of it, in memory."""
+        """Return the whole tensor, in memory."""
         return np.ascontiguousarray(self.compute(0, self.shape[0]), np.float32)
 
     def chunks(self) -> Iterator[np.ndarray]:
-        """A bounded number of rows at a time."""
+        """Yield the elements in row-major order, a bounded number of rows at a time."""
         step = max(1, STRIDED_BYTES * self.shape[0] // max(1, self.nbytes))
         for first in range(0, self.shape[0], step):
             yield np.ascontiguousarray(self.compute(first, min(first + step, self.shape[0])), np.float32).ravel()
 
 
 def zeros(name: str, shape: tuple[int, ...], file: Path) -> Computed:
-    """What a format leaves out because it is zero, such as the biases of a model without."""
+    """Return a tensor of zeros, for what a format leaves out, such as the biases of a model without biases."""
     return Computed(name, "float32", shape, file, 0, compute=lambda a, b: np.zeros((b - a, *shape[1:]), np.float32))
 
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The strides, in elements, of a tensor without gaps."""
+    """Return the strides, in elements, of a tensor without gaps."""
     return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
 def to_float32(chunk: np.ndarray, dtype: str) -> np.ndarray:
-    """A chunk of a float16, bfloat16 or float32 tensor as float32; exact, since float32 holds all of them."""
+    """Return a chunk of a float16, bfloat16 or float32 tensor as float32. This is exact: float32 holds all of them."""
     if dtype == "bfloat16":
         return (chunk.astype(np.uint32) << 16).view(np.float32)
     return chunk.astype(np.float32, copy=False)

@@ -1,10 +1,10 @@
-"""PyTorch's ``.bin``/``.pt`` files, read without torch and without executing anything.
+"""Read PyTorch's ``.bin`` and ``.pt`` files without torch, and without executing anything.
 
-``read`` gives a plain state dict; ``load`` any structure around the tensors, as training checkpoints have it.
+``read`` returns a plain state dict. ``load`` returns any structure around the tensors, as training checkpoints have it.
 
-A state dict is a pickle, a program for a stack machine, that names storages. The machine here knows the few
-instructions that plain tensors need and can call nothing: it puts together (storage, offset, shape, strides), which
-become byte ranges of the file. Both containers are understood: the zip archive of torch >= 1.6 and the older one of
+A state dict is a pickle: a program for a stack machine, which names storages. The machine here knows only the few
+instructions that plain tensors need, and it can call nothing. It collects (storage, offset, shape, strides), which
+become byte ranges of the file. Both containers are read: the zip archive of torch >= 1.6, and the older one of
 consecutive pickles (``_save`` and ``_legacy_save`` in torch/serialization.py).
 """
 
@@ -27,26 +27,26 @@ from converter.errors import CheckpointError
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 
-# How a file starts → what comes soon after: the name of its pickle, or the number that is the first.
+# First bytes of a file → bytes that follow soon: the name of the archive's pickle, or the legacy magic number.
 BEGINNINGS = {b"PK\x03\x04": b"/data.pkl", b"\x80": LEGACY_MAGIC.to_bytes(10, "little")}
 
 LOCAL_HEADER = struct.Struct("<4s2B4HL2L2H")  # a zip entry's own header, before its name and extra field
 
-# What zipfile raises for a damaged archive, besides its own BadZipFile.
+# The errors that zipfile raises for a damaged archive.
 ZIP_DAMAGE = (zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error, OSError, EOFError, ValueError)
 
-# What a tensor may take that repeats a part of its storage, in bytes; a few bytes could otherwise stand for exabytes.
+# The most bytes of a tensor that repeats a part of its storage. Otherwise a few bytes could stand for exabytes.
 MOST_EXPANDED = 1 << 30
 
-# The longest path to a tensor in a nested checkpoint; also bounds how deep one can nest.
+# The longest path to a tensor in a nested checkpoint. It also limits the depth of nesting.
 LONGEST_PATH = 250
 
 
 def read(file: Path) -> dict[str, LazyTensor]:
-    """Every tensor of the state dict in ``file``; no tensor's bytes are read.
+    """Return every tensor of the state dict in ``file``. The tensors' bytes are not read.
 
     Raises:
-        CheckpointError: the file is truncated, compressed, no plain state dict, or asks for code to be run.
+        CheckpointError: the file is truncated or compressed, is not a plain state dict, or asks to run code.
     """
     state, starts = _read_file(file, Machine)
     if not isinstance(state, dict):
@@ -55,19 +55,19 @@ def read(file: Path) -> dict[str, LazyTensor]:
 
 
 def load(file: Path) -> Any:
-    """The whole structure in ``file``: dicts, lists, tuples, numbers, texts, and at any depth lazy tensors.
+    """Return the whole structure in ``file``: dicts, lists, tuples, numbers and texts, with lazy tensors at any depth.
 
-    A tensor's name is its path, keys joined by dots. Objects of a few known classes are ``Inert``.
+    The name of a tensor is its path: the keys, joined by dots. Objects of a few known classes become ``Inert``.
 
     Raises:
-        CheckpointError: the file is truncated, compressed, nested too deep, or asks for code to be run.
+        CheckpointError: the file is truncated, compressed or nested too deep, or asks to run code.
     """
     state, starts = _read_file(file, TrainingMachine)
     return _Resolver(file, starts).resolve(state, "")
 
 
 def parts(file: Path) -> dict[Any, Any]:
-    """The dict that ``load`` gives; empty for anything else, whatever is wrong with it."""
+    """Return the dict that ``load`` gives; an empty one if the file holds something else or is damaged."""
     try:
         loaded = load(file) if is_torch_file(file) else None
     except (CheckpointError, OSError):
@@ -76,7 +76,7 @@ def parts(file: Path) -> dict[Any, Any]:
 
 
 def is_torch_file(path: Path) -> bool:
-    """Whether ``torch.save`` may have written it: a zip archive with a ``data.pkl``, or consecutive pickles."""
+    """Tell whether ``torch.save`` may have written a file: a zip archive with ``data.pkl``, or consecutive pickles."""
     if not path.is_file():
         return False
     with path.open("rb") as opened:
@@ -85,7 +85,7 @@ def is_torch_file(path: Path) -> bool:
 
 
 def _read_file(file: Path, machine: type[Machine]) -> tuple[Any, dict[str, tuple[int, int]]]:
-    """What is pickled, followed by ``machine``, and where each storage starts and how long it is."""
+    """Return what ``machine`` finds in the pickle, and the start and length of each storage."""
     with file.open("rb") as opened:
         zipped = opened.read(4) == b"PK\x03\x04"
         opened.seek(0)
@@ -93,18 +93,18 @@ def _read_file(file: Path, machine: type[Machine]) -> tuple[Any, dict[str, tuple
 
 
 class _Resolver:
-    """Puts lazy tensors in the place of references, in lists and dicts where they are.
+    """Replaces references in nested containers with lazy tensors; lists and dicts are changed in place.
 
-    Each container is visited once: a small pickle can describe one that holds itself a billion times over.
+    Each container is visited once, because a small pickle can describe one that holds itself a billion times over.
     """
 
     def __init__(self, file: Path, starts: dict[str, tuple[int, int]]) -> None:
         self.file = file
         self.starts = starts
-        self.seen: dict[int, tuple[Any, Any]] = {}  # by identity; the original is kept alive, or another could have it
+        self.seen: dict[int, tuple[Any, Any]] = {}  # by id; the original is kept, so that its id is not used again
 
     def resolve(self, value: Any, path: str) -> Any:
-        """``value`` with lazy tensors; ``path``, a dot before every key, leads to it."""
+        """Return ``value`` with lazy tensors. ``path`` holds the keys that lead to it, with a dot before each."""
         if isinstance(value, TensorRef):
             return _locate(self.file, path.removeprefix("."), value, self.starts)
         if type(value) not in (dict, list, tuple, Inert):
@@ -131,7 +131,7 @@ class _Resolver:
 
 
 def _locate(file: Path, name: object, ref: object, starts: dict[str, tuple[int, int]]) -> LazyTensor:
-    """A reference as a byte range; ``starts`` gives each storage's first byte and length."""
+    """Return a reference as a byte range. ``starts`` holds the first byte and the length of each storage."""
     if not isinstance(name, str) or not isinstance(ref, TensorRef):
         raise CheckpointError(
             f"{file} holds {name!r}, which is not a tensor; expected a state dict, as model.state_dict() gives it"
@@ -182,7 +182,7 @@ def _read_zip(file: Path, opened: BinaryIO, machine: Machine) -> tuple[Any, dict
 
 
 def _refuse_outside(file: Path, names: Iterable[str]) -> None:
-    """Nothing is ever unpacked; but an archive with such members was made to harm who does."""
+    """Refuse an archive with a member outside it. Nothing is unpacked here, but such a file was made to do harm."""
     for name in names:
         first, *_ = parts = re.split(r"[/\\]", name)
         if not first or ".." in parts or re.fullmatch("[A-Za-z]:", first):

@@ -1,4 +1,4 @@
-"""The commands as Markdown, from click: what ``--help`` says, with the examples as blocks and the options as tables."""
+"""Write the commands as Markdown, from click: the text of ``--help``, with examples as blocks and options as tables."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import click
 
 from converter.cli import cli
 
-PAGE = re.compile(r"docs/(\w+)\.md")  # how --help names a page of the documentation
-VERBATIM = "\b"  # click's mark of a paragraph that is not to be wrapped
+PAGE = re.compile(r"docs/(\w+)\.md")  # how --help refers to a page of the documentation
+VERBATIM = "\b"  # click's mark of a paragraph that must not be wrapped
 
 
 def commands() -> str:
-    """Every command of the tool."""
+    """Return every command of the tool."""
     top = click.Context(cli, info_name="gpt2onnx")
     return "\n\n".join(part for name in cli.list_commands(top) for part in _command(name, top))
 
@@ -39,5 +39,5 @@ def _block(text: str, language: str = "bash") -> str:
 
 
 def _cell(text: str) -> str:
-    """Plain text in a table."""
+    """Return plain text for a table."""
     return text.replace("|", "&#124;").replace("*", "&#42;").replace("<", "&lt;").replace("  [", " [")

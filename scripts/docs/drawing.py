@@ -1,6 +1,7 @@
-"""The drawing of the data's way: Mermaid, as GitHub shows it, becomes SVG here, which needs no script in the browser.
+"""Draw the flow of the data: Mermaid, as GitHub shows it, becomes SVG here, which needs no script in the browser.
 
-It reads as much of Mermaid's flowcharts as that drawing uses: ``a --> b``, ``a -.-> b``, ``a["name<br>what it does"]``.
+Only as much of Mermaid's flowcharts is read as that drawing uses: ``a --> b``, ``a -.-> b``, ``a["name<br>what it
+does"]``.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ class Drawing:
     """A flowchart.
 
     Attributes:
-        labels: each box with the lines in it, in the order of the text.
+        labels: box → the lines in it, in the order of the text.
         edges: pairs of boxes.
-        dotted: those of the edges that are dotted.
+        dotted: the edges that are dotted.
     """
 
     labels: dict[str, list[str]] = field(default_factory=dict)
@@ -30,7 +31,7 @@ class Drawing:
     dotted: set[tuple[str, str]] = field(default_factory=set)
 
     def row(self, box: str) -> int:
-        """Return how many edges lead to a box at most."""
+        """Return the length of the longest way to a box, in edges."""
         return max((self.row(a) + 1 for a, b in self.edges if b == box), default=0)
 
     def spine(self) -> list[str]:
@@ -45,7 +46,7 @@ def parse(mermaid: str) -> Drawing:
     """Return the boxes and edges of a flowchart.
 
     Raises:
-        ValueError: a line is no edge.
+        ValueError: a line is not an edge.
     """
     drawing = Drawing()
     for line in mermaid.strip().splitlines()[1:]:
@@ -62,7 +63,7 @@ def parse(mermaid: str) -> Drawing:
 
 
 def svg(mermaid: str) -> str:
-    """Return a flowchart as SVG: its longest way in the middle, all else to the left and right in turn."""
+    """Return a flowchart as SVG. The longest way is in the middle; other boxes are on the left and right in turn."""
     drawing = parse(mermaid)
     spine = drawing.spine()
     beside = [box for box in drawing.labels if box not in spine]
@@ -78,7 +79,7 @@ def svg(mermaid: str) -> str:
 
 
 def _line(places: dict[str, tuple[int, int]], edge: tuple[str, str], dotted: bool) -> str:
-    """Down within a column; across and then down out of the middle, down and then across into it."""
+    """Return an edge as SVG: down within a column; out of the middle across, then down; into it down, then across."""
     (x, y), (to_x, to_y) = places[edge[0]], places[edge[1]]
     side = WIDTH // 2 if to_x > x else -WIDTH // 2
     if x == to_x:
@@ -92,7 +93,7 @@ def _line(places: dict[str, tuple[int, int]], edge: tuple[str, str], dotted: boo
 
 
 def _box(x: int, y: int, lines: list[str], framed: bool) -> str:
-    """A box with its name and, below it, what it does; the ends of the way are round."""
+    """Return a box with its name, and below that what it does. The first and last boxes are round."""
     corner = HEIGHT // 2 if framed else 4
     at = f'x="{x - WIDTH // 2}" y="{y - HEIGHT // 2}" width="{WIDTH}" height="{HEIGHT}" rx="{corner}"'
     name, *rest = map(escape, lines)

@@ -1,4 +1,4 @@
-"""Pieces of the project's own files, found by their names: one that is gone is an error, never an old copy."""
+"""Find pieces of the project's own files by their names. A piece that is gone is an error, never an old copy."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Excerpt:
-    """Lines of a file.
+    """Some lines of a file.
 
     Attributes:
         file: relative to the repository.
         first: the number of the first line, from 1.
-        text: the lines, as far to the left as they go.
+        text: the lines, with their common indentation removed.
     """
 
     file: str
@@ -27,12 +27,13 @@ class Excerpt:
 
     @property
     def last(self) -> int:
-        """The number of the last line."""
+        """Return the number of the last line."""
         return self.first + self.text.count("\n")
 
 
 def code(file: str, name: str) -> Excerpt:
-    """A class, function, method or constant of a Python file, by its dotted name, with the comments behind its lines.
+    """Return a class, function, method or constant of a Python file, by its dotted name, with the comments in its
+    lines.
 
     Raises:
         LookupError: there is no such file, or nothing of that name in it.
@@ -52,7 +53,7 @@ def code(file: str, name: str) -> Excerpt:
 
 
 def _names(node: ast.AST) -> Iterator[str]:
-    """What a statement defines."""
+    """Yield the names that a statement defines."""
     match node:
         case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
             yield name
@@ -66,7 +67,7 @@ def _dedent(lines: list[str]) -> str:
 
 
 def section(file: str, heading: str) -> Excerpt:
-    """What stands below a heading of a Markdown file, up to the next one of any level.
+    """Return the text below a heading of a Markdown file, up to the next heading of any level.
 
     Raises:
         LookupError: there is no such file or heading.

@@ -1,4 +1,4 @@
-"""The figures of the documentation: what the model really computed, as SVG in the colours of the page around it."""
+"""Draw the figures of the documentation from a real run of the model, as SVG in the colours of the page around it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from converter.weights.precisions import PRECISIONS
 from reference.activations import gelu, gelu_tanh
 from reference.model import causal_mask
 
-ATTENTION_LAYER = 1  # whose heads are drawn
+ATTENTION_LAYER = 1  # the layer whose heads are drawn
 CELL = 0.92
 
 
 def cells(axes: Axes, strengths: np.ndarray, colour: str = "graph") -> None:
-    """A grid of squares, the stronger the fuller; the first row on top."""
+    """Draw a grid of squares. A stronger value gives a fuller square; the first row is on top."""
     rows, columns = strengths.shape
     for (row, column), strength in np.ndenumerate(strengths):
         place = (column + (1 - CELL) / 2, row + (1 - CELL) / 2), CELL, CELL
@@ -38,14 +38,14 @@ def cells(axes: Axes, strengths: np.ndarray, colour: str = "graph") -> None:
 
 
 def label(axes: Axes, queries: list[str], keys: list[str]) -> None:
-    """What the rows and columns of a grid stand for."""
+    """Name the rows and columns of a grid."""
     axes.set_yticks(np.arange(len(queries)) + 0.5, queries)
     axes.set_xticks(np.arange(len(keys)) + 0.5, keys, rotation=90)
     axes.xaxis.tick_top()
 
 
 def mask() -> Plot:
-    """Who may look where: at once, with a cache, and beside padding."""
+    """Draw who may look where: all tokens at once, with a cache, and beside padding."""
     full, padded = torch.ones(1, 6, dtype=torch.int64), torch.tensor([[0, 0, 1, 1, 1, 1]])
     panels = {
         "all six tokens at once": (full, 6),
@@ -65,7 +65,7 @@ def mask() -> Plot:
 
 
 def attention() -> Plot:
-    """The weights of every head of one layer."""
+    """Draw the attention weights of every head of one layer."""
     weights = run().values[f"h.{ATTENTION_LAYER}.attn.sdpa.dropout"][0].numpy()
     tokens = run().tokens
 
@@ -82,7 +82,7 @@ def attention() -> Plot:
 
 
 def gelus() -> Plot:
-    """The two GELUs, and by how much they differ."""
+    """Draw the two GELUs, and their difference."""
     x = torch.linspace(-5, 5, 401, dtype=torch.float64)
     exact, tanh = gelu(x), gelu_tanh(x)
 
@@ -101,7 +101,7 @@ def gelus() -> Plot:
 
 
 def stream() -> Plot:
-    """How large the residual stream is, and what each branch adds to it."""
+    """Draw how large the residual stream is, and what each branch adds to it."""
     values, layers = run().values, range(run().config.n_layer)
 
     def size(path: str) -> float:
@@ -129,7 +129,7 @@ def stream() -> Plot:
 
 
 def errors() -> Plot:
-    """How the error grows from operation to operation."""
+    """Draw how the error grows from operation to operation."""
     located = report().localisation
     assert located is not None
     taps = located.taps
@@ -163,7 +163,7 @@ def errors() -> Plot:
 
 
 def divergence() -> Plot:
-    """How the divergence of each precision is spread over the text."""
+    """Draw how the divergence of each precision is spread over the text."""
     details = report().details
     assert details is not None
     found = {leg.precision: leg for leg in details.measured if leg.ships(leg.precision)}

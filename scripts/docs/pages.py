@@ -1,4 +1,6 @@
-"""What pages say in numbers: tables and sentences of a real run, and of the project's own tables, as Markdown."""
+"""Compute the numbers of the pages: tables and sentences from a real run and from the project's own tables, as
+Markdown.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ __all__ = [
     "precisions", "rounding", "sentence", "shapes", "sizes", "squares", "tensors", "tokens", "transposed",
 ]  # fmt: skip
 
-PUBLISHED = {  # as OpenAI published them
+PUBLISHED = {  # as published by OpenAI
     "gpt2": GPT2Config(n_embd=768, n_layer=12, n_head=12),
     "gpt2-xl": GPT2Config(n_embd=1600, n_layer=48, n_head=25),
 }
@@ -39,26 +41,26 @@ SCORED_WINDOWS = 4  # of the held-out text, each as long as the model has positi
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()) -> str:
-    """A Markdown table; ``right`` names the columns of numbers."""
+    """Return a Markdown table; ``right`` names the columns of numbers."""
     rule = ("--:" if title in right else "---" for title in titles)
     lines = (titles, tuple(rule), *rows)
     return "\n".join(f"| {' | '.join(str(cell).replace('|', '&#124;') for cell in line)} |" for line in lines)
 
 
 def figure(name: str, caption: str) -> str:
-    """A drawing with what it shows below it."""
+    """Return a drawing with its caption below it."""
     plot = figures.FIGURES[name]()
     kind = "drawn wide" if plot.wide else "drawn"
     return f'<figure class="{kind}"><div class="scroll">{plot.svg}</div><figcaption>{caption}</figcaption></figure>'
 
 
 def count(config: GPT2Config) -> int:
-    """Parameters."""
+    """Return the number of parameters."""
     return sum(math.prod(shape) for _, _, shape in parameters(config))
 
 
 def letters() -> dict[str, int]:
-    """The sizes of the run by the letters that reference/model.py gives them; no two are alike."""
+    """Return the sizes of the run, by the letters that reference/model.py gives them. No two sizes are alike."""
     config = run().config
     found = {
         "B": 1,
@@ -75,7 +77,7 @@ def letters() -> dict[str, int]:
 
 
 def sizes() -> str:
-    """Every letter with what it stands for here and in GPT-2 as published."""
+    """Return a table of the letters, with their meaning and their values in the run and in GPT-2 as published."""
     models = {"the run": run().config, **PUBLISHED}
     rows = [
         ("`B`", "texts in the batch", 1, "", ""),
@@ -98,12 +100,12 @@ def sizes() -> str:
 
 
 def sentence() -> str:
-    """What the run read."""
+    """Return the sentence that the run read."""
     return SENTENCE
 
 
 def tokens() -> str:
-    """The sentence, piece by piece."""
+    """Return a table of the sentence, token by token."""
     pieces = zip(run().tokens, run().ids, strict=True)
     return table(
         ("position", "token", "id"), ((at, f"`{token}`", token_id) for at, (token, token_id) in enumerate(pieces))
@@ -111,14 +113,14 @@ def tokens() -> str:
 
 
 def shape_of(value: Tensor) -> tuple[str, str]:
-    """A shape in letters and in numbers."""
+    """Return a shape in letters and in numbers."""
     names = {size: letter for letter, size in letters().items()}
     written = ", ".join(names.get(size, str(size)) for size in value.shape)
     return f"`[{written}]`", f"`{list(value.shape)}`"
 
 
 def shapes(*patterns: str) -> str:
-    """What modules of the run put out, and the parameters they have; in the order in which they ran."""
+    """Return a table of modules: their outputs in the run and their parameters, in the order in which they ran."""
     rows = []
     modules = dict(run().model.named_modules())
     for path, value in run().values.items():
@@ -130,7 +132,7 @@ def shapes(*patterns: str) -> str:
 
 
 def layouts() -> str:
-    """How the published layouts differ, for each projection of a layer."""
+    """Return a table of the two layouts, for each projection of a layer."""
     config, rows = run().config, []
     for weight in TABLE:
         if weight.layout is Layout.CONV1D:
@@ -155,7 +157,7 @@ class Letter(str):
 
 
 def symbolic(weight: Weight) -> str:
-    """The shape that the table gives a weight, in letters."""
+    """Return the shape of a weight in letters, as the table gives it."""
 
     class Sizes:
         vocab_size, n_embd, inner_dim = Letter("V"), Letter("E"), Letter("I")
@@ -167,12 +169,12 @@ def symbolic(weight: Weight) -> str:
 
 @functools.cache
 def graph() -> onnx.GraphProto:
-    """The ONNX graph of the run's model."""
+    """Return the ONNX graph of the run's model."""
     return onnx.load(model_file(folder()), load_external_data=False).graph
 
 
 def tensors() -> str:
-    """Where each tensor of a checkpoint goes."""
+    """Return a table of the tensors of a checkpoint, and where each goes."""
     users: dict[str, list[str]] = {}
     for node in graph().node:
         for name in node.input:
@@ -201,7 +203,7 @@ def tensors() -> str:
 
 
 def nodes(layer: int) -> str:
-    """The nodes of one layer of the graph: those that put out its values or read its weights."""
+    """Return a table of one layer's nodes in the graph: those that compute its values or read its weights."""
     weights, rows = {tensor.name for tensor in graph().initializer}, []
     for node in graph().node:
         own = [*node.output, *(name for name in node.input if name in weights)]
@@ -212,18 +214,18 @@ def nodes(layer: int) -> str:
 
 
 def operators() -> str:
-    """How many nodes of which operator the graph has."""
+    """Return how many nodes of each operator the graph has."""
     counted = Counter(node.op_type for node in graph().node)
     return f"{sum(counted.values())} nodes: " + ", ".join(f"{n} `{op}`" for op, n in counted.most_common())
 
 
 def likeliest(count: int = 5) -> str:
-    """What the model thinks comes after the sentence."""
+    """Return the tokens that the model expects after the sentence."""
     return guesses(run().logits[0, -1], count)
 
 
 def guesses(logits: Tensor, count: int) -> str:
-    """The likeliest tokens of ``[V]`` logits with their probabilities."""
+    """Return the likeliest tokens of ``[V]`` logits, with their probabilities."""
     top = logits.softmax(dim=-1).topk(count)
     pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
     return ", ".join(f"`{shown(token)}` {p:.1%}" for token, p in pairs)
@@ -231,7 +233,7 @@ def guesses(logits: Tensor, count: int) -> str:
 
 @torch.no_grad()
 def lens() -> str:
-    """What the head would say if the model ended after each layer."""
+    """Return a table of what the head would say if the model ended after each layer."""
     model, values, last = run().model, run().values, run().logits[0, -1].argmax()
     streams = {"the embeddings": values["drop"]} | {
         f"layer {i}": values[f"h.{i}.mlp_residual"] for i in range(run().config.n_layer)
@@ -246,7 +248,7 @@ def lens() -> str:
 
 @torch.no_grad()
 def cached() -> str:
-    """How far logits with the cache are from those without."""
+    """Return a sentence: how far logits with the cache are from those without."""
     ids = torch.tensor([run().ids])
     model, half = run().model, ids.size(1) // 2
     first = model(ids[:, :half])
@@ -261,14 +263,14 @@ def cached() -> str:
 
 
 def looks_at(head: int, token: str) -> str:
-    """At what a token of the run looks most in a head that is drawn."""
+    """Return the token at which a token of the run looks most, in a head that is drawn."""
     weights = run().values[f"h.{figures.ATTENTION_LAYER}.attn.sdpa.dropout"][0, head, run().tokens.index(token)]
     most = int(weights.argmax())
     return f"<code>{html.escape(run().tokens[most])}</code> ({weights[most]:.0%})"
 
 
 def gelu_gap() -> str:
-    """Where the two GELUs differ most."""
+    """Return where the two GELUs differ most, and by how much."""
     x = torch.linspace(-8, 8, 160_001, dtype=torch.float64)
     gap = (gelu(x) - gelu_tanh(x)).abs()
     at = int(gap.argmax())
@@ -277,7 +279,7 @@ def gelu_gap() -> str:
 
 @torch.no_grad()
 def perplexity(model: GPT2) -> float:
-    """On the first windows of the held-out text."""
+    """Return the perplexity on the first windows of the held-out text."""
     size = model.config.n_positions
     ids = tokenizer().encode(HELD_OUT.read_text(encoding="utf-8")).ids[: size * SCORED_WINDOWS]
     rows = torch.tensor(ids).view(SCORED_WINDOWS, size)
@@ -287,7 +289,7 @@ def perplexity(model: GPT2) -> float:
 
 @torch.no_grad()
 def transposed() -> str:
-    """What square weights do to the model if they are loaded the wrong way round."""
+    """Return a table of what square weights do to the model if they are loaded the wrong way round."""
     config = run().config
     weights = {name: torch.from_numpy(tensor.memmap().copy()).float() for name, tensor in ledger().weights.items()}
     square = [f"h.{i}.attn.c_proj.weight" for i in range(config.n_layer)]
@@ -304,14 +306,14 @@ def transposed() -> str:
 
 
 def squares() -> str:
-    """Of which weights a shape says nothing, if the MLP is as wide as the stream."""
+    """Return the square weights of a model whose MLP is as wide as its stream. Their shapes say nothing."""
     config = replace(run().config, n_inner=run().config.n_embd)
     square = [w.name for w in TABLE if w.layout is Layout.CONV1D and len(set(w.shape(config))) == 1]
     return ", ".join(f"`{name.partition('h.{i}.')[2]}`" for name in square)
 
 
 def rounding() -> str:
-    """What the types of numbers hold."""
+    """Return a table of the types of numbers and their precision."""
     rows = []
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         info = torch.finfo(dtype)
@@ -322,7 +324,7 @@ def rounding() -> str:
 
 
 def legs() -> str:
-    """How far each computation of the check is from the truth."""
+    """Return a table of the check's computations, and how far each is from the truth."""
     rows = [
         (leg.name, leg.kind, f"{leg.rms:.1e}", f"{leg.maximum:.1e}", leg.flips)
         for leg in report().legs
@@ -333,7 +335,7 @@ def legs() -> str:
 
 
 def precisions() -> str:
-    """Every precision with its size and what it costs."""
+    """Return a table of the precisions, with their size and cost."""
     there = json.loads((folder() / "gpt2onnx.json").read_text(encoding="utf-8"))["precisions"]
     rows = []
     for name, facts in there.items():

@@ -1,4 +1,4 @@
-"""A real run of the checkpoint that ships with the project, looked at from inside."""
+"""Run the checkpoint that ships with the project, and record every value inside it."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 SENTENCE = 'When an exception is raised, the interpreter looks for a matching "except"'
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 
-torch.set_num_threads(1)  # a model as small as this only loses time to threads that wait for each other
+torch.set_num_threads(1)  # in so small a model, threads only wait for each other
 
 
 @dataclass(frozen=True)
 class Run:
-    """What passed through the from-scratch GPT-2 in float64 while it read ``SENTENCE``.
+    """All values in the from-scratch GPT-2 in float64, while it reads ``SENTENCE``.
 
     Attributes:
         model: the model.
-        tokens: the sentence's pieces, with a blank as ``␣``.
-        ids: their numbers.
-        values: the path of each module → what it put out, without the cache.
+        tokens: the tokens of the sentence, with ``␣`` for a blank.
+        ids: the ids of the tokens.
+        values: path of a module → its output, without the cache.
         logits: ``[1, S, V]``.
     """
 
@@ -47,24 +47,24 @@ class Run:
 
     @property
     def config(self) -> GPT2Config:
-        """The architecture."""
+        """Return the architecture."""
         return self.model.config
 
 
 @functools.cache
 def tokenizer() -> Tokenizer:
-    """The checkpoint's own."""
+    """Return the checkpoint's tokenizer."""
     return Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
 
 
 def shown(token: int) -> str:
-    """A token as text, its blanks made visible."""
+    """Return a token as text, with blanks made visible."""
     return tokenizer().decode([token]).replace(" ", "␣").replace("\n", "⏎")
 
 
 @functools.cache
 def run() -> Run:
-    """The run, done once."""
+    """Return the run, which is done once."""
     model = GPT2.from_pretrained(CHECKPOINT, dtype=torch.float64)
     ids = tokenizer().encode(SENTENCE).ids
     values, logits = observe(model, ids)
@@ -73,7 +73,7 @@ def run() -> Run:
 
 @torch.no_grad()
 def observe(model: GPT2, ids: list[int]) -> tuple[dict[str, Tensor], Tensor]:
-    """What each module puts out for a text, and the logits."""
+    """Return what each module puts out for a text, and the logits."""
     values: dict[str, Tensor] = {}
 
     def keep(path: str) -> Any:
@@ -93,13 +93,13 @@ def observe(model: GPT2, ids: list[int]) -> tuple[dict[str, Tensor], Tensor]:
 
 @functools.cache
 def ledger() -> Ledger:
-    """The checkpoint's tensors, accounted for."""
+    """Return the ledger of the checkpoint's tensors."""
     return account(open_checkpoint(CHECKPOINT))
 
 
 @functools.cache
 def folder() -> Path:
-    """A model folder of every precision."""
+    """Return a model folder with every precision."""
     from converter.folder.convert import convert
 
     out = Path(mkdtemp(prefix="gpt2onnx-docs-")) / "tiny-onnx"
@@ -109,7 +109,7 @@ def folder() -> Path:
 
 @functools.cache
 def report() -> Report:
-    """The check of that folder, operation by operation."""
+    """Return the report of a check of that folder, operation by operation."""
     import transformers
 
     from converter.parity.check import check

@@ -1,4 +1,4 @@
-"""Converts with llama.cpp: convert_hf_to_gguf.py, then its quantization.
+"""Convert with llama.cpp: run convert_hf_to_gguf.py, then the quantization.
 
 python convert_llama.py SCRIPT SOURCE OUT VARIANT
 """
@@ -23,7 +23,7 @@ def main(script: str, source: str, out: Path, variant: str) -> None:
 
 
 def quantize(whole: Path, out: Path, variant: str) -> None:
-    """``model-VARIANT.gguf`` in place of the float32 file."""
+    """Write ``model-VARIANT.gguf``, and remove the float32 file."""
     params = llama.llama_model_quantize_default_params()
     params.ftype = FILE_TYPES[variant]
     if llama.llama_model_quantize(bytes(whole), bytes(out / f"model-{variant}.gguf"), ctypes.byref(params)):

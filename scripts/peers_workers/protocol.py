@@ -1,8 +1,8 @@
-"""What scripts/peers.py and its workers say to each other: one JSON object a line. It needs the standard library only.
+"""The protocol between scripts/peers.py and its workers: one JSON object a line. It needs only the standard library.
 
     python run_PEER.py FOLDER VARIANT THREADS MEMORY
 
-A worker opens the model, says how long that took, answers requests one at a time, and ends when its input does.
+A worker opens the model and says how long that took. It answers requests one at a time, and ends when its input ends.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ OUT_OF_MEMORY = ("bad_alloc", "allocate memory")
 
 
 class UnavailableError(Exception):
-    """What a peer cannot do; the message is the reason that the table gives."""
+    """A peer cannot do something. The message is the reason that the table gives."""
 
 
 @dataclass
 class Stopwatch:
-    """Seconds until the first new token and until the last; ``token`` is called as each step's tokens are there."""
+    """The seconds until the first new token and until the last. Call ``token`` after each step."""
 
     began: float = field(default_factory=time.perf_counter)
     first: float = 0.0
     last: float = 0.0
 
     def restart(self) -> None:
-        """For what a model prepares once for every size of a batch."""
+        """Start again, after what a model prepares once for every size of a batch."""
         self.began = time.perf_counter()
 
     def token(self) -> None:
@@ -44,7 +44,7 @@ class Stopwatch:
         self.first = self.first or self.last
 
 
-Generate = Callable[[Prompts, int, Stopwatch], Prompts]  # so many new tokens for each prompt, greedily
+Generate = Callable[[Prompts, int, Stopwatch], Prompts]  # prompts, new tokens for each, watch → the new tokens, greedy
 Open = Callable[[Path, str, int], Generate]  # the model's folder, the variant, threads
 
 
@@ -79,26 +79,26 @@ def answer(answers: TextIO, work: Callable[[], Reply]) -> None:
     try:
         reply = work()
     except Exception as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201 - the log that the driver keeps
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201 - scripts/peers.py keeps it as a log
         reply = {"error": one_line(error)}
     answers.write(json.dumps(reply) + "\n")
     answers.flush()
 
 
 def private_output() -> TextIO:
-    """Standard output for answers alone: what libraries print there goes where their errors go."""
+    """Return standard output for answers only. What libraries print there goes to standard error."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return answers
 
 
 def limit_memory(limit: int) -> None:
-    """A peer that wants more than there is fails by itself, instead of taking the machine with it."""
+    """Limit the memory, so that a peer that wants more fails by itself and the machine goes on."""
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def one_line(error: Exception) -> str:
-    """The first line of what an error says; where it is memory, no more than that."""
+    """Return the first line of an error. If memory ran out, say only that."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
         free, _ = resource.getrlimit(resource.RLIMIT_DATA)

@@ -1,4 +1,4 @@
-"""Converts the bundled checkpoint with llama.cpp, and writes the logits that its own runtime computes.
+"""Convert the bundled checkpoint with llama.cpp, and write the logits that llama.cpp computes.
 
 python quality_llama.py SCRIPT SOURCE OUT VARIANT IDS.npy LOGITS.npy
 """
@@ -17,7 +17,7 @@ def main(script: Path, source: str, out: Path, variant: str, ids_file: str, logi
     sys.path.insert(0, str(script.parent))
     from conversion import base
 
-    # It asks for a tokenizer that it knows; ids go in here, so that any will do.
+    # The converter refuses a tokenizer that it does not know. Only ids are fed here, so any known one will do.
     base.TextModel.get_vocab_base_pre = lambda *_: "gpt-2"
     convert(script, source, out, variant)
     rows = np.load(ids_file)
@@ -42,7 +42,7 @@ def convert(script: Path, source: str, out: Path, variant: str) -> None:
 
 
 def run(context: object, row: np.ndarray, vocabulary: int) -> np.ndarray:
-    """``[tokens]`` ids → ``[tokens, vocab_size]`` float32."""
+    """Return the logits ``[tokens, vocab_size]``, float32, of a row of ids ``[tokens]``."""
     llama.llama_memory_clear(llama.llama_get_memory(context), True)
     batch = llama.llama_batch_init(len(row), 0, 1)
     batch.n_tokens = len(row)

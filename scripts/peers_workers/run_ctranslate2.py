@@ -1,4 +1,4 @@
-"""CTranslate2: its C++ loop, told to call back at each token."""
+"""Run CTranslate2: its C++ loop calls back at each token."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def open_model(folder: Path, variant: str, threads: int) -> Generate:
         done = model.generate_batch(
             [[words[i] for i in prompt] for prompt in prompts],
             max_length=new_tokens,
-            min_length=new_tokens,  # all rows are to have the same length
+            min_length=new_tokens,  # so that all rows have the same length
             include_prompt_in_result=False,
             callback=called,
         )

@@ -1,4 +1,4 @@
-"""onnxruntime-genai: its C++ loop, over our folder or mobius's."""
+"""Run onnxruntime-genai: its C++ loop, on our folder or mobius's."""
 
 import json
 from importlib import metadata
@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime_genai as genai
 from protocol import Generate, Prompts, Stopwatch, UnavailableError, serve
 
-FILES = {"fp32": None, "int8": "onnx/model_int8.onnx"}  # None: the graph that the folder's genai_config.json names
+FILES = {"fp32": None, "int8": "onnx/model_int8.onnx"}  # None: the graph in the folder's genai_config.json
 
 
 def open_model(folder: Path, variant: str, threads: int) -> Generate:
@@ -19,7 +19,7 @@ def open_model(folder: Path, variant: str, threads: int) -> Generate:
             raise UnavailableError(f"this version of gpt2onnx wrote no {file}")
         decoder["filename"] = file
     config = genai.Config(str(folder))
-    # mobius says "gpt2", for which genai expects a cache of another shape, and does not run.
+    # mobius writes "gpt2", for which genai expects a cache of another shape and does not run.
     config.overlay(json.dumps({"model": {"type": "decoder", "decoder": decoder}}))
     model = genai.Model(config)
 

@@ -1,4 +1,4 @@
-"""llama.cpp, by llama-cpp-python's low-level functions: its high-level class takes one prompt at a time."""
+"""Run llama.cpp through llama-cpp-python's low-level functions. The high-level class takes one prompt at a time."""
 
 from pathlib import Path
 from typing import Any
@@ -7,8 +7,8 @@ import llama_cpp as llama
 import numpy as np
 from protocol import Generate, Prompts, Stopwatch, UnavailableError, serve
 
-CONTEXT = 1024  # GPT-2's positions: each sequence of a batch has room for them all
-MICRO_BATCH = 512  # llama.cpp's default: how many tokens it takes at once
+CONTEXT = 1024  # GPT-2's positions; each sequence of a batch has room for all of them
+MICRO_BATCH = 512  # llama.cpp's default for the tokens that it computes at once
 
 
 SILENCE = llama.llama_log_callback(lambda *_: None)
@@ -62,7 +62,7 @@ def new_context(model: Any, rows: int, threads: int) -> Any:
 
 
 def decode(context: Any, batch: Any, step: Prompts, position: int) -> list[int]:
-    """Run new tokens, all sequences at once; where in the batch each one's last token is."""
+    """Run new tokens of all sequences at once; return where in the batch each sequence's last token is."""
     batch.n_tokens = 0
     last = []
     for row, tokens in enumerate(step):

@@ -1,4 +1,4 @@
-"""optimum-onnx: transformers' loop over a graph in ONNX Runtime."""
+"""Run optimum-onnx: transformers' loop, on a graph in ONNX Runtime."""
 
 from pathlib import Path
 

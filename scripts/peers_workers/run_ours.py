@@ -1,4 +1,4 @@
-"""gpt2onnx: its own runtime."""
+"""Run gpt2onnx in its own runtime."""
 
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ def open_model(folder: Path, variant: str, threads: int) -> Generate:
         raise UnavailableError(f"this version of gpt2onnx wrote no {FILES[variant]}")
     options: dict[str, Any] = {} if variant == "fp32" else {"precision": variant}
     model = load(folder, threads=threads, large_pages=True, **options)
-    model.token_ids.pop("eos_token_id", None)  # all rows are to have the same length
-    vars(model)["tokenizer"] = None  # token ids in and out, as for the others: no text is made of them
+    model.token_ids.pop("eos_token_id", None)  # so that all rows have the same length
+    vars(model)["tokenizer"] = None  # token ids in and out, as for the others, and no text
 
     def generate(prompts: Prompts, new_tokens: int, watch: Stopwatch) -> Prompts:
         done = model.generate(prompts, max_new_tokens=new_tokens)

@@ -1,4 +1,4 @@
-"""transformers: nothing is converted."""
+"""Run transformers, without a conversion."""
 
 from pathlib import Path
 

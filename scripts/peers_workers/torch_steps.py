@@ -1,4 +1,4 @@
-"""transformers' ``generate``, which Optimum uses too, with a clock on each step."""
+"""Run transformers' ``generate``, which Optimum uses too, with a clock on each step."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from protocol import Generate, Prompts, Stopwatch
 
 
 class Steps:
-    """A streamer: told the prompt first, then each step's tokens."""
+    """A streamer. It receives the prompt first, then each step's tokens."""
 
     def __init__(self, watch: Stopwatch) -> None:
         self.watch, self.seen_prompt = watch, False
@@ -22,7 +22,7 @@ class Steps:
 
 
 def generator(model: Any) -> Generate:
-    model.generation_config.eos_token_id = None  # all rows are to have the same length
+    model.generation_config.eos_token_id = None  # so that all rows have the same length
 
     def generate(prompts: Prompts, new_tokens: int, watch: Stopwatch) -> Prompts:
         ids = torch.tensor(prompts)
