@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-
 # The prefixes that PEFT and other wrappers put before a name, in any combination.
 ADAPTER_PREFIX = "base_model.model."
 PREFIXES = (ADAPTER_PREFIX, "module.", "_orig_mod.", "model.", "transformer.")
