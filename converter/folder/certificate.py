@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -82,6 +83,7 @@ def write(
         "gpt2onnx": VERSION,
         "source": {file.name: sha256(file) for file in sorted(set(source_files))},
         "files": {str(file.relative_to(folder)): sha256(file) for file in shipped_files(folder)},
+        MANIFEST: _rest(values),
         **facts,
     }
     draft = folder / f".{MANIFEST}.{os.getpid()}"
@@ -114,7 +116,17 @@ def verify(folder: str | os.PathLike[str]) -> Verification:
             missing.append(name)
         elif sha256(file) != expected:
             changed.append(name)
+    if certificate.get(MANIFEST, _rest(values)) != _rest(values):
+        changed.append(MANIFEST)
     return Verification(folder, certificate, tuple(changed), tuple(missing), len(certificate["files"]))
+
+
+def holds(folder: Path) -> bool:
+    """Tell whether a folder has a certificate of a match, and its files are still those that were checked."""
+    try:
+        return verify(folder).passed
+    except ModelFolderError:
+        return False
 
 
 def shipped_files(folder: Path) -> list[Path]:
@@ -125,6 +137,12 @@ def shipped_files(folder: Path) -> list[Path]:
         return file.is_file() and not file.is_symlink() and not hidden and file.name != MANIFEST
 
     return sorted(filter(counts, folder.rglob("*")))
+
+
+def _rest(values: Mapping[str, Any]) -> str:
+    """Return the hash of a manifest without its certificate, which cannot hold its own."""
+    rest = {key: value for key, value in values.items() if key != KEY}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(file: Path) -> str:

@@ -5,25 +5,24 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from converter import tokenizer
 from converter.checkpoint.options import SourceOptions
 from converter.checkpoint.source import Checkpoint
-from converter.errors import ConfigError, GPT2Error, OutputError, TokenizerError
-from converter.files import read_json, reason, write_json
-from converter.folder import card, manifest
-from converter.folder.clients import config_json, genai_config, token_ids
-from converter.folder.staging import MANIFEST, bytes_in, second_graph, stage_name, staged, sweep, written_files
+from converter.errors import ConfigError, OutputError
+from converter.files import reason
+from converter.folder import manifest
+from converter.folder.content import MODEL_IN_PLACE, graph_files, link_weights, write_companions, write_graphs
+from converter.folder.staging import MANIFEST, bytes_in, stage_name, staged, sweep, written_files
 from converter.weights import data_file, precisions, write
 from converter.weights.data_file import Plan
 from converter.weights.ledger import Ledger, read_source
 from converter.weights.precisions import PRECISIONS, Precision
 from reference.head import LM, head_of
 
-MODEL_IN_PLACE = "model.onnx"  # beside the weights it points into
 STAGE_PREFIX = ".gpt2onnx-"  # of the folder in which an in-place conversion is put together
 DEFAULT_OPSET = 23  # the first with Attention; runs in ONNX Runtime 1.23 and newer
 
@@ -121,13 +120,11 @@ def convert(
         there = dict(kept)
         for row, layout in layouts.items():
             write.write(stage / row.data, layout, ledger, row, looked_at if row is asked[0] else None, written[row])
-            there[row.name] = _write_graphs(stage, ledger, row, write.places(layout, row), opset)
+            there[row.name] = write_graphs(stage, ledger, row, write.places(layout, row), layout.nbytes, opset)
         for facts in kept.values():
             _carry_over(Path(out), stage, [facts["data"], *facts["heads"].values()])
-        plain = next((row for row in PRECISIONS.values() if row.name in there and row.scheme is None), None)
-        if plain is not None and os.name == "posix":  # elsewhere a link asks for privileges
-            (stage / "model.safetensors").symlink_to(plain.data)
-        remarks = _write_companions(checkpoint, stage, ledger, there, mark)
+        link_weights(stage, there)
+        remarks = write_companions(checkpoint, stage, ledger, there, mark)
         new_bytes = bytes_in(stage) - sum(facts["bytes"] for facts in kept.values())
     quantized = {row.name: there[row.name]["quantized"] for row in asked if row.scheme}
     return Conversion(Path(out), ledger, new_bytes, checkpoint.notes + remarks, quantized=quantized)
@@ -190,9 +187,10 @@ def _convert_in_place(
         try:
             places = {name: (w.file.name, w.offset, w.nbytes) for name, w in ledger.weights.items()}
             data = ", ".join(sorted({weight.file.name for weight in ledger.weights.values()}))
-            facts = _write_graphs(stage, ledger, PRECISIONS["fp32"], places, opset, MODEL_IN_PLACE)
+            size = sum(weight.nbytes for weight in ledger.weights.values())
+            facts = write_graphs(stage, ledger, PRECISIONS["fp32"], places, size, opset, MODEL_IN_PLACE)
             there, mark = {"fp32": {**facts, "data": data}}, manifest.fingerprint(ledger)
-            remarks = _write_companions(checkpoint, stage, ledger, there, mark, keep=before - replaceable)
+            remarks = write_companions(checkpoint, stage, ledger, there, mark, keep=before - replaceable)
             new = sorted({entry.name for entry in stage.iterdir()} - (before - replaceable))
             new.sort(key=lambda name: name in graphs)  # the graph last: with it the folder is a model folder
             for name in new:
@@ -234,85 +232,3 @@ def _refuse_in_place(checkpoint: Checkpoint, ledger: Ledger) -> None:
         kind = "a symbolic link" if file.is_symlink() else "a hard link" if file.stat().st_nlink > 1 else None
         if kind:
             raise OutputError(f"--in-place needs regular files, as onnx refuses links; {file} is {kind}: give an OUT")
-
-
-def graph_files(ledger: Ledger, model: str) -> dict[str, str]:
-    """Return the head of each graph that a model becomes, and its file; ``model`` is the first file."""
-    first, *others = ledger.per_graph
-    return {first.config.head: model} | {part.config.head: second_graph(Path(model)).as_posix() for part in others}
-
-
-def _write_graphs(
-    stage: Path,
-    ledger: Ledger,
-    row: Precision,
-    places: Mapping[str, tuple[str, int, int]],
-    opset: int,
-    model: str | None = None,
-) -> dict[str, Any]:
-    """Write the graphs of one precision, and return what the manifest says of it."""
-    from converter.graph.build import build
-    from converter.graph.layers import ACCURACY_LEVEL, layers_of
-
-    heads = graph_files(ledger, model or row.model)
-    for part in ledger.per_graph:
-        file = stage / heads[part.config.head]
-        file.write_bytes(build(part.config, places.__getitem__, opset, layers_of(row)))
-    data = stage / row.data  # in place, the source's own files
-    size = data.stat().st_size if data.is_file() else sum(length for *_, length in places.values())
-    size += sum((stage / name).stat().st_size for name in heads.values())
-    facts: dict[str, Any] = {
-        "model": model or row.model,
-        "heads": heads,
-        "data": row.data,
-        "opset": opset,
-        "bytes": size,
-    }
-    if row.scheme is not None:
-        share = write.quantized_share(ledger.config, row.scheme)
-        if not share:
-            raise OutputError(f"{row.name} would quantize nothing of this model: choose another precision")
-        facts |= {"quantized": round(share, 4), "blocks": asdict(row.scheme), "accuracy_level": ACCURACY_LEVEL}
-    return facts
-
-
-def _write_companions(
-    checkpoint: Checkpoint,
-    stage: Path,
-    ledger: Ledger,
-    there: Mapping[str, Mapping[str, Any]],
-    mark: str,
-    keep: Iterable[str] = (),
-) -> tuple[str, ...]:
-    """Write all files beside graph and weights. Files in ``keep`` are read but not changed.
-
-    Args:
-        there: the precisions of the folder, and what the manifest says of each.
-        mark: the source's fingerprint.
-
-    Returns:
-        Sentences for the user, on the tokenizer.
-    """
-    import onnx
-    import onnxscript
-
-    config, there = ledger.config, {name: dict(there[name]) for name in PRECISIONS if name in there}
-    first = next(iter(there))
-    described = config_json(checkpoint.config_values, config, [PRECISIONS[name] for name in there])
-    write_json(stage / "config.json", described)  # may name the tokenizer's class
-    manifest.carry(checkpoint, stage)
-    try:
-        remarks = tokenizer.complete(stage, config.n_positions, keep)
-    except GPT2Error as error:  # name the user's file, not its copy
-        raise TokenizerError(str(error).replace(str(stage), str(checkpoint.folder))) from error
-    generation = read_json(stage / "generation_config.json") if (stage / "generation_config.json").is_file() else {}
-    write_json(stage / "config.json", described)
-    if config.head_spec.predicts:
-        ids = token_ids(config, checkpoint.config_values, generation)
-        write_json(stage / "genai_config.json", genai_config(config, ids, there[first]["model"]))
-    facts = {key: there[first][key] for key in ("model", "heads", "opset")} | {"precision": first, "precisions": there}
-    packages = {"onnx": onnx.__version__, "onnxscript": onnxscript.__version__}
-    values = manifest.describe(checkpoint, ledger, facts, packages, mark)
-    (stage / "README.md").write_text(card.render(values, config), encoding="utf-8")
-    manifest.write(stage, values, keep)
-    return remarks

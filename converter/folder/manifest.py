@@ -35,21 +35,21 @@ def describe(
     checkpoint: Checkpoint,
     ledger: Ledger,
     facts: Mapping[str, Any],
-    packages: Mapping[str, str] | None = None,
+    versions: Mapping[str, str] | None = None,
     mark: str | None = None,
 ) -> dict[str, Any]:
     """Return the content of ``gpt2onnx.json``. It does not depend on when or where the folder was written.
 
     Args:
         facts: what is said of this kind of folder alone.
-        packages: the versions of what wrote it, beside our own.
+        versions: of what wrote it; by default of gpt2onnx alone.
         mark: the source's fingerprint.
     """
     more = {"adapter": checkpoint.adapter_name} if checkpoint.adapter else {}
     more |= {"fingerprint": mark} if mark else {}
     return {
         "format": FORMAT,
-        "versions": {"gpt2onnx": VERSION, **(packages or {})},
+        "versions": dict(versions or {"gpt2onnx": VERSION}),
         "source": {"name": checkpoint.name, "weight_file": checkpoint.weight_file, **more},
         **facts,
         "parameters": ledger.parameters,

@@ -1,0 +1,347 @@
+"""Hold a model folder against what ``convert`` writes for the same source, file by file.
+
+A conversion gives the same bytes every time. So everything but the weights is derived anew, and compared: the graphs
+node by node, JSON key by key, other files line by line. No edit passes, whatever it does to the logits.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from pathlib import Path, PurePath
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from converter.checkpoint.options import SourceOptions
+from converter.checkpoint.source import Checkpoint
+from converter.errors import CheckError
+from converter.files import write_json
+from converter.folder import card, manifest
+from converter.folder.certificate import KEY as CERTIFICATE
+from converter.folder.content import MODEL_IN_PLACE, WEIGHTS_LINK, derive, versions
+from converter.folder.staging import MANIFEST, files_in
+from converter.graph.build import MAX_OPSET, MIN_OPSET
+from converter.parity.verdict.graphs import differences, shown
+from converter.weights import write
+from converter.weights.data_file import Plan
+from converter.weights.ledger import Ledger, read_source
+from converter.weights.precisions import PRECISIONS
+
+CARD = "README.md"
+QUALITY = "quality"  # what a check writes into the manifest
+
+# What the manifest says of the files that the weights were read from: it is compared where they are the same files.
+PROVENANCE = ("source", "ledger")
+
+# What can be changed on purpose by no one: the graph and the weights are the model.
+MODEL_SUFFIXES = (".onnx", ".onnx_data", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that the source does not give.
+
+    Attributes:
+        file: where, from the folder.
+        text: a sentence without the file.
+        key: of a JSON file, the key with dots between its parts; empty for the file as a whole.
+        carried: whether the source's own file says otherwise, whatever version of gpt2onnx wrote the folder.
+    """
+
+    file: str
+    text: str
+    key: str = ""
+    carried: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What the comparison found.
+
+    Attributes:
+        faults: a sentence for each difference.
+        allowed: the differences that the user accepts.
+        notes: sentences that qualify the verdict.
+        writer: if another version wrote the folder otherwise than this one would, its name; else empty.
+        files: how many were compared; none of a folder without our manifest.
+    """
+
+    faults: tuple[str, ...] = ()
+    allowed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    writer: str = ""
+    files: int = 0
+
+
+def parse_allowed(given: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Return ``FILE[:KEY]`` as pairs of file and key.
+
+    Raises:
+        CheckError: it names the graph or the weights.
+    """
+    pairs = []
+    for one in given:
+        file, _, key = one.partition(":")
+        if file.endswith(MODEL_SUFFIXES):
+            raise CheckError(f"{file} cannot be allowed to differ: graph and weights are the model; convert it again")
+        pairs.append((PurePath(file).as_posix(), key))
+    return tuple(pairs)
+
+
+def reproduce(
+    out: Path, checkpoint: Checkpoint, ledger: Ledger, allowed: tuple[tuple[str, str], ...] = ()
+) -> Reproduction:
+    """Compare a model folder with what a conversion of ``checkpoint`` writes.
+
+    Args:
+        allowed: files and keys that may differ, as ``parse_allowed`` gives them.
+
+    Raises:
+        GPT2Error: a file of the source is damaged.
+    """
+    values = manifest.read(out)
+    if "precisions" not in values or manifest.TARGET in values:
+        return Reproduction(notes=(f"{out} has no {MANIFEST} of a conversion: its files are held against none",))
+    wrong = _unusable(values)
+    if wrong:
+        return Reproduction((f"{MANIFEST}: {wrong}",), files=1)
+    found, notes = _compared(out, checkpoint, ledger, values)
+    judged = [difference for difference in found if not _is_allowed(difference, allowed)]
+    accepted = tuple(str(difference) for difference in found if _is_allowed(difference, allowed))
+    writer = _writer(values)
+    faults = [difference for difference in judged if difference.carried or not writer]
+    otherwise = sorted({difference.file for difference in judged} - {difference.file for difference in faults})
+    if otherwise:
+        notes.append(f"{writer} wrote {', '.join(otherwise)} otherwise than this version does; the numbers decide")
+    return Reproduction(
+        tuple(map(str, faults)), accepted, tuple(notes), writer if otherwise else "", len(files_in(out))
+    )
+
+
+def _unusable(values: Mapping[str, Any]) -> str:
+    """Say what of a manifest cannot be what a conversion wrote; nothing if a folder can be derived from it."""
+    there = values["precisions"]
+    if not isinstance(there, dict) or not there:
+        return f"precisions {shown(there)}; expected some of {', '.join(PRECISIONS)}"
+    for name, facts in there.items():
+        row = PRECISIONS.get(name)
+        if row is None or not isinstance(facts, dict):
+            return f"precisions.{name} is none of {', '.join(PRECISIONS)}"
+        if type(facts.get("opset")) is not int or not MIN_OPSET <= facts["opset"] <= MAX_OPSET:
+            return f"precisions.{name}.opset {facts.get('opset')!r}; expected {MIN_OPSET} to {MAX_OPSET}"
+        if facts.get("model") not in (row.model, MODEL_IN_PLACE):
+            return f"precisions.{name}.model {facts.get('model')!r}; the source gives {row.model!r}"
+    return ""
+
+
+def _compared(
+    out: Path, checkpoint: Checkpoint, ledger: Ledger, values: Mapping[str, Any]
+) -> tuple[list[Difference], list[str]]:
+    """Derive the folder and compare it; return the differences, and sentences that qualify them."""
+    there: dict[str, Any] = values["precisions"]
+    in_place = any(facts["model"] == MODEL_IN_PLACE for facts in there.values())
+    source = _object(values, "source")
+    called = replace(
+        checkpoint,
+        name=str(source.get("name", checkpoint.name)),
+        adapter_name=str(source.get("adapter", checkpoint.adapter_name)),
+    )
+    keep = files_in(out) - set(map(str, values.get("files", ()))) - {MANIFEST} if in_place else set()
+    found: list[Difference] = []
+    places = {}
+    for name in there:
+        if in_place:
+            places[name] = _places_in_place(out, checkpoint, ledger)
+            continue
+        layout, row = write.plan(ledger, PRECISIONS[name]), PRECISIONS[name]
+        begin, wrong = _data_header(out / row.data, layout)
+        found += [Difference(row.data, text) for text in wrong]
+        moved = begin - len(layout.header)
+        places[name] = {
+            key: (file, offset + moved, length) for key, (file, offset, length) in write.places(layout, row).items()
+        }
+    with tempfile.TemporaryDirectory(prefix="gpt2onnx-check-") as folder:
+        stage = Path(folder)
+        derive(called, ledger, there, places, stage, keep)
+        expected = manifest.read(stage)
+        notes = _same_source(expected, values)
+        _take_measured(expected, values)
+        (stage / CARD).write_text(card.render(expected, ledger.config), encoding="utf-8")
+        earned = {CERTIFICATE: values[CERTIFICATE]} if CERTIFICATE in values else {}
+        write_json(stage / MANIFEST, expected | earned)
+        found += _files(out, stage, keep, checkpoint)
+    return found, notes
+
+
+def _places_in_place(out: Path, checkpoint: Checkpoint, ledger: Ledger) -> dict[str, tuple[str, int, int]]:
+    """Return where the graph of a folder that was converted in place finds its weights: in the folder's own files."""
+    if os.path.realpath(out) != os.path.realpath(checkpoint.folder):
+        _, ledger = read_source(out, SourceOptions(head=ledger.config.head))
+    return {name: (weight.file.name, weight.offset, weight.nbytes) for name, weight in ledger.weights.items()}
+
+
+def _same_source(expected: dict[str, Any], values: Mapping[str, Any]) -> list[str]:
+    """Take over what ``values`` says of the source's files if it was read from others; return a note on it."""
+    ours, theirs = (_object(one, "source").get("fingerprint") for one in (expected, values))
+    if ours == theirs:
+        return []
+    expected.update({key: values[key] for key in PROVENANCE if key in values})
+    return [f"{MANIFEST} names another file of weights than SOURCE's; its list of tensors is not compared"]
+
+
+def _take_measured(expected: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Take over what a check measured and what wrote the folder: neither follows from the source."""
+    if isinstance(values.get("versions"), dict):
+        expected["versions"] = values["versions"]
+    for name, facts in expected["precisions"].items():
+        if QUALITY in values["precisions"][name]:
+            facts[QUALITY] = values["precisions"][name][QUALITY]
+
+
+def _object(values: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return the object at a key; empty if something else is there."""
+    value = values.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _writer(values: Mapping[str, Any]) -> str:
+    """Return the versions that wrote a folder, if this process has others."""
+    wrote, ours = values.get("versions"), versions()
+    if not isinstance(wrote, dict):
+        return ""
+    return ", ".join(f"{name} {wrote[name]}" for name in ours if name in wrote and wrote[name] != ours[name])
+
+
+def _data_header(file: Path, layout: Plan) -> tuple[int, list[str]]:
+    """Return where the weights begin in a data file, and what its header says otherwise than the layout.
+
+    The header may be padded to another length: that depends on where the source has its weights.
+    """
+    begin = len(layout.header)
+    try:
+        with file.open("rb") as opened:
+            begin = 8 + int.from_bytes(opened.read(8), "little")
+            header = opened.read(min(begin - 8, 2 * len(layout.header) + (1 << 16)))
+        text = json.loads(header)
+    except (OSError, ValueError) as error:
+        return len(layout.header), [f"has no safetensors header ({error})"]
+    wanted = layout.header[8:].rstrip(b" ")
+    if header.rstrip(b" ") != wanted:
+        differing = _json("", text, json.loads(wanted))
+        return len(layout.header), [f"header: {next((d.text for d in differing), 'is written otherwise')}"]
+    size = begin + layout.nbytes - len(layout.header)
+    if file.stat().st_size != size:
+        return begin, [f"has {file.stat().st_size} bytes; the source gives {size}"]
+    return begin, []
+
+
+def _files(out: Path, stage: Path, keep: set[str], checkpoint: Checkpoint) -> Iterator[Difference]:
+    """Compare the files of a folder with those of the derived one, ``stage``."""
+    data = {row.data for row in PRECISIONS.values()}
+    ours, theirs = files_in(out) - keep, files_in(stage) - keep
+    for name in sorted(theirs - ours):
+        if name != WEIGHTS_LINK:  # a copy or an archive may have lost it, and transformers alone opens it
+            yield Difference(name, "is missing")
+    for name in sorted(ours - theirs):
+        if not any(part.startswith(".") for part in Path(name).parts):
+            yield Difference(name, f"is no file of the conversion: remove it, or accept it with --allow {name}")
+    for name in sorted(ours & theirs - data):
+        carried = name in checkpoint.companions and filecmp.cmp(stage / name, checkpoint.companions[name], False)
+        if name == WEIGHTS_LINK:
+            yield from _link(out, stage)
+        elif name.endswith(".onnx"):
+            yield from _graph(out / name, stage / name, name)
+        else:
+            yield from (replace(one, carried=carried) for one in _file(out / name, stage / name, name))
+
+
+def _link(out: Path, stage: Path) -> Iterator[Difference]:
+    """Compare the name that transformers has for the weights; a copy may have made a file of the link."""
+    wanted = os.readlink(stage / WEIGHTS_LINK)
+    link = out / WEIGHTS_LINK
+    if link.is_symlink():
+        if os.readlink(link) != wanted:
+            yield Difference(WEIGHTS_LINK, f"is a link to {os.readlink(link)}; the source gives {wanted}")
+    elif not (out / wanted).is_file() or not filecmp.cmp(link, out / wanted, shallow=False):
+        yield Difference(WEIGHTS_LINK, f"is another file than {wanted}")
+
+
+def _graph(ours: Path, theirs: Path, name: str) -> Iterator[Difference]:
+    try:
+        found = onnx.load(ours, load_external_data=False)
+    except (DecodeError, OSError, ValueError) as error:
+        yield Difference(name, f"is no ONNX file ({error})")
+        return
+    for text in differences(found, onnx.load(theirs, load_external_data=False)):
+        yield Difference(name, text)
+
+
+def _file(ours: Path, theirs: Path, name: str) -> Iterator[Difference]:
+    """Compare a file: JSON key by key, anything else line by line."""
+    found, wanted = ours.read_bytes(), theirs.read_bytes()
+    if found == wanted:
+        return
+    if ours.suffix == ".json":
+        try:
+            values = json.loads(found, object_pairs_hook=_once)
+        except (ValueError, RecursionError) as error:
+            yield Difference(name, f"cannot be read as JSON ({error})")
+            return
+        yield from _json(name, values, json.loads(wanted))
+        return
+    lines = zip_longest(found.splitlines(), wanted.splitlines())
+    at, (line, given) = next((i, pair) for i, pair in enumerate([*lines, (found, wanted)], 1) if pair[0] != pair[1])
+    yield Difference(name, f"line {at} is {_text(line)}; the source gives {_text(given)}")
+
+
+def _text(line: bytes | None) -> str:
+    return "the end" if line is None else shown(line.decode("utf-8", errors="replace"))
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON whose keys are all different: readers disagree on one that stands there twice."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"the key {twice!r} stands there twice")
+    return values
+
+
+def _json(file: str, ours: Any, theirs: Any, key: str = "") -> Iterator[Difference]:
+    """Yield the values that differ, each with its key."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for name in sorted(ours.keys() | theirs.keys()):
+            path = f"{key}.{name}" if key else name
+            if name not in theirs:
+                yield Difference(file, f"{path} {shown(ours[name])}; the source gives none", path)
+            elif name not in ours:
+                yield Difference(file, f"lacks {path}; the source gives {shown(theirs[name])}", path)
+            else:
+                yield from _json(file, ours[name], theirs[name], path)
+    elif isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        for at, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            yield from _json(file, one, other, f"{key}[{at}]")
+    elif repr(ours) != repr(theirs):  # which tells 1 from 1.0 and True, and knows NaN
+        if isinstance(ours, list) and isinstance(theirs, list):
+            yield Difference(file, f"{key} has {len(ours)} entries; the source gives {len(theirs)}", key)
+        else:
+            yield Difference(file, f"{key} {shown(ours)}; the source gives {shown(theirs)}", key)
+
+
+def _is_allowed(difference: Difference, allowed: Iterable[tuple[str, str]]) -> bool:
+    """Tell whether the user accepts a difference: the whole file, or a key with all that lies below it."""
+    return any(
+        file == difference.file and (not key or re.fullmatch(rf"{re.escape(key)}([.\[].*)?", difference.key, re.DOTALL))
+        for file, key in allowed
+    )
