@@ -60,9 +60,9 @@ def parse_limits(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str,
         "gpt2onnx check --prove      # would it notice? 44 defects are tried",
     ],
     groups={
-        "How it is judged": ("level", "limits", "text", "logits_only", "layers", "also", "provider"),
+        "How it is judged": ("level", "limits", "text", "logits_only", "layers", "also", "allow", "provider"),
         **SOURCE_GROUP,
-        "Output": ("report", "junit", *OUTPUT_GROUP["Output"]),
+        "Output": ("report", "junit", "no_certificate", *OUTPUT_GROUP["Output"]),
     },
 )
 @click.argument("source", required=False, shell_complete=complete_paths("file"), help=source_help)
@@ -90,6 +90,12 @@ def parse_limits(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str,
     type=click.Path(path_type=Path),
     help="Another exporter's ONNX file, held against SOURCE too. Repeatable.",
 )
+@click.option(
+    "--allow",
+    metavar="FILE[:KEY]",
+    multiple=True,
+    help="Accept what was changed on purpose in this file, or at this key of a JSON file. Repeatable.",
+)
 @click.option("--logits-only", is_flag=True, help="Do not compare files: let the logits alone decide.")
 @click.option(
     "--limit",
@@ -104,6 +110,7 @@ def parse_limits(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str,
 @source_options
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with tables and plots.")
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write JUnit XML, for CI systems.")
+@click.option("--no-certificate", is_flag=True, help="Write no verdict into OUT.")
 @json_option
 @debug_option
 def check(
@@ -114,12 +121,14 @@ def check(
     prove: bool,
     text: Path | None,
     also: tuple[Path, ...],
+    allow: tuple[str, ...],
     logits_only: bool,
     limits: dict[str, float],
     provider: str,
     read_as: SourceOptions,
     report: Path | None,
     junit: Path | None,
+    no_certificate: bool,
     as_json: bool,
 ) -> None:
     """Prove that the model folder OUT is SOURCE; exit with 1 if it is not.
@@ -149,6 +158,8 @@ def check(
         text=text,
         also=also,
         files=not logits_only,
+        allow=allow,
+        certify=not no_certificate,
         limits=limits,
         **vars(read_as),
     )

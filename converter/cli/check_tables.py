@@ -57,6 +57,8 @@ def print_report(report: Report, layers: bool = False) -> None:
     if report.exactness:
         row(f"{report.initializers} initializers", "bit for bit", blank, mark(bool(report.exactness_faults)))
         row("config and tokenizer", "as the source's", blank, mark(bool(report.beside_faults)))
+    if report.files:
+        row(f"{report.files} files", "as convert writes them", blank, mark(bool(report.reproduction_faults)))
     for leg in report.legs:
         row(leg.name, leg.kind, [LEG_COLUMNS[number](leg) for number in numbers], leg_mark(leg))
     out.print(legs)
@@ -72,7 +74,7 @@ def print_report(report: Report, layers: bool = False) -> None:
     print_diagnosis(out, report)
     for fault in report.other_faults:
         out.print(f"note: {fault}", markup=False)
-    out.print(f"[{'green' if report.passed else 'red'} bold]{'MATCH' if report.passed else 'MISMATCH'}[/]: ", end="")
+    out.print(f"[{'green' if report.passed else 'red'} bold]{report.headline}[/]: ", end="")
     out.print(report.verdict, markup=False)
 
 

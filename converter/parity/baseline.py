@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
@@ -21,7 +21,7 @@ from converter import tokenizer
 from converter.checkpoint.source import Checkpoint
 from converter.errors import CheckError
 from converter.parity.legs import leg as legs
-from converter.parity.legs.cases import Case, Level, grid, held_out_tokens, tokens_of
+from converter.parity.legs.cases import Case, Level, grid, held_out_tokens, shapes, special_ids, tokens_of
 from converter.parity.legs.huggingface import HuggingFace
 from converter.parity.legs.identity import Identity, LegKind, Runner
 from converter.parity.legs.leg import Leg
@@ -41,18 +41,25 @@ class LegSpec(Identity):
         open: opens what computes it.
         limit: see ``MeasuredLeg``.
         cases: which cases it is run on.
+        truths: the logits that it is held against, by case, if they are not those of the source's own weights.
         note: after the run, a sentence that qualifies the verdict; None if there is nothing to say.
     """
 
     open: Callable[[], Leg]
     limit: float = 0.0
     cases: Callable[[Case], bool] = lambda case: True
+    truths: Callable[[list[Case]], Mapping[str, np.ndarray]] | None = None
     note: Callable[[], str | None] = lambda: None
 
 
 def short(case: Case) -> bool:
     """All but the longest case."""
-    return not case.long
+    return not case.long and not case.shape
+
+
+def usual(case: Case) -> bool:
+    """All but those that are there for their shape."""
+    return not case.shape
 
 
 def prefill(case: Case) -> bool:
@@ -96,8 +103,9 @@ class Baseline:
         began = time.monotonic()
         leg = row.open()
         cases = [case for case in self.cases if row.cases(case)]
+        true = row.truths(cases) if row.truths is not None else self.truths
         distances = {
-            case.name: metrics.compare(self.truths[case.name], leg(case), case.real, case.following) for case in cases
+            case.name: metrics.compare(true[case.name], leg(case), case.real, case.following) for case in cases
         }
         scored = tuple(case.name for case in cases if case.scored)
         seconds = time.monotonic() - began
@@ -125,10 +133,11 @@ def measure_source(
     config, huggingface = ledger.config, huggingface or HuggingFace(checkpoint, ledger)
     read = tokenizer.from_source(checkpoint.companions, checkpoint.tokenizer)
     tokens, what = held_out_tokens(read, config) if text is None else tokens_of(text, read, config)
-    cases = grid(config, tokens, level)
+    cases = [*grid(config, tokens, level), *shapes(config, tokens, special_ids(read, checkpoint.config_values), level)]
     step("the truth: reference in float64")
     true = truths(config, ledger.weights, cases)
-    scale = metrics.scale(true, {case.name: case.real for case in cases}, config.head)
+    measured = {case.name: case.real for case in cases if usual(case)}
+    scale = metrics.scale({name: true[name] for name in measured}, measured, config.head)
     if not math.isfinite(scale):
         raise CheckError(
             f"{checkpoint.folder} gives logits that are NaN or infinite, even in float64; its weights are damaged"
@@ -159,17 +168,17 @@ def source_rows(huggingface: HuggingFace, ledger: Ledger, limits: Limits, level:
         return legs.reference(ledger.config, ledger.weights, torch.float32)
 
     exact, full = limits.huggingface_float64, level is Level.FULL
-    asked: dict[str, Any] = {"cases": (lambda case: True) if full else short}
+    asked: dict[str, Any] = {"cases": usual if full else short}
     eager = hf("float32", "eager", LegKind.NOISE, **asked)
     rows = [
         eager,
         replace(eager, name=f"{eager.name}, 1 thread", open=one_thread, cases=prefill),
-        hf("float32", "sdpa", LegKind.NOISE),
+        hf("float32", "sdpa", LegKind.NOISE, cases=usual),
         hf("float64", "eager", LegKind.SEMANTICS, limit=exact, **asked),
     ]
     if full:
-        rows.append(hf("float64", "sdpa", LegKind.SEMANTICS, limit=exact))
+        rows.append(hf("float64", "sdpa", LegKind.SEMANTICS, limit=exact, cases=usual))
         for dtype, attention in product(("float16", "bfloat16"), ("eager", "sdpa")):
-            rows.append(hf(dtype, attention, LegKind.HALF, budget=dtype))
+            rows.append(hf(dtype, attention, LegKind.HALF, budget=dtype, cases=usual))
     rows.append(LegSpec("reference float32", LegKind.NUMERICS, reference, runner=Runner.REFERENCE, **asked))
     return rows

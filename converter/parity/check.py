@@ -52,6 +52,7 @@ def check(
     text: str | os.PathLike[str] | None = None,
     limits: Mapping[str, float] | None = None,
     files: bool = True,
+    allow: Iterable[str] = (),
     layers: bool = False,
     also: Iterable[str | os.PathLike[str]] = (),
     certify: bool = True,
@@ -75,6 +76,7 @@ def check(
         text: a file whose text is fed, plain or JSONL; by default held-out text that ships with gpt2onnx.
         limits: what ``converter.parity.verdict.Limits`` allows, otherwise than by default.
         files: compare initializers, config and tokenizer; without, the logits alone decide.
+        allow: files, or keys of JSON files (``FILE:KEY``), that may differ from what ``convert`` writes.
         layers: compare every operation, even if nothing is wrong.
         also: other ONNX files, with the inputs and outputs that Optimum gives them, to hold against the source.
         activation, adapter, head: as for ``convert``.
@@ -95,10 +97,14 @@ def check(
     from converter.parity.report.report import together
     from converter.parity.verdict.beside import compare_config
     from converter.parity.verdict.limits import Limits
+    from converter.parity.verdict.reproduction import parse_allowed
     from converter.runtime.ort import provider_name
 
     began = time.monotonic()
-    folder, examination = Path(out), Examination(provider, files, layers, tuple(Path(file) for file in also))
+    folder = Path(out)
+    examination = Examination(
+        provider, files, allowed=parse_allowed(allow), layers=layers, also=tuple(Path(file) for file in also)
+    )
     allowed, asked = Limits.from_settings(limits or {}), Level.parse(level)
     provider_name(provider)
     for file in examination.also:
@@ -111,8 +117,8 @@ def check(
     graphs_of(folder, ledger.per_graph[0].config.head)
     compare_config(folder, checkpoint, ledger)
     # Another file is held against the first graph only.
-    alone = replace(examination, also=())
-    parts = [(part, alone if at else examination) for at, part in enumerate(ledger.per_graph)]
+    first, *others = ledger.per_graph
+    parts = [(first, replace(examination, whole=ledger)), *((part, replace(examination, also=())) for part in others)]
     opened = [HuggingFace(checkpoint, part) for part, _ in parts]
     rows = [len(source_rows(source, part, allowed, asked)) for source, (part, _) in zip(opened, parts, strict=True)]
     rows += [len(folder_rows(part, allowed, asked, folder, each, {})) for part, each in parts]
@@ -124,6 +130,8 @@ def check(
     report = together(reports, [part.config.head for part, _ in parts])
     report = replace(report, source=os.fspath(source), seconds=time.monotonic() - began)
     certify = certify and files and (folder / MANIFEST).is_file()
+    # A check against another source says nothing about a certificate that was earned by these very files.
+    certify = certify and (report.passed or not certificate.holds(folder))
     return _certified(report, checkpoint, ledger) if certify else report
 
 
@@ -144,8 +152,9 @@ def _certified(report: Report, checkpoint: Checkpoint, ledger: Ledger) -> Report
     from converter.parity.report.quality import recorded
 
     try:
-        values = recorded(Path(report.out), report)
+        values = recorded(Path(report.out), report) if report.passed else None
         facts = {"level": report.level, "limits": dict(report.limits), "legs": legs}
+        facts |= {"allowed": list(report.allowed)} if report.allowed else {}
         certificate.write(Path(report.out), read, report.passed, report.verdict, facts, values)
     except OutputError as error:
         return replace(report, notes=(*report.notes, f"no certificate: {error}"))

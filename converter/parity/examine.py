@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -19,10 +18,10 @@ import torch
 import transformers
 from google.protobuf.message import DecodeError
 
-from converter.errors import CheckError
+from converter.errors import CheckError, ModelFolderError
 from converter.folder import manifest
 from converter.folder.staging import second_graph
-from converter.parity.baseline import Baseline, LegSpec, short
+from converter.parity.baseline import Baseline, LegSpec, short, usual
 from converter.parity.diagnosis.diagnose import FLOAT32_LIMIT, FLOAT64_LIMIT, Diagnosis, Subject, diagnose
 from converter.parity.diagnosis.operations import Operations
 from converter.parity.diagnosis.taps import (
@@ -41,19 +40,22 @@ from converter.parity.legs.half import Rounded
 from converter.parity.legs.huggingface import HuggingFace
 from converter.parity.legs.identity import LegKind, Runner
 from converter.parity.legs.memory import release_memory
+from converter.parity.legs.shipped import as_shipped
+from converter.parity.legs.truth import truths
 from converter.parity.legs.widen import graph_session, widened_session
 from converter.parity.report.report import Details, Report
 from converter.parity.verdict.beside import compare_config, compare_tokenizer
 from converter.parity.verdict.exactness import Exactness, compare_initializers
 from converter.parity.verdict.judge import Judge, MeasuredLeg
 from converter.parity.verdict.limits import Limits
+from converter.parity.verdict.reproduction import Reproduction, reproduce
 from converter.runtime.heads import load as load_head
 from converter.runtime.in_place import can_be_rewritten
 from converter.runtime.ort import OPEN_ERRORS
 from converter.runtime.session import load, model_file
 from converter.version import VERSION
 from converter.weights.ledger import Ledger
-from converter.weights.precisions import FULL, PRECISIONS
+from converter.weights.precisions import FULL, PRECISIONS, Precision
 from reference.config import GPT2Config
 from reference.head import HEADS, LM
 
@@ -65,12 +67,17 @@ class Examination:
     Attributes:
         provider: of ONNX Runtime, for the shipped graph.
         files: compare the files too; without, the logits alone decide.
+        whole: the ledger of the whole model, from which every file of the folder is derived and compared; None for
+            the second graph of a model, whose files were compared with the first.
+        allowed: files and keys that may differ, as ``parse_allowed`` gives them.
         layers: localise even if nothing is wrong.
         also: other ONNX files with Optimum's inputs and outputs, to be held against the same source.
     """
 
     provider: str = "cpu"
     files: bool = True
+    whole: Ledger | None = None
+    allowed: tuple[tuple[str, str], ...] = ()
     layers: bool = False
     also: tuple[Path, ...] = ()
 
@@ -114,19 +121,24 @@ def examine(
     """
     began = time.monotonic()
     graphs = graphs_of(out, baseline.ledger.config.head)
-    beside, exactness = _files(baseline, out, graphs, asked, step)
+    beside, exactness, reproduction = _files(baseline, out, graphs, asked, step)
     settings: dict[str, Any] = {}
     rows = folder_rows(baseline.ledger, baseline.limits, baseline.level, out, asked, settings)
-    legs_of_folder, notes = _legs(baseline, rows, step)
+    edited = bool(reproduction.faults or exactness.faults)
+    legs_of_folder, notes, unrunnable = _legs(baseline, rows, step, edited)
     measured, judge = [*baseline.legs, *legs_of_folder], baseline.judge
     release_memory(baseline.ledger.parameters)
     guilty = [leg for leg in measured if leg.kind not in (LegKind.OTHER, LegKind.LOSSY) and judge.fault(leg)]
     located = diagnosis = None
-    explains = FULL in graphs and (guilty or asked.layers)
-    step("where the error comes from" if explains else "the verdict")
-    if explains:
-        with running(graphs[FULL]):
-            located, diagnosis = _explain(baseline, graphs[FULL], guilty, judge, cache or TapCache(baseline))
+    explained = _to_explain(graphs, guilty, asked.layers)
+    step("where the error comes from" if explained else "the verdict")
+    if explained:
+        try:
+            located, diagnosis = _explain(
+                baseline, graphs[explained], PRECISIONS[explained], guilty, judge, cache or TapCache(baseline)
+            )
+        except UNRUNNABLE as error:
+            unrunnable += [_cannot_be_run(graphs[explained], error, edited, ", looked into,")]
     floor_rms, floor_maximum = _noise_floor(baseline, measured[0], judge)
     return Report(
         source=os.fspath(baseline.checkpoint.name),
@@ -142,10 +154,15 @@ def examine(
         initializers=exactness.compared,
         exactness_faults=exactness.faults,
         beside_faults=tuple(beside),
+        reproduction_faults=reproduction.faults,
+        files=reproduction.files,
+        allowed=reproduction.allowed,
+        unproven=reproduction.unproven,
+        run_faults=tuple(unrunnable),
         legs=tuple(judge.report(leg) for leg in sorted(measured, key=lambda leg: list(LegKind).index(leg.kind))),
         localisation=located,
         diagnosis=diagnosis,
-        notes=(*baseline.notes, *notes),
+        notes=(*baseline.notes, *reproduction.notes, *notes),
         seconds=time.monotonic() - began,
         details=Details(baseline, tuple(measured), judge),
     )
@@ -159,28 +176,24 @@ def _noise_floor(baseline: Baseline, leg: MeasuredLeg, judge: Judge) -> tuple[fl
 
 def _files(
     baseline: Baseline, out: Path, graphs: Mapping[str, Path], asked: Examination, step: Callable[[str], None]
-) -> tuple[list[str], Exactness]:
+) -> tuple[list[str], Exactness, Reproduction]:
     """What the files themselves say."""
     step("every initializer, bit for bit")
     beside = compare_config(out, baseline.checkpoint, baseline.ledger)
     if not asked.files:
-        return [], Exactness(0, ())
+        return [], Exactness(0, ()), Reproduction()
     beside += compare_tokenizer(out, baseline.checkpoint)
     found = [compare_initializers(file, baseline.ledger, PRECISIONS[name]) for name, file in graphs.items()]
-    return beside, Exactness(sum(one.compared for one in found), tuple(fault for one in found for fault in one.faults))
+    whole = asked.whole
+    derived = reproduce(out, baseline.checkpoint, whole, asked.allowed) if whole is not None else Reproduction()
+    faults = tuple(fault for one in found for fault in one.faults)
+    return beside, Exactness(sum(one.compared for one in found), faults), derived
 
 
-@contextmanager
-def running(file: Path, how: str = "") -> Iterator[None]:
-    """Say of which file ONNX Runtime complains.
-
-    Raises:
-        CheckError: ONNX Runtime cannot open or run it.
-    """
-    try:
-        yield
-    except (*OPEN_ERRORS, DecodeError, legs.InterfaceError) as error:
-        raise CheckError(f"{file} cannot be run{how} by ONNX Runtime ({error})") from error
+# What ONNX Runtime and the protobuf library raise of a graph that cannot be run; and what else an edited one may raise,
+# where something is not as a converter writes it.
+REFUSED = (*OPEN_ERRORS, DecodeError, legs.InterfaceError)
+UNRUNNABLE = (*REFUSED, ModelFolderError, ValueError, LookupError, TypeError)
 
 
 def folder_rows(
@@ -210,9 +223,8 @@ def folder_rows(
         opened = partial(runtime, precision)
         if precision == FULL:
             return LegSpec("ONNX Runtime float32", LegKind.NUMERICS, opened, **which)
-        return LegSpec(
-            f"ONNX Runtime {precision}", LegKind.LOSSY, opened, budget=PRECISIONS[precision].budget_name, **which
-        )
+        name, budget = f"ONNX Runtime {precision}", PRECISIONS[precision].budget_name
+        return LegSpec(name, LegKind.LOSSY, opened, cases=usual, budget=budget, **which)
 
     def in_place(precision: str) -> LegSpec:
         leg, opened = shipped(precision), partial(runtime, precision, in_place=True)
@@ -220,8 +232,10 @@ def folder_rows(
 
     rows: list[tuple[Path, LegSpec]] = []
     if FULL in graphs:
-        rows += [(graphs[FULL], shipped(FULL)), (graphs[FULL], _widened(graphs[FULL], config, limits, level))]
-    rows += [(file, shipped(precision)) for precision, file in graphs.items() if precision != FULL]
+        rows += [(graphs[FULL], shipped(FULL)), (graphs[FULL], _widened(graphs[FULL], FULL, ledger, limits, level))]
+    for precision, file in graphs.items():
+        if precision != FULL:
+            rows += [(file, shipped(precision)), (file, _widened(file, precision, ledger, limits, level))]
     if config.head == LM and asked.provider == "cpu":  # as ``generate`` runs it
         can = ((file, in_place(precision)) for precision, file in graphs.items() if can_be_rewritten(file))
         rows += islice(can, 1)  # one precision stands for all, whose weights alone differ
@@ -231,17 +245,31 @@ def folder_rows(
     return rows
 
 
-def _widened(file: Path, config: GPT2Config, limits: Limits, level: Level) -> LegSpec:
-    """The shipped graph in float64."""
-    cases = (lambda case: True) if level is Level.FULL else short
+def _in_float64(case: Case, everything: bool) -> bool:
+    """Tell whether a case is fed to a graph in float64: the long ones only if everything is, and never all tokens of
+    the vocabulary, which cost as much as all else."""
+    return not case.long or (everything and usual(case))
+
+
+def _widened(file: Path, precision: str, ledger: Ledger, limits: Limits, level: Level) -> LegSpec:
+    """A shipped graph in float64, held against the reference with the same numbers for weights.
+
+    What rounding the weights costs is left to the budget of a precision; here its mathematics is judged alone.
+    """
+    config = ledger.config
+
+    def truth(cases: list[Case]) -> Mapping[str, np.ndarray]:
+        return truths(config, as_shipped(ledger, file, PRECISIONS[precision]).weights, cases)
+
     return LegSpec(
-        "ONNX graph in float64",
+        "ONNX graph in float64" if precision == FULL else f"ONNX {precision} graph in float64",
         LegKind.SEMANTICS,
-        lambda: legs.graph(widened_session(file), config, np.float64),
+        lambda: legs.graph(widened_session(file, config=config), config, np.float64),
         limits.graph_float64,
-        cases,
+        partial(_in_float64, everything=level is Level.FULL and precision == FULL),
+        truths=None if precision == FULL else truth,
         runner=Runner.WIDENED,
-        precision=FULL,
+        precision=precision,
         graph=os.fspath(file),
     )
 
@@ -259,6 +287,7 @@ def _rounded(ledger: Ledger) -> LegSpec:
         "float16, every operation rounded",
         LegKind.LOSSY,
         rounded.open,
+        cases=usual,
         note=lambda: rounded.sentence,
         runner=Runner.ROUNDED,
         precision="fp16",
@@ -267,26 +296,66 @@ def _rounded(ledger: Ledger) -> LegSpec:
 
 
 def _legs(
-    baseline: Baseline, rows: Sequence[tuple[Path, LegSpec]], step: Callable[[str], None]
-) -> tuple[list[MeasuredLeg], list[str]]:
-    """Measure legs; return them, and the sentences that qualify the verdict."""
-    measured, notes = [], []
+    baseline: Baseline, rows: Sequence[tuple[Path, LegSpec]], step: Callable[[str], None], edited: bool
+) -> tuple[list[MeasuredLeg], list[str], list[str]]:
+    """Measure legs; return them, the sentences that qualify the verdict, and one for each graph that cannot be run.
+
+    Args:
+        edited: whether the folder's files are known not to be what a conversion writes.
+    """
+    measured, notes, unrunnable = [], [], []
     for file, row in rows:
         step(row.name)
-        with running(file, " in float64" if row.runner is Runner.WIDENED else ""):
+        try:
             measured.append(baseline.measure(row))
+        except UNRUNNABLE as error:
+            how = " in float64" if row.runner is Runner.WIDENED else ""
+            unrunnable.append(_cannot_be_run(file, error, edited, how))
+            continue
         notes += [note for note in [row.note()] if note]
-    return measured, notes
+    return measured, notes, unrunnable
+
+
+def _cannot_be_run(file: Path, error: Exception, edited: bool, how: str) -> str:
+    """Return the sentence on a graph that cannot be run.
+
+    Raises:
+        CheckError: nobody edited it, so that there is no verdict.
+    """
+    said = f"{file} cannot be run{how} by ONNX Runtime ({error})"
+    if edited:
+        return said
+    if isinstance(error, REFUSED):
+        raise CheckError(said) from error
+    raise error
+
+
+def _to_explain(graphs: Mapping[str, Path], guilty: Sequence[MeasuredLeg], layers: bool) -> str:
+    """Return the precision whose graph is looked into, the full one if it can be blamed; nothing if none is."""
+    blamed = [leg.precision for leg in guilty if leg.runner is Runner.WIDENED]
+    if FULL in graphs and (layers or (guilty and not blamed) or FULL in blamed):
+        return FULL
+    return blamed[0] if blamed else ""
 
 
 def _explain(
-    baseline: Baseline, graph_file: Path, guilty: list[MeasuredLeg], judge: Judge, cache: TapCache
+    baseline: Baseline,
+    graph_file: Path,
+    precision: Precision,
+    guilty: list[MeasuredLeg],
+    judge: Judge,
+    cache: TapCache,
 ) -> tuple[Localisation, Diagnosis | None]:
-    """Where the error arises, and of a mismatch the cause."""
+    """Where the error arises, and of a mismatch the cause. Of a lossy graph the mathematics is looked into alone."""
     config, case = baseline.ledger.config, _telling_case(baseline, guilty, judge)
-    truth, huggingface = cache[case]
+    ledger = as_shipped(baseline.ledger, graph_file, precision)
     exact = graph_taps(graph_file, config, case, float64=True)
-    rounded = graph_taps(graph_file, config, case, float64=False)
+    if precision.name == FULL:
+        truth, huggingface = cache[case]
+        rounded = graph_taps(graph_file, config, case, float64=False)
+    else:
+        truth = huggingface = truth_taps(ledger, case)
+        rounded = exact
     located = localise(tap_names(config), case, truth, rounded, exact, huggingface)
     if not guilty:
         return located, None
@@ -300,7 +369,8 @@ def _explain(
             subject, suspect, limit = Subject.HUGGINGFACE, other, FLOAT64_LIMIT
         elif _agree(other, exact, tap_names(config)[-1], case, baseline.limits.graph_float64 * baseline.scale):
             subject = Subject.REFERENCE
-    return located, diagnose(Operations(baseline.ledger, case, suspect), limit, located, subject)
+    found = diagnose(Operations(ledger, case, suspect), limit, located, subject)
+    return located, found if precision.name == FULL else replace(found, precision=precision.name)
 
 
 def _agree(a: Taps, b: Taps, tap: str, case: Case, limit: float) -> bool:

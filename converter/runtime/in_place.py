@@ -30,6 +30,8 @@ NO_ROTATION = ("", "", "")  # cos_cache, sin_cache, position_ids
 # The attributes of an Attention that means no more than GroupQueryAttention can.
 PLAIN = {"q_num_heads", "kv_num_heads", "scale"}
 
+CACHE_DIMENSIONS = ("batch_size", "n_head", "slots", "head_dim")
+
 GIVEN = {  # inputs in place of the attention mask
     "attention_bias": (TensorProto.FLOAT, ["bias_batch", 1, "sequence_length", "total_sequence_length"]),
     "seqlens_k": (TensorProto.INT32, ["batch_size"]),
@@ -55,7 +57,9 @@ def rewritten(file: Path) -> bytes | None:
     attentions = [node for node in graph.node if node.op_type == ATTENTION]
     cache = [value for value in graph.input if value.name.startswith("past_key_values.")]
     # In a graph of somebody else's the mask may mean more than which tokens are padding.
+    outputs = ["logits", *(value.name.replace("past_key_values.", "present.") for value in cache)]
     ours = model.producer_name == PRODUCER and 2 * len(attentions) == len(cache)
+    ours = ours and [value.name for value in graph.output] == outputs and all(map(_is_cache, graph.output[1:]))
     if not (ours and attentions and all(map(_can_be_in_place, attentions, cache[::2]))):
         return None
     whole = {tuple(node.output): node.input[0] for node in graph.node if node.op_type == "Split"}
@@ -77,8 +81,15 @@ def rewritten(file: Path) -> bytes | None:
 def _can_be_in_place(attention: NodeProto, keys: ValueInfoProto) -> bool:
     """Tell whether GroupQueryAttention can do all that the operator does, on a cache of this type and shape."""
     cache = keys.type.tensor_type
-    plain = {attribute.name for attribute in attention.attribute} == PLAIN
-    return plain and cache.elem_type == TensorProto.FLOAT and cache.shape.dim[3].dim_value % HEAD_DIM_MULTIPLE == 0
+    plain = {attribute.name for attribute in attention.attribute if attribute.type} == PLAIN
+    if not plain or not _is_cache(keys):
+        return False
+    return cache.elem_type == TensorProto.FLOAT and cache.shape.dim[3].dim_value % HEAD_DIM_MULTIPLE == 0
+
+
+def _is_cache(value: ValueInfoProto) -> bool:
+    """Tell whether a value has the four dimensions of a cache."""
+    return len(value.type.tensor_type.shape.dim) == len(CACHE_DIMENSIONS)
 
 
 def _in_place(attention: NodeProto, whole: Mapping[tuple[str, ...], str]) -> NodeProto:

@@ -98,12 +98,12 @@ def unpack(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
     return np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)[:, :count]
 
 
-def dequantize(rows: Rows, blocks: Blocks, width: int) -> np.ndarray:
-    """Return the weights ``[rows, width]`` in float32, as MatMulNBits computes with them."""
+def dequantize(rows: Rows, blocks: Blocks, width: int, dtype: type[np.floating] = np.float32) -> np.ndarray:
+    """Return the weights ``[rows, width]``: in float32 as MatMulNBits computes with them, in float64 exactly."""
     count, size = blocks.count(width), blocks.size_for(width)
-    numbers = unpack(rows.numbers, blocks.bits, count * size).reshape(-1, count, size).astype(np.float32)
+    numbers = unpack(rows.numbers, blocks.bits, count * size).reshape(-1, count, size).astype(dtype)
     zeros = blocks.middle if rows.zero_points is None else unpack(rows.zero_points, blocks.bits, count)[..., None]
-    values = (numbers - np.asarray(zeros, np.float32)) * rows.scales[..., None]
+    values = (numbers - np.asarray(zeros, dtype)) * rows.scales[..., None]
     return values.reshape(len(values), -1)[:, :width]
 
 

@@ -282,7 +282,11 @@ def test_a_graph_that_cannot_run_is_bad_input(save: Save, tmp_path: Path) -> Non
 
     edit_graph(tmp_path / "out" / "onnx" / "model.onnx", break_graph)
     with pytest.raises(GPT2Error, match="cannot be opened by ONNX Runtime"):
-        check(source, tmp_path / "out")
+        check(source, tmp_path / "out", files=False)
+    report = check(source, tmp_path / "out")  # the files say what was edited, and the verdict is theirs
+    assert not report.passed
+    assert "drop: Add inputs ['wte', 'h.0.attn.c_attn.bias']" in report.verdict
+    assert any("cannot be opened by ONNX Runtime" in fault for fault in report.run_faults)
 
 
 def test_check_without_torch_says_what_to_install(monkeypatch: pytest.MonkeyPatch, bundled: Path) -> None:

@@ -81,6 +81,7 @@ class Diagnosis:
         maxima: for each layer the largest absolute value of the truth, to be compared with float16's maximum.
         examined: the number of operations that were examined.
         guilty: the number of operations with a wrong output; the first ``MAX_DIAGNOSED`` of them are explained.
+        precision: of the graph that was examined, if it is another than fp32.
     """
 
     subject: Subject
@@ -89,6 +90,7 @@ class Diagnosis:
     maxima: dict[str, float]
     examined: int
     guilty: int
+    precision: str = ""
 
     @property
     def sentence(self) -> str:
@@ -96,7 +98,8 @@ class Diagnosis:
         if not self.findings:
             return ""
         more = f" (and {len(self.findings) - 1} more)" if len(self.findings) > 1 else ""
-        return self.findings[0].sentence + more
+        where = f"in the {self.precision} graph, " if self.precision else ""
+        return where + self.findings[0].sentence + more
 
 
 def diagnose(

@@ -164,7 +164,8 @@ def graph_taps(file: Path, config: GPT2Config, case: Case, float64: bool) -> Tap
     nodes = onnx.load(file, load_external_data=False).graph.node
     held = {name for node in nodes for name in node.output}
     wanted = [name for name in tap_names(config) if name in held]
-    opened = (widened_session if float64 else graph_session)(file, partial(_expose, wanted))
+    expose = partial(_expose, wanted)
+    opened = widened_session(file, expose, config) if float64 else graph_session(file, expose)
     taps: Taps = {}
     for names in _groups(wanted, config, case):
         record = Recorder(case)

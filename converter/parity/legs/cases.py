@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
@@ -65,6 +66,7 @@ class Case:
         long: whether it is as long as the model allows, which costs more than all other cases together.
         scored: whether perplexity is measured on it; no token of a text that is long enough counts twice.
         predicts: whether each position predicts the token after it; the language model's head alone does.
+        shape: whether it is there for its shape, by which only a graph can go wrong.
         last: of a head that pools, the position in each row that answers for it, ``[batch]``.
     """
 
@@ -76,6 +78,7 @@ class Case:
     long: bool = False
     scored: bool = False
     predicts: bool = True
+    shape: bool = False
     last: np.ndarray | None = None
 
     @cached_property
@@ -141,6 +144,65 @@ def grid(config: GPT2Config, tokens: np.ndarray, level: Level = Level.QUICK) -> 
         windows = min(FULL_WINDOWS, len(tokens) // config.n_positions) if level is Level.FULL else 1
         cases += [_full_length(config.n_positions, tokens, window) for window in range(windows)]
     return cases
+
+
+# Sizes of batches of short rows, up to one that no kernel's block of 32 holds.
+BATCHES = (1, 2, 3, 5, 8, 17, 33)
+ROW_TOKENS = 3  # at most, in a row of such a batch: the vocabulary's logits cost most of the time
+
+# Lengths around these powers of two are fed: kernels and caches work in blocks of such sizes.
+POWERS, FULL_POWERS = range(6), range(15)
+
+KEPT = (1, 2)  # logits asked for: ``generate`` asks for one
+SPECIAL_TOKENS = 24  # at most, between tokens of the text
+
+
+def shapes(config: GPT2Config, tokens: np.ndarray, special: Sequence[int], level: Level = Level.QUICK) -> list[Case]:
+    """Return cases that differ in shape: few logits kept, batches and lengths of many sizes, special tokens.
+
+    A graph can be wrong for some shapes alone, where it decides by them. At the level ``full`` every token of the
+    vocabulary is fed once.
+
+    Args:
+        special: the ids of special tokens.
+    """
+    if config.head != LM:
+        return []
+    length = min(config.n_positions, SHORT_TOKENS)
+    cases = [_row(f"last {kept} logits", tokens[: min(length, 5)], kept) for kept in KEPT]
+    known = [token for token in dict.fromkeys(special) if token < config.vocab_size][:SPECIAL_TOKENS]
+    between = np.array([[token, tokens[at]] for at, token in enumerate(known)], np.int64).reshape(-1)[:length]
+    cases += [_row("special tokens", between)] if len(between) else []
+    cases += [_short_rows(config, tokens, rows) for rows in BATCHES]
+    powers = FULL_POWERS if level is Level.FULL else POWERS
+    lengths = sorted({2**power + off for power in powers for off in (-1, 0, 1)})
+    cases += [_row(f"length {size}", tokens[:size], 1) for size in lengths if 0 < size <= config.n_positions]
+    if level is Level.FULL:
+        rows = np.resize(np.arange(config.vocab_size), (-(-config.vocab_size // length), length))
+        pieces = np.array_split(rows, -(-len(rows) // max(BATCHES)))
+        cases += [
+            Case(f"vocabulary, part {part}", ids, np.ones_like(ids), (length,), 1, long=True, shape=True)
+            for part, ids in enumerate(pieces, 1)
+        ]
+    return cases
+
+
+def _row(name: str, tokens: np.ndarray, keep: int = 0) -> Case:
+    """One row at once."""
+    ids = tokens[None]
+    return Case(name, ids, np.ones_like(ids), (len(tokens),), min(keep, len(tokens)), shape=True)
+
+
+def _short_rows(config: GPT2Config, tokens: np.ndarray, rows: int) -> Case:
+    """Rows of one token and more, padded on the left with token 0, the last token on its own where there are more."""
+    width = min(ROW_TOKENS, config.n_positions)
+    ids = np.zeros((rows, width), np.int64)
+    mask = np.zeros_like(ids)
+    for row in range(rows):
+        size = width - row % width
+        ids[row, width - size :] = np.roll(tokens, -7 * row)[:size]
+        mask[row, width - size :] = 1
+    return Case(f"batch of {rows}", ids, mask, (width - 1, 1) if width > 1 else (1,), shape=True)
 
 
 def _head_grid(config: GPT2Config, tokens: np.ndarray) -> list[Case]:
@@ -217,6 +279,14 @@ def tokens_of(file: Path, tokenizer: Tokenizer | None, config: GPT2Config) -> tu
         raise CheckError(f"{file} is too short: it gives {len(ids)} tokens, a check needs at least {needed}")
     repeated = f", {len(ids)} tokens repeated to fill {config.n_positions}" if len(ids) < config.n_positions else ""
     return np.resize(np.array(ids), max(config.n_positions, len(ids))), f"{file}{repeated}"
+
+
+def special_ids(tokenizer: Tokenizer | None, values: Mapping[str, Any]) -> list[int]:
+    """Return the ids of special tokens: those that ``config.json`` names, and those that the tokenizer added."""
+    named = [values.get(f"{name}_token_id") for name in ("bos", "eos", "pad")]
+    flat = [one for value in named for one in (value if isinstance(value, list) else [value])]
+    added = sorted(tokenizer.get_added_tokens_decoder()) if tokenizer is not None else []
+    return [token for token in (*flat, *added) if type(token) is int and token >= 0]
 
 
 def held_out_tokens(tokenizer: Tokenizer | None, config: GPT2Config) -> tuple[np.ndarray, str]:

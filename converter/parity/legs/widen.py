@@ -17,7 +17,12 @@ import onnxruntime
 from numpy.polynomial.legendre import leggauss
 from onnx import AttributeProto, NodeProto, TensorProto, external_data_helper, helper, numpy_helper
 
+from converter.graph.build import MAX_OPSET, MIN_OPSET, build
+from converter.parity.legs.shipped import shipped_values
 from converter.runtime.ort import CPU_PROVIDER, session_of, session_options
+from converter.weights.precisions import Blocks
+from converter.weights.quantize import Rows, dequantize
+from reference.config import GPT2Config
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
@@ -48,16 +53,26 @@ def graph_session(file: Path, edit: Edit = lambda graph: None) -> OpenedGraph:
     return OpenedGraph(session, [])
 
 
-def widened_session(file: Path, edit: Edit = lambda graph: None) -> OpenedGraph:
-    """The graph in ``file``, widened, on the CPU."""
+def widened_session(file: Path, edit: Edit = lambda graph: None, config: GPT2Config | None = None) -> OpenedGraph:
+    """The graph in ``file``, widened, on the CPU.
+
+    Args:
+        config: says which constants of the mathematics a graph in float16 had to round; they are made whole.
+    """
     model = onnx.load(file, load_external_data=False)
     edit(model.graph)
+    if config is not None:
+        make_constants_whole(model.graph, config)
     options = session_options()
     weights: list[Any] = []
+    products = multiply_in_float64(model.graph, file)
     for tensor in model.graph.initializer:
-        if tensor.data_type not in FLOATS:
+        if tensor.name in products:
+            array = products[tensor.name]
+        elif tensor.data_type in FLOATS:
+            array = numpy_helper.to_array(tensor, base_dir=str(file.parent)).astype(np.float64)
+        else:
             continue
-        array = numpy_helper.to_array(tensor, base_dir=str(file.parent)).astype(np.float64)
         if external_data_helper.uses_external_data(tensor) and array.nbytes > INLINE_BYTES:
             weights.append(onnxruntime.OrtValue.ortvalue_from_numpy(array))
             options.add_initializer(tensor.name, weights[-1])
@@ -75,6 +90,77 @@ def widened_session(file: Path, edit: Edit = lambda graph: None) -> OpenedGraph:
                 attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float64)))
     spell_out(model.graph)
     return OpenedGraph(session_of(model.SerializeToString(), options, file.parent, CPU_PROVIDER), weights)
+
+
+def make_constants_whole(graph: onnx.GraphProto, config: GPT2Config) -> None:
+    """Replace constants in float16 by the numbers that they were rounded from, such as 1.702 of quick_gelu.
+
+    A constant that is the rounding of none of the model's is left as it is, and betrays itself.
+    """
+    constants = [attribute.t for node in graph.node if node.op_type == "Constant" for attribute in node.attribute]
+    constants += [tensor for tensor in graph.initializer if not external_data_helper.uses_external_data(tensor)]
+    rounded = [
+        tensor for tensor in constants if tensor.data_type == TensorProto.FLOAT16 and math.prod(tensor.dims) == 1
+    ]
+    if not rounded:
+        return
+    whole = {float(np.float16(number)): number for number in _constants(config)}
+    for tensor in rounded:
+        value = numpy_helper.to_array(tensor)
+        number = whole.get(float(value.item()), float(value.item()))
+        tensor.CopyFrom(numpy_helper.from_array(np.full(value.shape, number), tensor.name))
+
+
+def _constants(config: GPT2Config) -> set[float]:
+    """Return the constants of the model's graph in float32, in every way to write it."""
+    found = set()
+    for opset in (MIN_OPSET, MAX_OPSET):
+        graph = onnx.load_from_string(build(config, lambda name: ("", 0, 0), opset)).graph
+        tensors = [attribute.t for node in graph.node for attribute in node.attribute if attribute.HasField("t")]
+        for tensor in (*tensors, *graph.initializer):
+            inline = tensor.data_type == TensorProto.FLOAT and not external_data_helper.uses_external_data(tensor)
+            if inline and math.prod(tensor.dims) == 1:
+                found.add(float(numpy_helper.to_array(tensor).item()))
+    return found
+
+
+def multiply_in_float64(graph: onnx.GraphProto, file: Path) -> dict[str, np.ndarray]:
+    """Replace products with quantized weights by products with the same numbers in float64.
+
+    Returns:
+        The new initializers: name → ``[inputs, outputs]``. In the graph they still lie where the quantized ones do.
+    """
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    products: dict[str, np.ndarray] = {}
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        if node.op_type != "MatMulNBits":
+            nodes.append(node)
+            continue
+        x, numbers, scales, zero_points, _, bias = [*node.input, "", "", ""][:6]
+        name = f"{numbers}/float64"
+        if name not in products:
+            parts = [initializers[part] for part in (numbers, scales, zero_points) if part]
+            products[name] = _dequantized(node, [shipped_values(file, part) for part in parts])
+            tensor = graph.initializer.add()
+            tensor.CopyFrom(initializers[numbers])
+            tensor.name, tensor.dims[:] = name, products[name].shape
+        write = Writer(nodes, node.output[0])
+        product = write.MatMul(x, name)
+        result = write.Add(product, bias) if bias else product
+        nodes.append(helper.make_node("Identity", [result], [node.output[0]]))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return products
+
+
+def _dequantized(node: NodeProto, parts: list[np.ndarray]) -> np.ndarray:
+    """Return the weight of a MatMulNBits, ``[inputs, outputs]`` float64."""
+    given = {attribute.name: attribute.i for attribute in node.attribute}
+    outputs, inputs = given["N"], given["K"]
+    blocks = Blocks(given["bits"], given["block_size"], symmetric=len(parts) == 2)
+    rows = [part.reshape(outputs, -1) for part in parts]
+    return np.ascontiguousarray(dequantize(Rows(*rows, *[None] * (3 - len(rows))), blocks, inputs, np.float64).T)
 
 
 class Writer:
@@ -154,6 +240,9 @@ def spell_out(graph: onnx.GraphProto) -> None:
             result = SPELLED_OUT[node.op_type](write, node.input[0], **attributes)
             nodes.append(helper.make_node("Identity", [result], [node.output[0]]))
             continue
+        softmax = _attribute(node, "softmax_precision") if node.op_type == "Attention" else None
+        if softmax is not None:
+            softmax.i = TensorProto.DOUBLE
         scale = _attribute(node, "scale") if node.op_type == "Attention" else None
         if scale is not None:
             node.input[0], scale.f = write.Mul(node.input[0], scale.f), 1.0

@@ -56,6 +56,7 @@ def _files(suite: Element, report: Report) -> None:
     """What comparing the files themselves found, if they were compared."""
     _case(suite, "initializers, bit for bit", report.exactness_faults, 0.0, f"{report.initializers} compared")
     _case(suite, "config and tokenizer", report.beside_faults, 0.0, "")
+    _case(suite, "files as convert writes them", report.reproduction_faults, 0.0, f"{report.files} compared")
     if not report.exactness:
         for case in suite.findall("testcase"):
             if case.find("failure") is None:
@@ -100,7 +101,7 @@ def _sentences(report: Report) -> list[str]:
     """The verdict, what was found to be wrong, and what qualifies it."""
     findings = report.diagnosis.findings if report.diagnosis is not None else ()
     return [
-        f"{'MATCH' if report.passed else 'MISMATCH'}: {report.verdict}",
+        f"{report.headline}: {report.verdict}",
         *(f"{finding.sentence}; {finding.evidence}" for finding in findings),
         *(f"note: {note}" for note in (*report.other_faults, *report.notes)),
     ]

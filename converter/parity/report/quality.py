@@ -25,7 +25,7 @@ def recorded(folder: Path, report: Report) -> dict[str, Any]:
         leg = next((leg for leg in report.legs if leg.ships(name)), None)
         if leg is not None and leg.scored:
             facts["quality"] = measured(leg, report)
-    if "precisions" in values and "README.md" in values.get("files", []):
+    if "precisions" in values and "README.md" in values.get("files", []) and "README.md" not in report.allowed_files:
         config = parse_config(read_json(folder / "config.json"), folder / "config.json")
         try:
             (folder / "README.md").write_text(card.render(values, config), encoding="utf-8")

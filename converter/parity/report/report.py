@@ -52,6 +52,11 @@ class Report:
         initializers: how many were.
         exactness_faults: a sentence for each that differs.
         beside_faults: a sentence for each thing that the folder's config or tokenizer says otherwise than the source.
+        reproduction_faults: a sentence for each thing in a file that ``convert`` does not write for the source.
+        files: how many files were compared so; none of a folder without our manifest.
+        allowed: what differs and was allowed to.
+        unproven: what of the files is not compared or not judged, and why; else empty.
+        run_faults: a sentence for each graph that was edited and cannot be run any more.
         legs: every leg.
         localisation: how the error grows from operation to operation; on a mismatch, or when asked for.
         diagnosis: what was found to be wrong, on a mismatch.
@@ -73,6 +78,11 @@ class Report:
     initializers: int
     exactness_faults: tuple[str, ...]
     beside_faults: tuple[str, ...]
+    reproduction_faults: tuple[str, ...]
+    files: int
+    allowed: tuple[str, ...]
+    unproven: str
+    run_faults: tuple[str, ...]
     legs: tuple[LegReport, ...]
     localisation: Localisation | None
     diagnosis: Diagnosis | None
@@ -85,7 +95,9 @@ class Report:
         """Every reason against a match, the most telling first."""
         return (
             self.exactness_faults
+            + self.reproduction_faults
             + self.beside_faults
+            + self.run_faults
             + tuple(f"{leg.name} {leg.fault}" for leg in self.legs if leg.fault and leg.kind is not LegKind.OTHER)
         )
 
@@ -104,8 +116,26 @@ class Report:
         return not self.faults
 
     @property
+    def over_budget(self) -> tuple[LegReport, ...]:
+        """Return the legs over their budget, if that is all that is held against the folder."""
+        dear = tuple(leg for leg in self.legs if leg.fault and leg.costs_more)
+        return dear if len(dear) == len(self.faults) else ()
+
+    @property
+    def headline(self) -> str:
+        """Return the verdict in a word or two."""
+        return "MATCH" if self.passed else "OVER BUDGET" if self.over_budget else "MISMATCH"
+
+    @property
     def verdict(self) -> str:
-        """One sentence."""
+        """Return the verdict in one sentence."""
+        if self.over_budget:
+            names = " and ".join(dict.fromkeys(leg.precision for leg in self.over_budget))
+            several = len({leg.precision for leg in self.over_budget}) > 1
+            return (
+                f"{self.out} computes what {self.source} does, but is over its {names} budget{'s' if several else ''}: "
+                f"{self.over_budget[0].name} {self.over_budget[0].fault}"
+            )
         if self.passed:
             return f"{self.out} is {self.source}: {', '.join(self._proven)}"
         cause = self.diagnosis.sentence if self.diagnosis is not None else ""
@@ -119,7 +149,7 @@ class Report:
 
     @property
     def _proven(self) -> list[str]:
-        """What was found, part by part. Of the mathematics a graph of few bits says no more than its budget does."""
+        """Return what was found, part by part."""
         own = [leg for leg in self.legs if leg.runner in (Runner.RUNTIME, Runner.WIDENED)]
         # A precision may have been run in two ways.
         lossy = list(dict.fromkeys(leg.precision for leg in own if leg.kind is LegKind.LOSSY))
@@ -127,13 +157,31 @@ class Report:
         weights = "weights bit for bit" if exact else "weights rounded to nearest"
         return [
             weights if self.exactness else "weights not compared",
-            *(["mathematics in float64", "float32 within rounding"] if exact else []),
+            *(["mathematics in float64"] if any(leg.runner is Runner.WIDENED for leg in own) else []),
+            *(["float32 within rounding"] if exact else []),
             *([f"{' and '.join(lossy)} within {'their budgets' if lossy[1:] else 'its budget'}"] if lossy else []),
+            *([f"{', '.join(self.allowed_files)} allowed to differ"] if self.allowed else []),
+            *([self.unproven] if self.unproven else []),
         ]
+
+    @property
+    def allowed_files(self) -> list[str]:
+        """Return the files in which something was allowed to differ."""
+        return list(dict.fromkeys(said.partition(":")[0] for said in self.allowed))
 
     def by_logits_alone(self) -> Report:
         """Return the verdict that a check gives which compares no file: every leg is judged by its logits in both."""
-        return replace(self, exactness=False, initializers=0, exactness_faults=(), beside_faults=())
+        return replace(
+            self,
+            exactness=False,
+            initializers=0,
+            exactness_faults=(),
+            beside_faults=(),
+            reproduction_faults=(),
+            files=0,
+            allowed=(),
+            unproven="",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; docs/check.md says what each key means."""

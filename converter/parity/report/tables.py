@@ -132,9 +132,11 @@ def files(report: Report, blank: tuple[str, ...]) -> list[TableRow]:
     """What comparing the files themselves found."""
     if not report.exactness:
         return [TableRow("weights, config, tokenizer", "the files", blank, "not compared")]
+    written = "FAIL" if report.reproduction_faults else "pass"
     return [
         TableRow(
             f"{report.initializers} initializers", "bit for bit", blank, "FAIL" if report.exactness_faults else "pass"
         ),
         TableRow("config and tokenizer", "as the source's", blank, "FAIL" if report.beside_faults else "pass"),
+        *([TableRow(f"{report.files} files", "as convert writes them", blank, written)] if report.files else []),
     ]

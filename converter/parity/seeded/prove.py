@@ -142,7 +142,7 @@ class Laboratory:
         if not _same_files(self.source, copy.source):
             baseline = _baseline(copy.source)
             cache = TapCache(baseline)
-        return examine(baseline, copy.out, Examination(files=files), lambda step: None, cache)
+        return examine(baseline, copy.out, Examination(files=files, whole=baseline.ledger), lambda step: None, cache)
 
 
 def prove(source: str | os.PathLike[str], progress: Progress = lambda step, done, total: None) -> Proof:

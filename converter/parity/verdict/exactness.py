@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import TensorProto, external_data_helper, numpy_helper
+from onnx import TensorProto, external_data_helper
 
 from converter.checkpoint import safetensors_file
 from converter.checkpoint.tensor import LazyTensor
 from converter.errors import CheckpointError, ModelFolderError
+from converter.parity.legs.shipped import shipped_values
 from converter.weights import data_file, write
 from converter.weights.ledger import Ledger
 from converter.weights.precisions import PRECISIONS, Blocks, Precision
-from converter.weights.quantize import Rows, not_nearest, row_pieces
+from converter.weights.quantize import Rows, not_nearest, quantize_rows, row_pieces
 from converter.weights.table import canonical, parameters
 
 TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
 PART_TYPES = (TensorProto.UINT8, TensorProto.FLOAT, TensorProto.UINT8)  # numbers, scales, zero points
-NUMPY: dict[int, Any] = {
-    TensorProto.FLOAT: np.dtype("<f4"),
-    TensorProto.FLOAT16: np.dtype("<f2"),
-    TensorProto.UINT8: np.dtype("u1"),
-}
 
 
 @dataclass(frozen=True)
@@ -46,8 +41,8 @@ class Exactness:
 def compare_initializers(graph_file: Path, ledger: Ledger, precision: Precision = PRECISIONS["fp32"]) -> Exactness:
     """Compare the weights that ``graph_file`` points to with the source's, in the type that the precision gives them.
 
-    Quantized ones must be the numbers nearest to the source's: within half a step, but for what lies beyond a block's
-    ends.
+    Quantized ones must be the numbers nearest to the source's (within half a step, but for what lies beyond a block's
+    ends), in the blocks that quantizing the source gives.
 
     Raises:
         ModelFolderError: the graph cannot be read, or points at bytes that are not there.
@@ -104,7 +99,20 @@ def _compare_quantized(
         wrong = not_nearest(piece, rows, blocks)
         if wrong is not None:
             return f"[{first + wrong[0]}, {wrong[1]}] is not the number nearest to the source's {rows[wrong]!s}"
+        fault = _other_blocks(piece, quantize_rows(rows, blocks), parts, first)
+        if fault is not None:
+            return fault
         first += len(rows)
+    return None
+
+
+def _other_blocks(found: Rows, expected: Rows, parts: Sequence[str], first: int) -> str | None:
+    """Say in which row the scales or zero points of blocks are not those that rounding the source gives."""
+    names = ("numbers", "scales", "zero_points")
+    for part, name in zip(parts, names, strict=False):
+        differs = (getattr(found, name) != getattr(expected, name)).any(axis=1)
+        if differs.any():
+            return f"has other {name} in row {first + int(differs.argmax())} than the source gives: {part}"
     return None
 
 
@@ -146,29 +154,3 @@ def _compare_headers(graph_file: Path, tensors: list[TensorProto]) -> list[str]:
         if headers[location].get(tensor.name) != int(where.get("offset", 0)):
             faults.append(f"{tensor.name} is elsewhere by the header of {location} than by the graph")
     return faults
-
-
-def shipped_values(graph_file: Path, tensor: TensorProto) -> np.ndarray:
-    """An initializer's numbers in row-major order, from the mapped data file or from the graph itself.
-
-    Raises:
-        ModelFolderError: the data file is missing or too short.
-    """
-    if not external_data_helper.uses_external_data(tensor):
-        try:
-            return numpy_helper.to_array(tensor).ravel()
-        except ValueError as error:
-            raise ModelFolderError(f"{graph_file}: initializer {tensor.name} is corrupt ({error})") from error
-    where = {entry.key: entry.value for entry in tensor.external_data}
-    file = graph_file.parent / where.get("location", "")
-    if not file.resolve().is_relative_to(graph_file.parent.resolve()):
-        raise ModelFolderError(
-            f"{graph_file}: initializer {tensor.name} points outside its folder, at {where['location']}"
-        )
-    count = int(np.prod(tensor.dims, dtype=np.int64))
-    try:
-        return np.memmap(file, NUMPY[tensor.data_type], mode="r", offset=int(where.get("offset", 0)), shape=(count,))
-    except (OSError, ValueError) as error:
-        raise ModelFolderError(
-            f"{file} does not hold initializer {tensor.name} of {graph_file}: it is missing or truncated"
-        ) from error

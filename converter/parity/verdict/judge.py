@@ -82,10 +82,15 @@ class LegReport(Identity):
     seconds: float
 
     @property
+    def costs_more(self) -> bool:
+        """Tell whether the leg is over its budget, and nothing worse is wrong with it."""
+        return self.kind is LegKind.LOSSY and not self.within_budget and math.isfinite(self.maximum)
+
+    @property
     def status(self) -> Status:
         """Say in a word what became of the leg."""
         if self.fault:
-            return Status.FAULT
+            return Status.OVER_BUDGET if self.costs_more else Status.FAULT
         if self.kind is LegKind.HALF:
             return Status.IN_BUDGET if self.within_budget else Status.OVER_BUDGET
         return Status.YARDSTICK if self.kind is LegKind.NOISE else Status.PASS

@@ -20,10 +20,11 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
+from converter.checkpoint.config import parse_config
 from converter.checkpoint.options import SourceOptions
 from converter.checkpoint.source import Checkpoint
 from converter.errors import CheckError
-from converter.files import write_json
+from converter.files import read_json, write_json
 from converter.folder import card, manifest
 from converter.folder.certificate import KEY as CERTIFICATE
 from converter.folder.content import MODEL_IN_PLACE, WEIGHTS_LINK, derive, versions
@@ -37,9 +38,6 @@ from converter.weights.precisions import PRECISIONS
 
 CARD = "README.md"
 QUALITY = "quality"  # what a check writes into the manifest
-
-# What the manifest says of the files that the weights were read from: it is compared where they are the same files.
-PROVENANCE = ("source", "ledger")
 
 # What can be changed on purpose by no one: the graph and the weights are the model.
 MODEL_SUFFIXES = (".onnx", ".onnx_data", ".safetensors")
@@ -73,14 +71,14 @@ class Reproduction:
         faults: a sentence for each difference.
         allowed: the differences that the user accepts.
         notes: sentences that qualify the verdict.
-        writer: if another version wrote the folder otherwise than this one would, its name; else empty.
+        unproven: for the verdict, what of the files is not compared or not judged, and why; else empty.
         files: how many were compared; none of a folder without our manifest.
     """
 
     faults: tuple[str, ...] = ()
     allowed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    writer: str = ""
+    unproven: str = ""
     files: int = 0
 
 
@@ -116,7 +114,15 @@ def reproduce(
     wrong = _unusable(values)
     if wrong:
         return Reproduction((f"{MANIFEST}: {wrong}",), files=1)
-    found, notes = _compared(out, checkpoint, ledger, values)
+    head = parse_config(read_json(out / "config.json"), out / "config.json").head
+    if head != ledger.config.head:
+        return Reproduction(unproven=f"files not compared, as they are of the head {head}, not {ledger.config.head}")
+    found = list(_compared(out, checkpoint, ledger, values))
+    made_of, given = (_object(values, "source").get("weight_file"), checkpoint.weight_file)
+    unproven, notes = "", []
+    if made_of != given:
+        unproven = f"files beside the graph not compared, as they were made with {made_of} and not with {given}"
+        found = [difference for difference in found if difference.file.endswith(MODEL_SUFFIXES)]
     judged = [difference for difference in found if not _is_allowed(difference, allowed)]
     accepted = tuple(str(difference) for difference in found if _is_allowed(difference, allowed))
     writer = _writer(values)
@@ -124,9 +130,8 @@ def reproduce(
     otherwise = sorted({difference.file for difference in judged} - {difference.file for difference in faults})
     if otherwise:
         notes.append(f"{writer} wrote {', '.join(otherwise)} otherwise than this version does; the numbers decide")
-    return Reproduction(
-        tuple(map(str, faults)), accepted, tuple(notes), writer if otherwise else "", len(files_in(out))
-    )
+        unproven = f"files of {writer}, which this version writes otherwise"
+    return Reproduction(tuple(map(str, faults)), accepted, tuple(notes), unproven, len(files_in(out)))
 
 
 def _unusable(values: Mapping[str, Any]) -> str:
@@ -145,10 +150,8 @@ def _unusable(values: Mapping[str, Any]) -> str:
     return ""
 
 
-def _compared(
-    out: Path, checkpoint: Checkpoint, ledger: Ledger, values: Mapping[str, Any]
-) -> tuple[list[Difference], list[str]]:
-    """Derive the folder and compare it; return the differences, and sentences that qualify them."""
+def _compared(out: Path, checkpoint: Checkpoint, ledger: Ledger, values: Mapping[str, Any]) -> Iterator[Difference]:
+    """Derive the folder, and yield what differs in it."""
     there: dict[str, Any] = values["precisions"]
     in_place = any(facts["model"] == MODEL_IN_PLACE for facts in there.values())
     source = _object(values, "source")
@@ -158,7 +161,6 @@ def _compared(
         adapter_name=str(source.get("adapter", checkpoint.adapter_name)),
     )
     keep = files_in(out) - set(map(str, values.get("files", ()))) - {MANIFEST} if in_place else set()
-    found: list[Difference] = []
     places = {}
     for name in there:
         if in_place:
@@ -166,7 +168,7 @@ def _compared(
             continue
         layout, row = write.plan(ledger, PRECISIONS[name]), PRECISIONS[name]
         begin, wrong = _data_header(out / row.data, layout)
-        found += [Difference(row.data, text) for text in wrong]
+        yield from (Difference(row.data, text) for text in wrong)
         moved = begin - len(layout.header)
         places[name] = {
             key: (file, offset + moved, length) for key, (file, offset, length) in write.places(layout, row).items()
@@ -175,13 +177,11 @@ def _compared(
         stage = Path(folder)
         derive(called, ledger, there, places, stage, keep)
         expected = manifest.read(stage)
-        notes = _same_source(expected, values)
         _take_measured(expected, values)
         (stage / CARD).write_text(card.render(expected, ledger.config), encoding="utf-8")
         earned = {CERTIFICATE: values[CERTIFICATE]} if CERTIFICATE in values else {}
         write_json(stage / MANIFEST, expected | earned)
-        found += _files(out, stage, keep, checkpoint)
-    return found, notes
+        yield from _files(out, stage, keep, checkpoint)
 
 
 def _places_in_place(out: Path, checkpoint: Checkpoint, ledger: Ledger) -> dict[str, tuple[str, int, int]]:
@@ -189,15 +189,6 @@ def _places_in_place(out: Path, checkpoint: Checkpoint, ledger: Ledger) -> dict[
     if os.path.realpath(out) != os.path.realpath(checkpoint.folder):
         _, ledger = read_source(out, SourceOptions(head=ledger.config.head))
     return {name: (weight.file.name, weight.offset, weight.nbytes) for name, weight in ledger.weights.items()}
-
-
-def _same_source(expected: dict[str, Any], values: Mapping[str, Any]) -> list[str]:
-    """Take over what ``values`` says of the source's files if it was read from others; return a note on it."""
-    ours, theirs = (_object(one, "source").get("fingerprint") for one in (expected, values))
-    if ours == theirs:
-        return []
-    expected.update({key: values[key] for key in PROVENANCE if key in values})
-    return [f"{MANIFEST} names another file of weights than SOURCE's; its list of tensors is not compared"]
 
 
 def _take_measured(expected: dict[str, Any], values: Mapping[str, Any]) -> None:

@@ -105,7 +105,7 @@ def test_of_a_sound_graph_nothing_is_said_whatever_is_fed(bench: MakeBench, opse
 
 def test_of_a_long_case_that_is_cut_nothing_is_said_either(bench: MakeBench) -> None:
     made = bench(n_positions=200)
-    (case,) = (case for case in made.baseline.cases if case.keep)
+    (case,) = (case for case in made.baseline.cases if case.long)
     assert [finding.sentence for finding in diagnosed(made, made.sound, case).findings] == []
 
 

@@ -1,0 +1,118 @@
+"""The numbers that a graph is shipped with, in float64: what an exact computation of that graph would use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, external_data_helper, numpy_helper
+
+from converter.checkpoint.tensor import LazyTensor
+from converter.errors import ModelFolderError
+from converter.weights import write
+from converter.weights.ledger import Ledger
+from converter.weights.precisions import FULL, Precision
+from converter.weights.quantize import Rows, dequantize
+from converter.weights.table import Layout, parameters
+
+NUMPY: dict[int, Any] = {
+    TensorProto.FLOAT: np.dtype("<f4"),
+    TensorProto.FLOAT16: np.dtype("<f2"),
+    TensorProto.UINT8: np.dtype("u1"),
+}
+
+
+def shipped_values(graph_file: Path, tensor: TensorProto) -> np.ndarray:
+    """Return an initializer's numbers in row-major order, from the mapped data file or from the graph itself.
+
+    Raises:
+        ModelFolderError: the data file is missing or too short.
+    """
+    if not external_data_helper.uses_external_data(tensor):
+        try:
+            return numpy_helper.to_array(tensor).ravel()
+        except ValueError as error:
+            raise ModelFolderError(f"{graph_file}: initializer {tensor.name} is corrupt ({error})") from error
+    where = {entry.key: entry.value for entry in tensor.external_data}
+    file = graph_file.parent / where.get("location", "")
+    if not file.resolve().is_relative_to(graph_file.parent.resolve()):
+        raise ModelFolderError(
+            f"{graph_file}: initializer {tensor.name} points outside its folder, at {where['location']}"
+        )
+    count = int(np.prod(tensor.dims, dtype=np.int64))
+    try:
+        return np.memmap(file, NUMPY[tensor.data_type], mode="r", offset=int(where.get("offset", 0)), shape=(count,))
+    except (OSError, ValueError) as error:
+        raise ModelFolderError(
+            f"{file} does not hold initializer {tensor.name} of {graph_file}: it is missing or truncated"
+        ) from error
+
+
+@dataclass(frozen=True)
+class InMemory(LazyTensor):
+    """A tensor whose numbers are in memory."""
+
+    array: np.ndarray = field(kw_only=True, repr=False)
+
+    def memmap(self) -> np.ndarray:
+        """Return the numbers."""
+        return self.array
+
+
+def as_shipped(ledger: Ledger, graph_file: Path, precision: Precision) -> Ledger:
+    """Return a ledger with the weights that a graph computes with; those of fp32 are the source's own."""
+    if precision.name == FULL:
+        return ledger
+    return replace(ledger, weights=ShippedWeights(graph_file, ledger, precision))
+
+
+class ShippedWeights(Mapping[str, LazyTensor]):
+    """The weights of a graph by their canonical names, in the source's layout and float64; made as they are asked for.
+
+    Raises:
+        ModelFolderError: the graph lacks a weight, or has another one in its place.
+    """
+
+    def __init__(self, graph_file: Path, ledger: Ledger, precision: Precision) -> None:
+        self.graph_file, self.ledger, self.precision = graph_file, ledger, precision
+        graph = onnx.load(graph_file, load_external_data=False).graph
+        self.initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self.layouts = {name: layout for name, layout, _ in parameters(ledger.config)}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ledger.weights)
+
+    def __len__(self) -> int:
+        return len(self.ledger.weights)
+
+    def __getitem__(self, name: str) -> LazyTensor:
+        source, layout = self.ledger.weights[name], self.layouts[name]
+        scheme = self.precision.scheme
+        blocks = write.blocks_of(name, layout, scheme) if scheme else None
+        if blocks is None:
+            array = self._numbers(name).astype(np.float64)
+        else:
+            outputs, inputs = write.rows_of_outputs(source, layout).shape
+            parts = [self._numbers(part) for part in write.parts_of(name, blocks)]
+            widths = blocks.row_bytes(inputs), blocks.count(inputs), blocks.zero_point_bytes(inputs)
+            rows = [self._shaped(part, (outputs, width), name) for part, width in zip(parts, widths, strict=False)]
+            array = dequantize(Rows(*rows, *[None] * (3 - len(rows))), blocks, inputs, np.float64)
+            array = array.T if layout is Layout.CONV1D else array
+        array = np.ascontiguousarray(self._shaped(array, source.shape, name))
+        return InMemory(name, "float64", source.shape, self.graph_file, 0, array=array)
+
+    def _numbers(self, name: str) -> np.ndarray:
+        if name not in self.initializers:
+            raise ModelFolderError(f"{self.graph_file} has no weight {name}; convert the source again")
+        return shipped_values(self.graph_file, self.initializers[name])
+
+    def _shaped(self, array: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray:
+        if array.size != np.prod(shape):
+            raise ModelFolderError(
+                f"{self.graph_file}: {name} has {array.size} numbers; expected {list(shape)}; convert the source again"
+            )
+        return array.reshape(shape)
