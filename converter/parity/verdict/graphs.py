@@ -68,7 +68,7 @@ def _node(found: NodeProto, expected: NodeProto) -> Iterator[str]:
         if ours != theirs:
             yield f"{found.op_type} {what}s {shown(ours)}; the source gives {shown(theirs)}"
     has_all, given_all = _attributes(found), _attributes(expected)
-    for name in sorted(has_all.keys() | given_all.keys()):
+    for name in sorted(has_all.keys() | given_all.keys(), key=str):  # one that is no UTF-8 is bytes
         if has_all.get(name) != given_all.get(name):
             given = shown(given_all[name].value) if name in given_all else "none"
             has = shown(has_all[name].value) if name in has_all else "left out"
