@@ -45,7 +45,8 @@ def _language_model(builder: onnxscript.GraphBuilder, config: GPT2Config, layers
     """Inputs ``input_ids [batch_size, sequence_length]``, ``attention_mask [batch_size, total_sequence_length]``,
     ``position_ids`` (int64) and ``past_key_values.{i}.key|value [batch_size, n_head, past_sequence_length, head_dim]``;
     outputs ``logits`` (float32) and ``present.{i}.key|value``. ``num_logits_to_keep``, a scalar, may be left out: its
-    default of 0 asks for the logits of all positions.
+    default of 0 asks for the logits of all positions. No dimension of an output has a name that no input has: Optimum
+    works out the shapes of its buffers from these, and knows of no ``num_logits_to_keep``.
     """
     graph = builder.graph
     input_ids = builder.input("input_ids", INT64, ["batch_size", "sequence_length"])
@@ -57,7 +58,7 @@ def _language_model(builder: onnxscript.GraphBuilder, config: GPT2Config, layers
 
     model = GPT2(config, layers)
     logits, presents = model(builder.op, input_ids, attention_mask, position_ids, keep, past)
-    _output(graph, logits, "logits", ir.DataType.FLOAT, ["batch_size", "num_logits", config.vocab_size])
+    _output(graph, logits, "logits", ir.DataType.FLOAT, ["batch_size", "sequence_length", config.vocab_size])
     for declared, present in zip(_cache(config, layers, "present", "total_sequence_length"), presents, strict=True):
         for like, value in zip(declared, present, strict=True):
             _output(graph, value, like.name, like.dtype, like.shape)
