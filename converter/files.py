@@ -1,4 +1,4 @@
-"""Read and write JSON files; say what the operating system said; refuse what Git LFS leaves in the place of a file."""
+"""Read and write JSON and texts; say what the operating system said; refuse what Git LFS leaves in place of a file."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def read_json(file: Path) -> dict[str, Any]:
     except PermissionError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
     except (OSError, ValueError, RecursionError) as error:
+        refuse_lfs_pointer(file, "the JSON")
         raise ConfigError(f"{file} cannot be read as JSON ({error})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{file} holds a {type(values).__name__}; expected a JSON object")
@@ -52,11 +53,42 @@ def starts_with(file: Path, *magics: bytes) -> bool:
         return opened.read(max(map(len, magics))).startswith(magics)
 
 
-def refuse_lfs_pointer(file: Path) -> None:
+def refuse_lfs_pointer(file: Path, expected: str = "the weights") -> None:
     """Refuse what a clone without Git LFS has in the place of a large file.
+
+    Args:
+        expected: what should be there, for the message.
 
     Raises:
         CheckpointError: ``file`` is such a pointer.
     """
     if starts_with(file, LFS_POINTER):
-        raise CheckpointError(f"{file} is a Git LFS pointer and not the weights; fetch them with: git lfs pull")
+        raise CheckpointError(f"{file} is a Git LFS pointer and not {expected}; fetch the files with: git lfs pull")
+
+
+def refuse_damaged(file: Path, name: str) -> None:
+    """Refuse a file that does not hold what its name promises: a JSON object, or a template's text.
+
+    Args:
+        name: what it is called where it is to go.
+
+    Raises:
+        CheckpointError, ConfigError: it does not, or Git LFS holds it.
+    """
+    refuse_lfs_pointer(file, "the file itself")
+    if name.endswith(".json"):
+        read_json(file)
+    elif name.endswith(".jinja"):
+        read_text(file)
+
+
+def read_text(file: Path) -> str:
+    """Return a file's text.
+
+    Raises:
+        ConfigError: it is not UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not UTF-8 text ({error}); fetch it again, or save it as UTF-8") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from converter.checkpoint import h5_file, msgpack_file, safetensors_file, torch_file
@@ -44,6 +43,7 @@ COMPANIONS = (
     "sentencepiece.bpe.model",
     "tokenizer.model",
     "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
     "LICENSE*",
     "NOTICE*",
 )
@@ -51,8 +51,8 @@ COMPANIONS = (
 
 def companions(folder: Path) -> list[str]:
     """Return the names of the files in ``folder`` that match ``COMPANIONS``, in alphabetical order."""
-    names = (entry.name for entry in folder.iterdir() if entry.is_file())
-    return sorted(name for name in names if any(fnmatchcase(name, pattern) for pattern in COMPANIONS))
+    files = {file for pattern in COMPANIONS for file in folder.glob(pattern) if file.is_file()}
+    return sorted(file.relative_to(folder).as_posix() for file in files)
 
 
 def choose_weight_file(names: Collection[str]) -> str | None:

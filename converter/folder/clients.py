@@ -12,6 +12,11 @@ from reference.head import LM, head_of
 # transformers' GPT2Config has this where a config.json says nothing.
 DEFAULT_TOKEN_ID = 50256
 
+# onnxruntime-genai takes its padding token for padding wherever it ends a prompt, also a single one. Were it a token of
+# the model, the end of text would go unseen that ends each of DialoGPT's prompts. No token of a text is -1, and ONNX's
+# Gather reads some row for it, at which the mask lets nobody look.
+GENAI_PADDING = -1
+
 # (client, precision) → why it does not run there; tests/clients sees that it does not, and that all others do.
 UNSUPPORTED = {
     ("transformers", "int8"): "it opens the folder for its weights and quantizes them itself",
@@ -27,15 +32,15 @@ def runs(client: str, precision: str) -> bool:
 def token_ids(config: GPT2Config, *values: Mapping[str, Any]) -> dict[str, int | list[int]]:
     """Return the ids of the ``bos``, ``eos`` and ``pad`` tokens that the model has. Later mappings win.
 
-    Padding is never looked at, so that any token serves; where none is named it is the end of text, or token 0.
+    A null says that there is no such token. Padding is never looked at, so that any token serves; where none is named
+    it is the end of text, or token 0.
     """
     merged: dict[str, Any] = {"bos_token_id": DEFAULT_TOKEN_ID, "eos_token_id": DEFAULT_TOKEN_ID}
     for mapping in values:
-        merged.update({key: mapping[key] for key in (*merged, "pad_token_id") if mapping.get(key) is not None})
+        merged.update({key: mapping[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in mapping})
     ids = {key: known_ids(value, config.vocab_size) for key, value in merged.items()}
     known = {key: value for key, value in ids.items() if value is not None}
-    end = known.get("eos_token_id", 0)
-    known.setdefault("pad_token_id", end[0] if isinstance(end, list) else end)
+    known.setdefault("pad_token_id", _first(known.get("eos_token_id", 0)))
     return known
 
 
@@ -45,6 +50,10 @@ def known_ids(value: Any, vocab_size: int) -> int | list[int] | None:
     if not ids:
         return None
     return ids if isinstance(value, list) else ids[0]
+
+
+def _first(ids: int | list[int]) -> int:
+    return ids[0] if isinstance(ids, list) else ids
 
 
 def config_json(values: Mapping[str, Any], config: GPT2Config, precisions: Sequence[Precision]) -> dict[str, Any]:
@@ -70,13 +79,13 @@ def genai_config(config: GPT2Config, ids: Mapping[str, int | list[int]], model: 
 
     Its type is "decoder": what genai calls "gpt2" is a graph of another interface, with one cache tensor a layer.
     """
-    end = ids.get("eos_token_id", 0)
+    end = ids.get("eos_token_id", _rarest(config))
     return {
         "model": {
             "type": "decoder",
-            "bos_token_id": ids.get("bos_token_id", end[0] if isinstance(end, list) else end),
+            "bos_token_id": _first(ids.get("bos_token_id", end)),
             "eos_token_id": end,
-            "pad_token_id": ids["pad_token_id"],
+            "pad_token_id": GENAI_PADDING,
             "context_length": config.n_positions,
             "vocab_size": config.vocab_size,
             "decoder": {
@@ -102,3 +111,20 @@ def genai_config(config: GPT2Config, ids: Mapping[str, int | list[int]], model: 
         },
         "search": {"max_length": config.n_positions, "past_present_share_buffer": False},
     }
+
+
+def genai_remarks(config: GPT2Config, ids: Mapping[str, int | list[int]]) -> tuple[str, ...]:
+    """Return sentences for the user, on what onnxruntime-genai cannot but do otherwise than the model asks."""
+    if "eos_token_id" in ids:
+        return ()
+    return (
+        f"the model has no end-of-text token, and onnxruntime-genai demands one: genai_config.json names token "
+        f"{_rarest(config)}, the last one, so that genai alone ends a text there",
+    )
+
+
+def _rarest(config: GPT2Config) -> int:
+    """Return the last token. Vocabularies begin with what is frequent, or a newline, and end with what is rare, or with
+    padding that no text has.
+    """
+    return config.vocab_size - 1

@@ -15,10 +15,10 @@ from typing import Any
 
 from converter import tokenizer
 from converter.checkpoint.source import Checkpoint
-from converter.errors import GPT2Error, OutputError, TokenizerError
+from converter.errors import OutputError
 from converter.files import read_json, write_json
 from converter.folder import card, manifest
-from converter.folder.clients import config_json, genai_config, token_ids
+from converter.folder.clients import config_json, genai_config, genai_remarks, token_ids
 from converter.folder.staging import second_graph
 from converter.version import VERSION
 from converter.weights import write
@@ -96,22 +96,21 @@ def write_companions(
         mark: the source's fingerprint.
 
     Returns:
-        Sentences for the user, on the tokenizer.
+        Sentences for the user, on the tokenizer and on clients.
     """
     config, there = ledger.config, {name: dict(there[name]) for name in PRECISIONS if name in there}
     first = next(iter(there))
     described = config_json(checkpoint.config_values, config, [PRECISIONS[name] for name in there])
     write_json(stage / "config.json", described)  # may name the tokenizer's class
     manifest.carry(checkpoint, stage)
-    try:
-        remarks = tokenizer.complete(stage, config.n_positions, keep)
-    except GPT2Error as error:  # name the user's file, not its copy
-        raise TokenizerError(str(error).replace(str(stage), str(checkpoint.folder))) from error
+    with manifest.naming_the_source(checkpoint, stage):
+        remarks = tokenizer.complete(stage, config.n_positions, keep, config.vocab_size)
     generation = read_json(stage / "generation_config.json") if (stage / "generation_config.json").is_file() else {}
     write_json(stage / "config.json", described)
     if config.head_spec.predicts:
         ids = token_ids(config, checkpoint.config_values, generation)
         write_json(stage / "genai_config.json", genai_config(config, ids, there[first]["model"]))
+        remarks += genai_remarks(config, ids)
     facts = {key: there[first][key] for key in ("model", "heads", "opset")} | {"precision": first, "precisions": there}
     values = manifest.describe(checkpoint, ledger, facts, versions(), mark)
     (stage / "README.md").write_text(card.render(values, config), encoding="utf-8")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import numpy as np
 
 from converter.checkpoint.source import Checkpoint
 from converter.checkpoint.tensor import Computed
-from converter.errors import ModelFolderError
-from converter.files import read_json, write_json
+from converter.errors import GPT2Error, ModelFolderError
+from converter.files import read_json, refuse_damaged, write_json
 from converter.folder.staging import MANIFEST, files_in
 from converter.version import VERSION
 from converter.weights.ledger import Entry, Ledger
@@ -24,11 +25,30 @@ TARGET = "target"  # the key of what is no model folder: what it was written as
 
 
 def carry(checkpoint: Checkpoint, folder: Path) -> None:
-    """Copy what travels with the weights, and write the tokenizer that their own file holds."""
+    """Copy what travels with the weights, and write the tokenizer that their own file holds.
+
+    Raises:
+        CheckpointError, ConfigError: one of the files is damaged.
+    """
     for name, file in checkpoint.companions.items():
+        refuse_damaged(file, name)
+        (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(file, folder / name)
     if checkpoint.tokenizer is not None:
         checkpoint.tokenizer(folder)
+
+
+@contextmanager
+def naming_the_source(checkpoint: Checkpoint, folder: Path) -> Iterator[None]:
+    """Let errors name the user's files, and not the copies of them in ``folder``."""
+    try:
+        yield
+    except GPT2Error as error:
+        text = str(error)
+        for name, file in checkpoint.companions.items():
+            text = text.replace(str(folder / name), str(file))
+        own = checkpoint.folder / checkpoint.weight_file if checkpoint.tokenizer else checkpoint.folder
+        raise type(error)(text.replace(str(folder), str(own))) from error
 
 
 def describe(

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from converter import tokenizer
 from converter.checkpoint.config import ALIASES
 from converter.checkpoint.options import SourceOptions
 from converter.checkpoint.source import Checkpoint
@@ -154,6 +155,8 @@ def _write(
     written = counter.part(sum(layout.nbytes for layout in layouts.values()), data_file.WRITE_EFFORT)
     with staged(out, force) as stage:
         manifest.carry(checkpoint, stage)
+        with manifest.naming_the_source(checkpoint, stage):
+            tokenizer.load(stage)  # a damaged one is refused
         _correct_generation(checkpoint, stage, ledger.config)
         for name, values in contents.texts.items():
             write_json(stage / name, values)

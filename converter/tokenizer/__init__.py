@@ -7,20 +7,20 @@ gives the ids that transformers' tokenizer gives for the same folder.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from converter.errors import TokenizerError
-from converter.files import write_json
 from converter.tokenizer.byte_level import END_OF_TEXT
+from converter.tokenizer.completion import complete
 from converter.tokenizer.frame import prompt_ids
-from converter.tokenizer.kinds import BYTE_LEVEL, Found, find
-from converter.tokenizer.settings import TOKENIZER_CONFIG, class_name, json_of, special_tokens
+from converter.tokenizer.kinds import Found, find
+from converter.tokenizer.opening import TOKENIZER, follow, open_file
+from converter.tokenizer.settings import TOKENIZER_CONFIG, special_tokens
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -30,34 +30,31 @@ __all__ = [
     "TOKENIZER",
     "TOKENIZER_CONFIG",
     "complete",
+    "files_of",
+    "from_source",
     "is_in",
     "load",
-    "of",
+    "open_file",
     "prompt_ids",
     "special_tokens",
     "unavailable",
 ]
 
-TOKENIZER = "tokenizer.json"
-CLEAN_UP = "clean_up_tokenization_spaces"
-
 
 def load(folder: str | os.PathLike[str]) -> Tokenizer | None:
     """Return the tokenizer of a folder, from ``tokenizer.json`` or its vocabulary files; None if there is none.
 
-    Raises:
-        TokenizerError: its files are there and cannot be read.
-    """
-    from tokenizers import Tokenizer
+    It knows special tokens too that stand only in the files beside ``tokenizer.json``: see ``opening.follow``.
 
+    Raises:
+        CheckpointError, TokenizerError: its files are there and cannot be read.
+    """
     folder = Path(folder)
     if not (folder / TOKENIZER).is_file():
         found = find(folder)
         return found.build() if isinstance(found, Found) else None
-    try:
-        loaded = Tokenizer.from_file(os.fspath(folder / TOKENIZER))
-    except Exception as error:  # the library raises nothing narrower
-        raise TokenizerError(f"{folder / TOKENIZER} cannot be read ({error})") from error
+    loaded = open_file(folder / TOKENIZER)
+    follow(loaded, folder)
     # Left in the file by whoever trained with them; a prompt is neither cut nor filled up.
     loaded.no_truncation()
     loaded.no_padding()
@@ -78,76 +75,33 @@ def unavailable(folder: str | os.PathLike[str]) -> str | None:
 
 
 def from_source(companions: Mapping[str, Path], write: Callable[[Path], None] | None = None) -> Tokenizer | None:
-    """Return the tokenizer of a source, whose files may have other names there.
-
-    Args:
-        write: writes what the source holds in its weights' own file into a folder.
+    """Return the tokenizer of a source, whose files may have other names there: see ``files_of``.
 
     Raises:
-        TokenizerError: its files are there and cannot be read.
+        CheckpointError, TokenizerError: its files are there and cannot be read.
     """
-    if write is None and all(file.name == name for name, file in companions.items()):
-        return load(next(iter(companions.values())).parent) if companions else None
-    with tempfile.TemporaryDirectory(prefix="gpt2onnx-") as folder:
-        for name, file in companions.items():
-            shutil.copyfile(file, Path(folder) / name)
-        if write is not None:
-            write(Path(folder))
+    with files_of(companions, write) as folder:
         return load(folder)
 
 
-def complete(folder: Path, n_positions: int, keep: Iterable[str] = ()) -> tuple[str, ...]:
-    """Add to the tokenizer files in ``folder`` what clients need: a ``tokenizer.json``, and padding.
-
-    A tokenizer that pads on the right makes every batch wrong; clients take side and token from here.
-    A tokenizer whose library is not installed stays as it is: see ``unavailable``.
+@contextmanager
+def files_of(companions: Mapping[str, Path], write: Callable[[Path], None] | None = None) -> Iterator[Path]:
+    """Open a folder with a source's files under the names that they have in a model folder: its own, if it is one.
 
     Args:
-        keep: names of files that may be added but not changed.
-
-    Returns:
-        Sentences for the user, on what the tokenizer does otherwise than its files ask.
-
-    Raises:
-        TokenizerError: a file is damaged.
+        companions: the name in a model folder → the source's file.
+        write: writes what the source holds in its weights' own file into a folder.
     """
-    remark = None
-    if not (folder / TOKENIZER).is_file():
-        found = find(folder)
-        if not isinstance(found, Found):
-            return ()
-        (folder / TOKENIZER).write_text(found.build().to_str(), encoding="utf-8")
-        remark = found.kind.remark(folder)
-    if TOKENIZER_CONFIG not in keep:
-        settings = json_of(folder / TOKENIZER_CONFIG) or _default_settings(folder, n_positions)
-        added = {**_padding(folder), **_spaces(folder, settings)}
-        write_json(folder / TOKENIZER_CONFIG, {**settings, **added, "padding_side": "left"})
-    return (remark,) if remark else ()
-
-
-def _padding(folder: Path) -> dict[str, str]:
-    """Make the end of text the padding token if there is none: transformers and Optimum make no batch without one."""
-    tokens = special_tokens(folder)
-    if not tokens and class_name(folder) in ("", BYTE_LEVEL.class_name):
-        tokens = {"eos_token": END_OF_TEXT}  # transformers' default for this class
-    end = tokens.get("eos_token", "")
-    known = json.dumps(end, ensure_ascii=False) in (folder / TOKENIZER).read_text(encoding="utf-8")
-    return {"pad_token": end} if end and known and "pad_token" not in tokens else {}
-
-
-def _spaces(folder: Path, settings: Mapping[str, Any]) -> dict[str, bool]:
-    """Whether spaces before punctuation are taken out of texts: what is no request to transformers, which never does it
-    to a BPE's texts, must not be one to transformers.js, which does it unless it is told not to."""
-    asked = bool(settings.get(CLEAN_UP))
-    return {CLEAN_UP: asked and "merges" not in json_of(folder / TOKENIZER).get("model", {})}
-
-
-def _default_settings(folder: Path, n_positions: int) -> dict[str, Any]:
-    found = find(folder)
-    name = found.kind.class_name if isinstance(found, Found) else "PreTrainedTokenizerFast"
-    settings: dict[str, Any] = {"tokenizer_class": name}
-    tokenizer = load(folder)
-    bare = not special_tokens(folder) and (name == BYTE_LEVEL.class_name or not isinstance(found, Found))
-    if bare and tokenizer is not None and tokenizer.token_to_id(END_OF_TEXT) is not None:
-        settings.update(dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT))
-    return settings | {"model_max_length": n_positions}
+    folders = {file.parents[len(Path(name).parts) - 1] for name, file in companions.items()}
+    own = folders.pop() if len(folders) == 1 else None
+    if own is not None and write is None and all(file == own / name for name, file in companions.items()):
+        yield own
+        return
+    with tempfile.TemporaryDirectory(prefix="gpt2onnx-") as temporary:
+        folder = Path(temporary)
+        for name, file in companions.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, folder / name)
+        if write is not None:
+            write(folder)
+        yield folder

@@ -6,40 +6,43 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from converter.errors import TokenizerError
-from converter.tokenizer.settings import ADDED_TOKENS, TOKENIZER_CONFIG, json_of, special_tokens
+from converter.tokenizer.frame import ends, put
+from converter.tokenizer.settings import added_tokens, class_name, named, read, refuse_renumbered
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 FILES = ("vocab.json", "merges.txt")
+CLASS = "GPT2Tokenizer"
 
-# GPT-2's only special token, for folders that hold vocabulary and merges and say nothing more.
+# GPT-2's only special token.
 END_OF_TEXT = "<|endoftext|>"
+
+# What GPT2Tokenizer has where a folder names no other ones.
+TOKENS = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
 
 
 def build(folder: Path) -> Tokenizer:
-    """Return the tokenizer of vocabulary and merges, with the special tokens that the folder names.
+    """Return the tokenizer of vocabulary and merges: GPT2Tokenizer's, as transformers 5 makes it.
+
+    Special tokens that the vocabulary lacks follow it.
 
     Raises:
-        TokenizerError: a special token has no id.
+        TokenizerError: an added token cannot have its id.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     vocab, merges = (folder / name for name in FILES)
-    settings = json_of(folder / TOKENIZER_CONFIG)
     tokenizer = Tokenizer(models.BPE.from_file(os.fspath(vocab), os.fspath(merges)))
-    prefix_space = bool(settings.get("add_prefix_space", False))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+    values = read(folder)
+    # Other classes have such files too, and other tokens where a folder names none.
+    if class_name(folder) in ("", CLASS) or tokenizer.token_to_id(END_OF_TEXT) is not None:
+        values = {**TOKENS, **values}
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(values.get("add_prefix_space")))
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    added = json_of(folder / ADDED_TOKENS)
-    special = set(special_tokens(folder).values()) or {END_OF_TEXT}
-    for token, wanted in sorted(added.items(), key=lambda item: item[1]):
-        tokenizer.add_tokens([AddedToken(token, normalized=False, special=token in special)])
-        if tokenizer.token_to_id(token) != wanted:
-            raise TokenizerError(
-                f"{folder / ADDED_TOKENS} gives {token} the id {wanted}, which {vocab} leaves no room for"
-            )
-    tokenizer.add_special_tokens(sorted(token for token in special if tokenizer.token_to_id(token) is not None))
+    tokenizer.add_tokens(added_tokens(values))
+    refuse_renumbered(tokenizer, values, f"{folder} gives")
+    if values.get("add_bos_token") or values.get("add_eos_token"):
+        put(ends(values), tokenizer, named(values))
     return tokenizer

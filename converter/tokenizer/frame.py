@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -14,6 +14,18 @@ class Frame(NamedTuple):
 
     single: str
     pair: str
+
+
+def ends(values: Mapping[str, Any]) -> Frame:
+    """Return one of the two ends, both or none, as the options ``add_bos_token`` and ``add_eos_token`` ask."""
+    first = " ".join(_between_ends(values, "$A", 0))
+    return Frame(first, " ".join((first, *_between_ends(values, "$B", 1))))
+
+
+def _between_ends(values: Mapping[str, Any], text: str, number: int) -> list[str]:
+    begin = [f"{{bos_token}}:{number}"] if values.get("add_bos_token") else []
+    end = [f"{{eos_token}}:{number}"] if values.get("add_eos_token") else []
+    return [*begin, f"{text}:{number}", *end]
 
 
 def put(frame: Frame, tokenizer: Tokenizer, tokens: Mapping[str, str]) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from converter.errors import GPT2Error, TokenizerError
 from converter.tokenizer import byte_level, recipes, sentencepiece_model, wordpiece
@@ -27,6 +27,7 @@ class TokenizerKind:
         class_name: what transformers calls it.
         library: what has to be installed, and the name of the extra that does.
         remark: a sentence on what the tokenizer does otherwise than the files ask, or None.
+        tokens: its special tokens where a folder names no other ones.
     """
 
     files: tuple[tuple[str, ...], ...]
@@ -34,6 +35,7 @@ class TokenizerKind:
     class_name: str = "PreTrainedTokenizerFast"
     library: str | None = None
     remark: Callable[[Path], str | None] = lambda folder: None
+    tokens: Mapping[str, Any] = field(default_factory=dict)
 
     def among(self, folder: Path) -> tuple[Path, ...]:
         """Return its files in a folder; none if they are not all there."""
@@ -66,8 +68,8 @@ class Found:
 LIBRARY = "sentencepiece"
 MODELS = tuple((name,) for name in sentencepiece_model.FILES)
 
-BYTE_LEVEL = TokenizerKind((byte_level.FILES,), byte_level.build, "GPT2Tokenizer")
-WORDPIECE = TokenizerKind((wordpiece.FILES,), wordpiece.build, "BertTokenizer")
+BYTE_LEVEL = TokenizerKind((byte_level.FILES,), byte_level.build, byte_level.CLASS, tokens=byte_level.TOKENS)
+WORDPIECE = TokenizerKind((wordpiece.FILES,), wordpiece.build, "BertTokenizer", tokens=wordpiece.TOKENS)
 PLAIN = TokenizerKind(MODELS, partial(recipes.build, recipes.PLAIN), library=LIBRARY)
 
 CLASSES = {
@@ -76,7 +78,14 @@ CLASSES = {
         BYTE_LEVEL,
         WORDPIECE,
         *(
-            TokenizerKind(MODELS, partial(recipes.build, recipe), name, LIBRARY, partial(recipes.remark, name, recipe))
+            TokenizerKind(
+                MODELS,
+                partial(recipes.build, recipe),
+                name,
+                LIBRARY,
+                partial(recipes.remark, name, recipe),
+                recipe.tokens,
+            )
             for name, recipe in recipes.RECIPES.items()
         ),
     )
@@ -84,7 +93,7 @@ CLASSES = {
 
 # Where the class says nothing, the files do. GPT2Tokenizer is among those names, as it is what a GPT-2 has by default.
 BY_FILES = (BYTE_LEVEL, WORDPIECE, PLAIN)
-SAYS_NOTHING = ("", "PreTrainedTokenizer", "TokenizersBackend", "GPT2Tokenizer")
+SAYS_NOTHING = ("", "PreTrainedTokenizer", "TokenizersBackend", byte_level.CLASS)
 
 # Why a class cannot be put into a tokenizer.json; the others are only unknown.
 UNSUITABLE = {"BertJapaneseTokenizer": "which splits words with MeCab and a dictionary of its own"}

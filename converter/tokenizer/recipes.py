@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from converter.errors import TokenizerError
-from converter.tokenizer.frame import Frame, put
+from converter.tokenizer.frame import Frame, ends, put
 from converter.tokenizer.sentencepiece_model import (
     BPE,
     CHARACTER,
@@ -75,7 +75,7 @@ def build(recipe: Recipe, folder: Path) -> Tokenizer:
     extra = recipe.extra(proto, values) if recipe.extra else None
     tokenizer.add_tokens(added_tokens(values, extra, recipe.verbatim))
     if recipe.verbatim:  # the others number them as the library does, whatever the folder says
-        refuse_renumbered(tokenizer, values, folder)
+        refuse_renumbered(tokenizer, values, f"{folder} gives the added token")
     frame = recipe.frame(values)
     if frame is not None:
         put(frame, tokenizer, named(values))
@@ -227,18 +227,6 @@ def _unframed(values: Values) -> None:
     del values
 
 
-def _llama_frame(values: Values) -> Frame:
-    """One of the two ends, both or none, as ``add_bos_token`` and ``add_eos_token`` ask."""
-    first = " ".join(_between_ends(values, "$A", 0))
-    return Frame(first, " ".join((first, *_between_ends(values, "$B", 1))))
-
-
-def _between_ends(values: Values, text: str, number: int) -> list[str]:
-    begin = [f"{{bos_token}}:{number}"] if values.get("add_bos_token") else []
-    end = [f"{{eos_token}}:{number}"] if values.get("add_eos_token") else []
-    return [*begin, f"{text}:{number}", *end]
-
-
 T5_UNKNOWN, ALBERT_UNKNOWN = 2, 1  # fixed in transformers 5
 
 T5_TOKENS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
@@ -271,7 +259,7 @@ RECIPES = {
     "T5Tokenizer": Recipe(T5_TOKENS, _t5, lambda values: T5_FRAME, _t5_extra, T5_UNKNOWN),
     "AlbertTokenizer": Recipe(ALBERT_TOKENS, _albert, lambda values: ALBERT_FRAME, _listed, ALBERT_UNKNOWN),
     "XLNetTokenizer": Recipe(XLNET_TOKENS, _xlnet, lambda values: XLNET_FRAME, _listed),
-    "LlamaTokenizer": Recipe(LLAMA_TOKENS, _llama, _llama_frame, _listed),
+    "LlamaTokenizer": Recipe(LLAMA_TOKENS, _llama, ends, _listed),
     "GPTSw3Tokenizer": Recipe(GPT_SW3_TOKENS, _gpt_sw3, _unframed, None, verbatim=True),
 }
 PLAIN = Recipe({}, _as_trained, _unframed, _known)

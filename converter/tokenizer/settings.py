@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ def read(folder: Path) -> dict[str, Any]:
         values["extra_special_tokens"] = values.pop("additional_special_tokens")  # its name since transformers 5
     if "added_tokens_decoder" not in values:
         values |= json_of(folder / TOKENS_MAP)
-        special = {content(value) for value in (*_named(values).values(), *_extra(values))}
+        special = {content(value) for value in (*_standard(values).values(), *_extra(values))}
         values["added_tokens_decoder"] = {
             number: {"content": token, "normalized": token not in special, "special": token in special}
             for token, number in json_of(folder / ADDED_TOKENS).items()
@@ -57,13 +57,19 @@ def named(values: Values) -> dict[str, str]:
     return {key: content(value) for key, value in _named(values).items()}
 
 
-def added_tokens(values: Values, extra: Iterable[AddedToken] | None = None, verbatim: bool = False) -> list[AddedToken]:
+def added_tokens(
+    values: Values,
+    extra: Iterable[AddedToken] | None = None,
+    verbatim: bool = False,
+    known: Collection[str] = (),
+) -> list[AddedToken]:
     """Return the tokens that are found in a text before the vocabulary is used, each once, in the order of their ids.
 
     Args:
         extra: those that come last, unless the options list other ones; None takes the options' older list.
         verbatim: the way of transformers' tokenizers in Python: all are looked for in the text as it stands, and only
             those listed with an id keep their other flags.
+        known: those that the tokenizer has already; it needs only those of them that are listed with an id.
     """
     listed = {content(token): token for _, token in _by_id(values.get("added_tokens_decoder", {}))}
     if isinstance(values.get("extra_special_tokens"), list):
@@ -71,12 +77,16 @@ def added_tokens(values: Values, extra: Iterable[AddedToken] | None = None, verb
     elif extra is None:
         extra = values.get("additional_special_tokens") or ()
     others = {content(token): content(token) if verbatim else token for token in (*_named(values).values(), *extra)}
+    others = {name: token for name, token in others.items() if name not in known}
     special = set(named(values).values())
     return [_added_token(token, name in special, verbatim) for name, token in (listed | (others | listed)).items()]
 
 
-def refuse_renumbered(tokenizer: Tokenizer, values: Values, folder: Path) -> None:
+def refuse_renumbered(tokenizer: Tokenizer, values: Values, said: str) -> None:
     """Refuse added tokens whose id would not be the one that the model was trained with.
+
+    Args:
+        said: the beginning of the sentence, which names the file or folder.
 
     Raises:
         TokenizerError: it is not.
@@ -84,8 +94,8 @@ def refuse_renumbered(tokenizer: Tokenizer, values: Values, folder: Path) -> Non
     for wanted, value in values.get("added_tokens_decoder", {}).items():
         if tokenizer.token_to_id(content(value)) != int(wanted):
             raise TokenizerError(
-                f"{folder} gives the added token {content(value)} the id {wanted}, "
-                f"which its vocabulary leaves no room for"
+                f"{said} {content(value)} the id {wanted}, which its vocabulary leaves no room for; list the tokens "
+                f"between the two, or remove this one"
             )
 
 
@@ -106,7 +116,18 @@ def json_of(file: Path) -> dict[str, Any]:
 
 
 def _named(values: Values) -> dict[str, Any]:
+    """Return the tokens that have a name: transformers' own names, then those of this model, such as image_token."""
+    own = {key: value for key, value in values.items() if key.endswith("_token") and key not in SPECIAL_KEYS}
+    own = {key: value for key, value in own.items() if isinstance(value, str) or "content" in _mapping(value)}
+    return _standard(values) | own | _mapping(values.get("extra_special_tokens"))
+
+
+def _standard(values: Values) -> dict[str, Any]:
     return {key: values[key] for key in SPECIAL_KEYS if values.get(key)}
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _extra(values: Values) -> list[Any]:
