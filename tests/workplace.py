@@ -29,6 +29,7 @@ SIZES = {"vocab_size": 2048, "n_positions": 96, "n_embd": 32, "n_layer": 3, "n_h
 SOURCES = ("openai-community/gpt2", "user/model@main", "my-gpt2")
 CONVERTED = {"openai-community/gpt2": "gpt2-onnx", "my-gpt2": "my-gpt2-onnx"}
 HEADS = {"classifier-onnx": "sequence-classification", "qa-onnx": "question-answering"}
+TEMPLATE = "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}"  # DialoGPT's
 TEXT = "The following statement is executed by the interpreter. A name is bound to an object. " * 4
 
 
@@ -50,6 +51,8 @@ def things(tmp_path_factory: pytest.TempPathFactory, head_model: Head) -> Path:
     check(here / SOURCES[0], here / "gpt2-onnx")
     for out, head in HEADS.items():
         convert(save(f"{head}-source", head), here / out)
+    (save("chatty-source") / "chat_template.jinja").write_text(TEMPLATE)
+    convert(here / "chatty-source", here / "chatty-onnx")
     write_adapter(here / "my-lora", pairs(MODULES))  # whose sizes are those of SIZES
     write_nanogpt(here / "nanogpt" / "ckpt.pt")
     for name in ("my.txt", "held-out.txt", "code.py"):

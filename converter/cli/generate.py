@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +22,16 @@ from converter.cli.options import (
     standard_input,
     threads_option,
 )
+from converter.errors import PromptError
 
 if TYPE_CHECKING:
     from converter.runtime.generation import Generation
+    from converter.runtime.session import Model
     from converter.runtime.speculation import Speculation
 
 DEFAULT_NEW_TOKENS = 128
 DEFAULT_PROPOSALS = 10  # of --speculate
+DEFAULT_TEMPLATE = "default"  # of --chat, as transformers calls it
 EARLY_STOPPING: dict[str, bool | str] = {"no": False, "yes": True, "never": "never"}  # transformers' values
 
 
@@ -40,6 +44,7 @@ EARLY_STOPPING: dict[str, bool | str] = {"no": False, "yes": True, "never": "nev
         'gpt2onnx generate gpt2-onnx "Q: Why?" --stop "Q:" --repetition-penalty 1.2',
         'gpt2onnx generate gpt2-onnx "Once upon a time" --beams 4 --best 2',
         'gpt2onnx generate gpt2-onnx "$(cat code.py)" --speculate',
+        'gpt2onnx generate chatty-onnx "Hello! How are you?" --chat',
         'echo "From a pipe" | gpt2onnx generate gpt2-onnx -n 50 --quiet',
     ],
     groups={
@@ -48,6 +53,7 @@ EARLY_STOPPING: dict[str, bool | str] = {"no": False, "yes": True, "never": "nev
             "seed",
         ),
         "Several texts, and beam search": ("best", "beams", "length_penalty", "early_stopping"),
+        "Conversations": ("chat", "system"),
         **RUNTIME_GROUP,
         **OUTPUT_GROUP,
     },
@@ -92,6 +98,15 @@ EARLY_STOPPING: dict[str, bool | str] = {"no": False, "yes": True, "never": "nev
     help=f"Guess N tokens at once from what is there already ({DEFAULT_PROPOSALS}; after PROMPT, or --speculate=N): "
     "the same text, sooner where it repeats itself.",
 )
+@click.option(
+    "--chat",
+    metavar="[NAME]",
+    is_flag=False,
+    flag_value=DEFAULT_TEMPLATE,
+    help="Answer PROMPT by OUT's chat template, or by its template NAME (after PROMPT, or --chat=NAME). PROMPT is what "
+    "the user says, or a conversation as JSON.",
+)
+@click.option("--system", metavar="TEXT", help="What the conversation's system message says.")
 @click.option("--ids", is_flag=True, help="Prompts are token ids, such as '464 3290'; so is the output.")
 @threads_option
 @click.option("--no-prepack", is_flag=True, help="Use the weights as the file has them: less memory, but slower.")
@@ -104,6 +119,8 @@ def generate(
     out: Path,
     prompts: tuple[str, ...],
     early_stopping: str,
+    chat: str | None,
+    system: str | None,
     ids: bool,
     threads: int | None,
     no_prepack: bool,
@@ -121,14 +138,19 @@ def generate(
     from converter.cli import progress
     from converter.runtime.session import load
 
+    if chat is not None:
+        refuse_no_conversation(out, chat, ids)
+    elif system is not None:
+        raise click.UsageError("--system is for conversations: add --chat")
     prompts = prompts or (standard_input("a prompt"),)
     with progress.line(f"opening {out}", not quiet):
         model = load(out, provider, threads, precision, prepack=not no_prepack, large_pages=True)
     streams = len(prompts) == 1 == options["best"] == options["beams"] and not as_json and not ids
-    stream = Stream(prompts[0]) if streams else None
+    shown = prompts if chat is None else ("",) * len(prompts)  # of a conversation only the answer is shown
+    stream = Stream(shown[0]) if streams else None
     with progress.line("generating", show=stream is None and not quiet):
         done = model.generate(
-            [terminal.parse_ids(prompt) for prompt in prompts] if ids else prompts,
+            encoded(model, prompts, ids, chat, system),
             early_stopping=EARLY_STOPPING[early_stopping],
             on_text=stream.show if stream else None,
             **options,
@@ -139,9 +161,44 @@ def generate(
     if stream is not None:
         stream.end()
     else:
-        print_rows(prompts, done, ids)
+        print_rows(shown, done, ids)
     if not quiet:
         click.echo(generation_line(done, model.config.n_positions), err=True)
+
+
+def encoded(
+    model: Model, prompts: Sequence[str], ids: bool, chat: str | None, system: str | None
+) -> Sequence[str] | Sequence[Sequence[int]]:
+    """Return prompts as the model takes them: texts, or the token ids that they are or become."""
+    if chat is not None:
+        from converter.runtime.chat import conversation_ids
+
+        return [conversation_ids(model, conversation(prompt, system), chat) for prompt in prompts]
+    return [terminal.parse_ids(prompt) for prompt in prompts] if ids else prompts
+
+
+def conversation(prompt: str, system: str | None) -> list[dict[str, Any]]:
+    """Return the messages of a prompt: those that it lists as JSON, or the one that it is."""
+    try:
+        given = json.loads(prompt)
+    except ValueError:
+        given = None
+    listed = isinstance(given, list) and given and all(isinstance(message, dict) for message in given)
+    messages = given if listed else [{"role": "user", "content": prompt}]
+    return messages if system is None else [{"role": "system", "content": system}, *messages]
+
+
+def refuse_no_conversation(out: Path, template: str, ids: bool) -> None:
+    """Refuse --chat at once where there is no such template: what stands after it may have been meant as a prompt."""
+    from converter.tokenizer.chat import choose
+
+    if ids:
+        raise click.UsageError("--chat takes texts: omit --ids")
+    try:
+        choose(out, template)
+    except PromptError as error:
+        hint = "" if template == DEFAULT_TEMPLATE else "; write --chat after the PROMPT, or as --chat=NAME"
+        raise PromptError(f"{error}{hint}") from error
 
 
 class Stream:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from converter.tokenizer.byte_level import END_OF_TEXT
 from converter.tokenizer.completion import complete
 from converter.tokenizer.frame import prompt_ids
-from converter.tokenizer.kinds import Found, find
+from converter.tokenizer.kinds import Found, find, misread_as
 from converter.tokenizer.opening import TOKENIZER, follow, open_file
 from converter.tokenizer.settings import TOKENIZER_CONFIG, special_tokens
 
@@ -34,6 +34,7 @@ __all__ = [
     "from_source",
     "is_in",
     "load",
+    "misread_as",
     "open_file",
     "prompt_ids",
     "special_tokens",

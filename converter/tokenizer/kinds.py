@@ -28,6 +28,7 @@ class TokenizerKind:
         library: what has to be installed, and the name of the extra that does.
         remark: a sentence on what the tokenizer does otherwise than the files ask, or None.
         tokens: its special tokens where a folder names no other ones.
+        unknown_id: what transformers 5 makes of unknown characters whatever the files say; None if it does as they say.
     """
 
     files: tuple[tuple[str, ...], ...]
@@ -36,6 +37,7 @@ class TokenizerKind:
     library: str | None = None
     remark: Callable[[Path], str | None] = lambda folder: None
     tokens: Mapping[str, Any] = field(default_factory=dict)
+    unknown_id: int | None = None
 
     def among(self, folder: Path) -> tuple[Path, ...]:
         """Return its files in a folder; none if they are not all there."""
@@ -85,6 +87,7 @@ CLASSES = {
                 LIBRARY,
                 partial(recipes.remark, name, recipe),
                 recipe.tokens,
+                recipe.unknown_id,
             )
             for name, recipe in recipes.RECIPES.items()
         ),
@@ -97,6 +100,12 @@ SAYS_NOTHING = ("", "PreTrainedTokenizer", "TokenizersBackend", byte_level.CLASS
 
 # Why a class cannot be put into a tokenizer.json; the others are only unknown.
 UNSUITABLE = {"BertJapaneseTokenizer": "which splits words with MeCab and a dictionary of its own"}
+
+
+def misread_as(folder: Path) -> int | None:
+    """Return the token that transformers 5 makes of unknown characters, whatever the folder's files say of them."""
+    kind = CLASSES.get(class_name(folder))
+    return kind.unknown_id if kind else None
 
 
 def find(folder: Path) -> Found | str | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from converter import tokenizer
 from converter.checkpoint.config import parse_config
@@ -10,7 +12,11 @@ from converter.checkpoint.source import Checkpoint
 from converter.data import HELD_OUT
 from converter.errors import CheckError
 from converter.files import read_json
+from converter.tokenizer.chat import templates
 from converter.weights.ledger import Ledger
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 # A folder that differs in one of these is another model, and nothing can be compared.
 DIMENSIONS = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "inner_dim", "num_labels")
@@ -26,6 +32,25 @@ FLAGS = (
     "pad_token_id",
     "summary_activation",
 )
+
+# Where a special or added token is looked for: alone, and within text.
+PLACES = ("{}", "a{}b", "a {} b")
+
+# Texts that no tokenizer was trained on: held-out English with code, and other scripts, in which words, digits, marks
+# and spaces are told apart in other ways.
+SCRIPTS = (
+    "Größe, naïve façade, žluťoučký kůň — 3,14 €",
+    "Съешь же ещё этих мягких булок; Ξεσκεπάζω τὴν ψυχοφθόρα βδελυγμία",
+    "שלום עולם، مرحبا بالعالم ١٢٣",
+    "हिन्दी में लिखा हुआ पाठ · ภาษาไทยไม่มีช่องว่าง",
+    "日本語のテキスト、１２３。它是中文文本。한국어 문장입니다.",
+    "👍🏽 👩\u200d👩\u200d👧 🇩🇪 \u00a0\u200b\u3000 e\u0301",
+    "  two  spaces\t\ttabs\r\nlines\n\n\n",
+    "don't we'll I'M 1234567890 x**2 != <|not|> __init__",
+)
+TEXTS = (*SCRIPTS, *HELD_OUT.read_text(encoding="utf-8").split("\n\n"))
+
+SHOWN = 40  # characters of a text in a message
 
 # By these the numbers of a classification become an answer.
 ANSWERS = ("id2label", "problem_type")
@@ -64,18 +89,96 @@ def compare_config(folder: Path, checkpoint: Checkpoint, ledger: Ledger) -> list
 
 
 def compare_tokenizer(folder: Path, checkpoint: Checkpoint) -> list[str]:
-    """Whether text becomes the same tokens.
+    """Whether texts and conversations become the same tokens: as the source's files say, and as transformers says.
 
     Raises:
         CheckError: a library that reads the source's tokenizer is not installed.
     """
-    ours, theirs = tokenizer.load(folder), tokenizer.from_source(checkpoint.companions, checkpoint.tokenizer)
-    why = tokenizer.unavailable(checkpoint.folder)
-    if theirs is None and ours is not None and why:
-        raise CheckError(f"the tokenizer cannot be compared: {why}")
-    if ours is None or theirs is None:
-        return [] if ours is theirs else ["the tokenizer is the source's only in part: one of the two has none"]
+    ours = _as_written(folder)
+    with tokenizer.files_of(checkpoint.companions, checkpoint.tokenizer) as source:
+        theirs = tokenizer.load(source)
+        if theirs is None and ours is not None and (why := tokenizer.unavailable(checkpoint.folder)):
+            raise CheckError(f"the tokenizer cannot be compared: {why}")
+        fault = None
+        if ours is not None and theirs is not None:
+            # One fault is enough, as others follow from it.
+            fault = _differs(ours, theirs) or _differs_from_transformers(ours, source, checkpoint)
+        elif ours is not theirs:
+            fault = "the tokenizer is the source's only in part: one of the two has none"
+        return [*([fault] if fault else []), *_compare_templates(folder, source)]
+
+
+def _as_written(folder: Path) -> Tokenizer | None:
+    """Return what other clients read: the ``tokenizer.json`` of a model folder, without the files beside it."""
+    file = folder / tokenizer.TOKENIZER
+    if not file.is_file():
+        return tokenizer.load(folder)
+    ours = tokenizer.open_file(file)
+    ours.no_truncation()
+    ours.no_padding()
+    return ours
+
+
+def _differs(ours: Tokenizer, theirs: Tokenizer) -> str | None:
+    """Return how a tokenizer differs from the source's, as we read that."""
+    lost = sorted(theirs.get_vocab().keys() - ours.get_vocab().keys())
+    if lost and not ours.get_vocab().keys() - theirs.get_vocab().keys():
+        return f"tokenizer.json lacks {lost[0]}, which is a token of the source"
     if ours.get_vocab() != theirs.get_vocab():
-        return ["the tokenizer's vocabulary is not the source's"]
-    text = HELD_OUT.read_text(encoding="utf-8")
-    return [] if ours.encode(text).ids == theirs.encode(text).ids else ["the tokenizer splits text otherwise"]
+        return "the tokenizer's vocabulary is not the source's"
+    same = all(ours.encode(text).ids == theirs.encode(text).ids for text in TEXTS)
+    return None if same else "the tokenizer splits text otherwise"
+
+
+def _differs_from_transformers(ours: Tokenizer, source: Path, checkpoint: Checkpoint) -> str | None:
+    """Return how a tokenizer differs from the one that transformers makes of the source's files, if it can."""
+    theirs = _transformers_own(source, checkpoint)
+    if theirs is None:
+        return None
+    added = dict.fromkeys([*theirs.all_special_tokens, *theirs.get_added_vocab()])
+    around = [form.format(token) for token in added for form in PLACES]
+    if fault := _first_difference(ours, theirs, around, framed=True):
+        return fault
+    return _first_difference(ours, theirs, TEXTS, framed=False, misread=tokenizer.misread_as(source))
+
+
+def _first_difference(
+    ours: Tokenizer, theirs: Any, texts: Sequence[str], framed: bool, misread: int | None = None
+) -> str | None:
+    """Return a sentence on the first text that becomes other tokens.
+
+    Args:
+        framed: whether with the special tokens that stand around a text.
+        misread: the token that transformers makes of unknown characters, where the model was trained with another one;
+            texts with it tell nothing.
+    """
+    wanted = theirs(list(texts), add_special_tokens=framed, verbose=False)["input_ids"] if texts else []
+    for text, ids in zip(texts, wanted, strict=True):
+        found = ours.encode(text, add_special_tokens=framed).ids
+        if found != ids and misread not in ids:
+            return f"the tokenizer reads {text[:SHOWN]!r} otherwise than transformers does with the source's files"
+    return None
+
+
+def _transformers_own(source: Path, checkpoint: Checkpoint) -> Any:
+    """Return the tokenizer that transformers makes of the source's files; None if it makes none of them."""
+    import transformers
+
+    from converter.parity.legs.huggingface import quiet_transformers
+
+    stated = checkpoint.config_values.get("tokenizer_class")
+    config = transformers.GPT2Config(tokenizer_class=stated if isinstance(stated, str) else None)
+    try:
+        with quiet_transformers():
+            return transformers.AutoTokenizer.from_pretrained(
+                source, config=config, local_files_only=True, trust_remote_code=False
+            )
+    except Exception:  # each class raises its own; what it cannot read, it cannot judge
+        return None
+
+
+def _compare_templates(folder: Path, source: Path) -> list[str]:
+    """Which chat templates differ."""
+    ours, theirs = templates(folder), templates(source)
+    changed = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    return [f"the chat template {name!r} is not the source's" for name in changed]
