@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,47 @@ def test_generate_without_a_tokenizer_asks_for_ids(save: Save, tmp_path: Path) -
 def test_generate_in_a_broken_folder_is_one_sentence(tmp_path: Path) -> None:
     assert_one_sentence(run("generate", tmp_path / "nowhere", "x"), "there is no model folder", "gpt2onnx convert")
     assert_one_sentence(run("generate", CHECKPOINT, "x"), "has no onnx/model.onnx")
+
+
+CHATML = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}{{ eos_token }}"
+
+
+@pytest.fixture
+def chatty(bundled: Path, tmp_path: Path) -> Path:
+    """The bundled model with two chat templates."""
+    folder = shutil.copytree(bundled, tmp_path / "chatty", symlinks=True)
+    (folder / "chat_template.jinja").write_text(CHATML)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "bare.jinja").write_text("{{ messages[0].content }}{{ eos_token }}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("Hi", "--chat"), "<user>Hi"),
+        (("Hi", "--chat", "bare"), "Hi"),
+        (("Hi", "--chat=bare"), "Hi"),
+        (("Hi", "--chat", "--system", "Be kind."), "<system>Be kind.<user>Hi"),
+        (('[{"role": "tool", "content": "7"}]', "--chat"), "<tool>7"),
+        (("[1, 2]", "--chat"), "<user>[1, 2]"),
+    ],
+)
+def test_generate_answers_by_the_folders_template(chatty: Path, options: tuple[str, ...], text: str) -> None:
+    facts = json.loads(run("generate", chatty, *options, "-n", 8, "--json").stdout)
+    expected = json.loads(run("generate", chatty, f"{text}<|endoftext|>", "-n", 8, "--json").stdout)
+    assert facts["rows"][0]["prompt_ids"] == expected["rows"][0]["prompt_ids"]
+    assert facts["rows"][0]["text"] == expected["rows"][0]["text"]
+    assert run("generate", chatty, *options, "-n", 8, "--quiet").stdout == expected["rows"][0]["text"] + "\n"
+
+
+def test_generate_says_which_templates_there_are(chatty: Path, bundled: Path) -> None:
+    assert_one_sentence(
+        run("generate", chatty, "--chat", "Hi"),
+        r"has no chat template 'Hi'; it has bare, default; write --chat after the PROMPT, or as --chat=NAME",
+    )
+    assert_one_sentence(run("generate", bundled, "Hi", "--chat"), "has no chat template; give the prompt as")
+    for options, said in {("--chat", "--ids"): "--chat takes texts", ("--system", "x"): "--system is for conv"}.items():
+        refused = run("generate", chatty, "1 2", *options)
+        assert refused.exit_code == 2
+        assert said in refused.stderr
