@@ -33,6 +33,7 @@ BEAMS = 3
 SINGLE = ("The syntax of", "This can lead to errors")
 BATCH = ("The following list", 'The default behavior for equality comparison ("=="', "Iterating views")
 TURNS = ("The syntax of", " This can lead to errors")
+ENDED = ("The following<|endoftext|>", "The syntax of<|endoftext|><|endoftext|>")  # as each of DialoGPT's prompts
 
 SEEN = pytest.StashKey[list[Seen]]()
 
@@ -70,21 +71,39 @@ def environment() -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled trained checkpoint in every precision, as it is written."""
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled trained checkpoint as transformers 5 saves it: its names for tokenizers are new to older software."""
+    import transformers
+
+    source = tmp_path_factory.mktemp("saved") / "tiny"
+    transformers.GPT2LMHeadModel.from_pretrained(CHECKPOINT).save_pretrained(source)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(CHECKPOINT / "tokenizer.json"),
+        eos_token="<|endoftext|>",
+        extra_special_tokens=["Ġ{'"],  # a token of the vocabulary, in a form that no text has
+    ).save_pretrained(source)
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "TokenizersBackend"
+    assert isinstance(settings["extra_special_tokens"], list)
+    return source
+
+
+@pytest.fixture(scope="session")
+def folder(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That checkpoint in every precision, as it is written."""
     out = tmp_path_factory.mktemp("clients") / "tiny"
-    convert(CHECKPOINT, out, precision=list(PRECISIONS))
+    convert(saved, out, precision=list(PRECISIONS))
     return out
 
 
 @pytest.fixture(scope="session")
-def only(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def only(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """``only(precision)`` is a folder that holds it alone, so that it is the one that all its files name."""
 
     @functools.cache
     def convert_to(precision: str) -> Path:
         out = tmp_path_factory.mktemp("only") / precision
-        convert(CHECKPOINT, out, precision=precision)
+        convert(saved, out, precision=precision)
         return out
 
     return convert_to
@@ -92,11 +111,13 @@ def only(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def questions() -> Reply:
-    """What is asked, as texts and as tokens: prompts alone, as one batch, with beams, in turns each half as long."""
+    """What is asked, as texts and as tokens: prompts alone, as one batch, with beams, in turns each half as long, and
+    with the end of text at their end.
+    """
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
-    asked = {"single": SINGLE, "batch": BATCH, "beams": SINGLE[:1], "continued": TURNS}
+    asked = {"single": SINGLE, "batch": BATCH, "beams": SINGLE[:1], "continued": TURNS, "ended": ENDED}
     return {
         "new_tokens": NEW_TOKENS,
         "beams": BEAMS,
@@ -139,6 +160,7 @@ def answered(generate: Generate, questions: Reply) -> dict[str, list[list[int]]]
         "batch": generate(prompts["batch"], NEW_TOKENS, 1),
         "beams": generate(prompts["beams"], NEW_TOKENS, BEAMS),
         "continued": turns,
+        "ended": [generate([row], NEW_TOKENS, 1)[0] for row in prompts["ended"]],
     }
 
 

@@ -17,9 +17,10 @@ from converter.folder.clients import UNSUPPORTED
 from converter.weights.precisions import PRECISIONS
 from tests.clients.table import INSTALLED_AS
 
-USUAL = ("single", "batch", "beams")
+USUAL = ("single", "ended", "batch", "beams")
+BOUND = tuple(f"{what}, io binding" for what in USUAL)  # which Optimum does by default on GPUs
 ASKED = {
-    "Optimum": (*USUAL, "pipeline"),
+    "Optimum": (*USUAL, "pipeline", *BOUND),
     "onnxruntime-genai": (*USUAL, "continued", "continued, rewound by 2"),
     "OpenVINO": USUAL,
     "transformers": USUAL,
@@ -34,7 +35,7 @@ CANNOT: dict[tuple[str, str, str], str] = {
 }
 
 OPENS_WEIGHTS = ("transformers",)  # and knows of no other precision beside them
-SAME_AS = {"pipeline": "batch", "continued, rewound by 2": "continued"}
+SAME_AS = {"pipeline": "batch", "continued, rewound by 2": "continued", **dict(zip(BOUND, USUAL, strict=True))}
 
 Reply = dict[str, Any]
 

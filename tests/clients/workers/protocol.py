@@ -37,6 +37,7 @@ def usual(request: Request, generate: Generate) -> Answers:
     prompts = request["prompts"]
     return {
         "single": lambda: [generate([row], 1)[0] for row in prompts["single"]],
+        "ended": lambda: [generate([row], 1)[0] for row in prompts["ended"]],
         "batch": lambda: generate(prompts["batch"], 1),
         "beams": lambda: generate(prompts["beams"], request["beams"]),
     }

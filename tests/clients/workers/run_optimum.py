@@ -12,6 +12,7 @@ def answers(request: Request) -> Answers:
     file = PurePosixPath(request["model"])
     named = {} if request["precision"] == "fp32" else {"subfolder": str(file.parent), "file_name": file.name}
     model = ORTModelForCausalLM.from_pretrained(request["folder"], **named)
+    bound = ORTModelForCausalLM.from_pretrained(request["folder"], use_io_binding=True, **named)
     tokenizer = AutoTokenizer.from_pretrained(request["folder"])
     new_tokens = request["new_tokens"]
 
@@ -22,7 +23,12 @@ def answers(request: Request) -> Answers:
         )
         return [row[0]["generated_token_ids"][-new_tokens:] for row in done]
 
-    return {**usual(request, generator(model, tokenizer, new_tokens)), "pipeline": piped}
+    with_binding = usual(request, generator(bound, tokenizer, new_tokens))
+    return {
+        **usual(request, generator(model, tokenizer, new_tokens)),
+        "pipeline": piped,
+        **{f"{what}, io binding": answer for what, answer in with_binding.items()},
+    }
 
 
 if __name__ == "__main__":

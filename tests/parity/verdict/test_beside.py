@@ -106,7 +106,8 @@ def test_a_file_that_transformers_reads_otherwise_is_a_fault_though_it_is_the_so
     assert "1234567890" in fault
     assert fault.endswith("otherwise than transformers does with the source's files")
     (source / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-    assert faults(source, tmp_path / "out") == []
+    convert(source, tmp_path / "as it stands")
+    assert faults(source, tmp_path / "as it stands") == []
 
 
 def test_a_tokenizer_that_transformers_cannot_open_is_compared_with_the_sources_files(
