@@ -129,18 +129,19 @@ def print_layers(out: Console, located: Localisation, passed: bool) -> None:
     out.print(f"{what}, on {located.case!r}; {others}. float16 holds values up to {FLOAT16_MAXIMUM:.0f}.", markup=False)
 
 
+SEEN = {True: "[green]caught[/]", False: "[red]MISSED[/]", None: "–"}  # None: no logits can show it
+
+
 def print_proof(proof: Proof) -> None:
     """Print the table of seeded defects."""
     out = terminal.console()
-    rows = terminal.table(
-        "seeded defect", "with files", "logits alone", "named", "what the diagnosis said of the logits"
-    )
+    rows = terminal.table("seeded defect", "with files", "logits alone", "named", "what was said")
     for trial in proof.trials:
         rows.add_row(
             trial.defect,
-            "[green]caught[/]" if trial.caught else "[red]MISSED[/]",
-            "[green]caught[/]" if trial.caught_by_logits else "[red]MISSED[/]",
-            "[green]yes[/]" if trial.named and trial.named_by_logits else "[red]NO[/]",
+            SEEN[trial.caught],
+            SEEN[trial.caught_by_logits],
+            "[green]yes[/]" if trial.named and trial.named_by_logits is not False else "[red]NO[/]",
             trial.said.replace("[", "\\["),
         )
     out.print(rows)

@@ -71,6 +71,8 @@ class Examination:
             the second graph of a model, whose files were compared with the first.
         allowed: files and keys that may differ, as ``parse_allowed`` gives them.
         layers: localise even if nothing is wrong.
+        until_fault: run no more legs once one fails: a proof that defects are caught need not know what else fails.
+        shipped_truths: by precision the float64 logits of its own numbers, where they are known from before.
         also: other ONNX files with Optimum's inputs and outputs, to be held against the same source.
     """
 
@@ -79,6 +81,8 @@ class Examination:
     whole: Ledger | None = None
     allowed: tuple[tuple[str, str], ...] = ()
     layers: bool = False
+    until_fault: bool = False
+    shipped_truths: dict[str, Mapping[str, np.ndarray]] | None = None
     also: tuple[Path, ...] = ()
 
 
@@ -121,11 +125,11 @@ def examine(
     """
     began = time.monotonic()
     graphs = graphs_of(out, baseline.ledger.config.head)
-    beside, exactness, reproduction = _files(baseline, out, graphs, asked, step)
+    beside, exactness, reproduction = compare_files(baseline, out, graphs, asked, step)
     settings: dict[str, Any] = {}
     rows = folder_rows(baseline.ledger, baseline.limits, baseline.level, out, asked, settings)
     edited = bool(reproduction.faults or exactness.faults)
-    legs_of_folder, notes, unrunnable = _legs(baseline, rows, step, edited)
+    legs_of_folder, notes, unrunnable = _legs(baseline, rows, step, edited, asked.until_fault)
     measured, judge = [*baseline.legs, *legs_of_folder], baseline.judge
     release_memory(baseline.ledger.parameters)
     guilty = [leg for leg in measured if leg.kind not in (LegKind.OTHER, LegKind.LOSSY) and judge.fault(leg)]
@@ -174,10 +178,10 @@ def _noise_floor(baseline: Baseline, leg: MeasuredLeg, judge: Judge) -> tuple[fl
     return rms / baseline.scale, maximum / baseline.scale
 
 
-def _files(
+def compare_files(
     baseline: Baseline, out: Path, graphs: Mapping[str, Path], asked: Examination, step: Callable[[str], None]
 ) -> tuple[list[str], Exactness, Reproduction]:
-    """What the files themselves say."""
+    """Compare the files of a folder with the source's: config and tokenizer, initializers, and all that is derived."""
     step("every initializer, bit for bit")
     beside = compare_config(out, baseline.checkpoint, baseline.ledger)
     if not asked.files:
@@ -226,16 +230,19 @@ def folder_rows(
         name, budget = f"ONNX Runtime {precision}", PRECISIONS[precision].budget_name
         return LegSpec(name, LegKind.LOSSY, opened, cases=usual, budget=budget, **which)
 
+    def widened(precision: str) -> LegSpec:
+        return _widened(graphs[precision], precision, ledger, limits, level, asked.shipped_truths)
+
     def in_place(precision: str) -> LegSpec:
         leg, opened = shipped(precision), partial(runtime, precision, in_place=True)
         return replace(leg, name=f"{leg.name}, cache in place", in_place=True, open=opened)
 
     rows: list[tuple[Path, LegSpec]] = []
     if FULL in graphs:
-        rows += [(graphs[FULL], shipped(FULL)), (graphs[FULL], _widened(graphs[FULL], FULL, ledger, limits, level))]
+        rows += [(graphs[FULL], widened(FULL)), (graphs[FULL], shipped(FULL))]
     for precision, file in graphs.items():
         if precision != FULL:
-            rows += [(file, shipped(precision)), (file, _widened(file, precision, ledger, limits, level))]
+            rows += [(file, widened(precision)), (file, shipped(precision))]
     if config.head == LM and asked.provider == "cpu":  # as ``generate`` runs it
         can = ((file, in_place(precision)) for precision, file in graphs.items() if can_be_rewritten(file))
         rows += islice(can, 1)  # one precision stands for all, whose weights alone differ
@@ -251,15 +258,30 @@ def _in_float64(case: Case, everything: bool) -> bool:
     return not case.long or (everything and usual(case))
 
 
-def _widened(file: Path, precision: str, ledger: Ledger, limits: Limits, level: Level) -> LegSpec:
+def _widened(
+    file: Path,
+    precision: str,
+    ledger: Ledger,
+    limits: Limits,
+    level: Level,
+    known: dict[str, Mapping[str, np.ndarray]] | None,
+) -> LegSpec:
     """A shipped graph in float64, held against the reference with the same numbers for weights.
 
     What rounding the weights costs is left to the budget of a precision; here its mathematics is judged alone.
+
+    Args:
+        known: see ``Examination.shipped_truths``.
     """
     config = ledger.config
 
     def truth(cases: list[Case]) -> Mapping[str, np.ndarray]:
-        return truths(config, as_shipped(ledger, file, PRECISIONS[precision]).weights, cases)
+        found = (known or {}).get(precision)
+        if found is None:
+            found = truths(config, as_shipped(ledger, file, PRECISIONS[precision]).weights, cases)
+        if known is not None:
+            known[precision] = found
+        return found
 
     return LegSpec(
         "ONNX graph in float64" if precision == FULL else f"ONNX {precision} graph in float64",
@@ -296,12 +318,17 @@ def _rounded(ledger: Ledger) -> LegSpec:
 
 
 def _legs(
-    baseline: Baseline, rows: Sequence[tuple[Path, LegSpec]], step: Callable[[str], None], edited: bool
+    baseline: Baseline,
+    rows: Sequence[tuple[Path, LegSpec]],
+    step: Callable[[str], None],
+    edited: bool,
+    until_fault: bool,
 ) -> tuple[list[MeasuredLeg], list[str], list[str]]:
     """Measure legs; return them, the sentences that qualify the verdict, and one for each graph that cannot be run.
 
     Args:
         edited: whether the folder's files are known not to be what a conversion writes.
+        until_fault: stop at the first leg that fails.
     """
     measured, notes, unrunnable = [], [], []
     for file, row in rows:
@@ -313,6 +340,8 @@ def _legs(
             unrunnable.append(_cannot_be_run(file, error, edited, how))
             continue
         notes += [note for note in [row.note()] if note]
+        if until_fault and baseline.judge.fault(measured[-1]):
+            break
     return measured, notes, unrunnable
 
 

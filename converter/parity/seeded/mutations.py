@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from converter.files import read_json, write_json
 from converter.parity.legs.cases import SHORT_TOKENS
 from converter.runtime.session import model_file
+from converter.weights.precisions import FULL, PRECISIONS
 from converter.weights.table import TABLE, canonical
 from reference.config import GPT2Config
 
@@ -87,6 +88,8 @@ class Mutation:
         variant: rewrites the source, which is then converted anew; None if the source stays as it is.
         possible: whether a model has a place for it.
         needs: a weight that must not be all zeros, or the defect would change nothing; ``{i}`` is the middle layer.
+        precision: of the conversion that is spoilt.
+        said: of a defect that no logits show, how the sentence begins that names it.
     """
 
     name: str
@@ -95,6 +98,8 @@ class Mutation:
     variant: Callable[[Path], None] | None = None
     possible: Callable[[GPT2Config], bool] = lambda config: True
     needs: str = ""
+    precision: str = FULL
+    said: str = ""
 
 
 # --- of weights -------------------------------------------------------------------------------------------------------
@@ -340,6 +345,56 @@ def head_reads(name: str) -> Apply:
     return lambda copy: copy.edit_graph(edit)
 
 
+def when(condition: Callable[[GraphProto], str], wrong: Callable[[GraphProto, str], None]) -> Apply:
+    """Make the graph wrong only where a condition holds, a boolean value that is computed beside it."""
+    return lambda copy: copy.edit_graph(lambda graph: wrong(graph, condition(graph)))
+
+
+def kept_is(number: int) -> Callable[[GraphProto], str]:
+    """Hold when so many logits are asked for."""
+
+    def condition(graph: GraphProto) -> str:
+        return _compared(graph, "Equal", "num_logits_to_keep", number)
+
+    return condition
+
+
+def size_is(op_type: str, axis: int, number: int) -> Callable[[GraphProto], str]:
+    """Hold when a dimension of ``input_ids`` compares so with a number."""
+
+    def condition(graph: GraphProto) -> str:
+        shape = helper.make_node("Shape", ["input_ids"], ["ids_size"], start=axis, end=axis + 1)
+        graph.node.insert(0, shape)
+        return _compared(graph, op_type, "ids_size", number, at=1)
+
+    return condition
+
+
+def _compared(graph: GraphProto, op_type: str, value: str, number: int, at: int = 0) -> str:
+    graph.initializer.append(numpy_helper.from_array(np.array(number, np.int64), "seeded_number"))
+    graph.node.insert(at, helper.make_node(op_type, [value, "seeded_number"], ["seeded_condition"]))
+    return "seeded_condition"
+
+
+def larger_logits(graph: GraphProto, condition: str) -> None:
+    """Give logits that are a tenth too large."""
+    node = next(node for node in graph.node if "logits" in node.output)
+    node.output[:] = ["right_logits"]
+    graph.initializer.append(numpy_helper.from_array(np.array(1.1, np.float32), "seeded_factor"))
+    graph.node.append(helper.make_node("Mul", ["right_logits", "seeded_factor"], ["wrong_logits"]))
+    graph.node.append(helper.make_node("Where", [condition, "wrong_logits", "right_logits"], ["logits"]))
+
+
+def no_padding(graph: GraphProto, condition: str) -> None:
+    """See padding as if it were text."""
+    node = next(node for node in graph.node if node.op_type == "And")
+    causal = next(node.output[0] for node in graph.node if node.op_type == "LessOrEqual")
+    at = list(graph.node).index(node)
+    padding = next(name for name in node.input if name != causal)
+    graph.node.insert(at, helper.make_node("Or", [padding, condition], ["seen"]))
+    replace_input(graph, node.output[0], padding, "seen")
+
+
 # --- of the source ----------------------------------------------------------------------------------------------------
 
 
@@ -395,6 +450,14 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("positions count the padding", ("position",), count_padding, possible=several_positions),
     Mutation("mask off by one", ("mask",), look_ahead, possible=several_positions),
     Mutation("padding not masked", ("mask",), forget_padding, possible=several_positions),
+    Mutation("one logit wrong when only it is asked for", ("scaled", "unexplained"), when(kept_is(1), larger_logits)),
+    Mutation("wrong when two logits are asked for", ("scaled", "unexplained"), when(kept_is(2), larger_logits)),
+    Mutation("wrong in batches of more than 16", ("scaled", "unexplained"),
+             when(size_is("Greater", 0, 16), larger_logits)),
+    Mutation("wrong for 16 tokens at once", ("scaled", "unexplained"), when(size_is("Equal", 1, 16), larger_logits),
+             possible=lambda c: c.n_positions >= 16),
+    Mutation("padding seen in batches of more than 4", ("mask",), when(size_is("Greater", 0, 4), no_padding),
+             possible=several_positions),
     Mutation("bias dropped in the graph", ("bias",), on_nodes(to_identity, False, "h.{i}.mlp.c_proj"),
              needs="h.{i}.mlp.c_proj.bias"),
     Mutation("bias zero in the weights", ("bias",), in_layer("attn.c_attn.bias", lambda b, c: b * 0)),
@@ -406,6 +469,32 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("NaN in a weight", ("overflow",), in_layer("mlp.c_fc.weight", spoil(np.nan))),
     Mutation("weight that overflows", ("overflow", "element"), in_layer("mlp.c_fc.weight", spoil(3e38))),
 )  # fmt: skip
+
+
+# What is done to graphs of every precision: operations that all of them have.
+OF_ALL_GRAPHS = (
+    "k and v swapped in the graph",
+    "q and k swapped at the attention",
+    "another GELU in one layer",
+    "ReLU in all layers",
+    "epsilon × 10 in one place",
+    "epsilon ÷ 10 everywhere",
+    "attention scale missing",
+    "attention scale doubled",
+    "positions off by one",
+    "positions count the padding",
+    "mask off by one",
+    "padding not masked",
+    "residual dropped",
+)
+
+
+def lossy() -> Iterator[Mutation]:
+    """Yield the defects of graphs for every precision that is judged by a budget."""
+    for precision in PRECISIONS:
+        for mutation in MUTATIONS:
+            if precision != FULL and mutation.name in OF_ALL_GRAPHS:
+                yield replace(mutation, name=f"{mutation.name}, {precision}", precision=precision)
 
 
 def elements(config: GPT2Config) -> Iterator[Mutation]:

@@ -7,24 +7,28 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from converter.checkpoint.options import SourceOptions
 from converter.errors import CheckError, GPT2Error
 from converter.folder.convert import convert
+from converter.folder.staging import files_in
 from converter.parity.baseline import Baseline, measure_source
-from converter.parity.examine import Examination, TapCache, examine
+from converter.parity.examine import Examination, TapCache, compare_files, examine, graphs_of
 from converter.parity.legs.cases import Level
 from converter.parity.legs.leg import one_thread
 from converter.parity.report.report import Report
-from converter.parity.seeded.mutations import MUTATIONS, Copy, Mutation, elements, scaled_matrix
+from converter.parity.seeded.beside import BESIDE, of_blocks
+from converter.parity.seeded.mutations import MUTATIONS, Copy, Mutation, elements, lossy, scaled_matrix
 from converter.parity.verdict.limits import Limits
-from converter.runtime.session import model_file
 from converter.weights.ledger import read_source
+from converter.weights.precisions import FULL, PRECISIONS
 from reference.head import LM
 
 # The smallest change of a weight matrix that is caught is looked for between these, to within this factor.
@@ -43,8 +47,8 @@ class Trial:
         defect: its name.
         causes: what a diagnosis may call it.
         caught: with all files compared; changed weights, by their bits.
-        caught_by_logits: with nothing but the logits to go by.
-        named, named_by_logits: whether the diagnosis named the cause.
+        caught_by_logits: with nothing but the logits to go by; None if no logits show it.
+        named, named_by_logits: whether the diagnosis named the cause, or the sentence on a file the place.
         said: what the diagnosis said, from the logits alone; or the error that ended the trial.
         verdict: with all files compared.
         ended_in_error: whether the check gave no verdict at all, which is a miss.
@@ -53,9 +57,9 @@ class Trial:
     defect: str
     causes: tuple[str, ...]
     caught: bool
-    caught_by_logits: bool
+    caught_by_logits: bool | None
     named: bool
-    named_by_logits: bool
+    named_by_logits: bool | None
     said: str
     verdict: str
     ended_in_error: bool = False
@@ -63,7 +67,7 @@ class Trial:
     @property
     def passed(self) -> bool:
         """Whether nothing was missed."""
-        return self.caught and self.caught_by_logits and self.named and self.named_by_logits
+        return self.caught and self.named and self.caught_by_logits is not False and self.named_by_logits is not False
 
 
 @dataclass(frozen=True)
@@ -99,17 +103,25 @@ class Proof:
 
 
 class Laboratory:
-    """A source, its conversion and its baseline, of which copies are spoilt one after the other."""
+    """A source, its conversions and its baseline, of which copies are spoilt one after the other."""
 
     def __init__(self, source: Path, place: Path, step: Callable[[str], None]) -> None:
         self.source, self.place = source, place
-        convert(source, place / "sound", scan=False)
+        self.sound()
         self.baseline = _baseline(source, step)
         self.cache = TapCache(self.baseline)
+        self.shipped_truths: dict[str, Mapping[str, np.ndarray]] = {}
         self.config = self.baseline.ledger.config
 
+    def sound(self, precision: str = FULL) -> Path:
+        """Return the conversion to a precision, which is made when it is first asked for."""
+        out = self.place / precision
+        if not out.is_dir():
+            convert(self.source, out, precision=precision, scan=False)
+        return out
+
     def spoilt(self, mutation: Mutation) -> Copy:
-        """A fresh copy with the defect in it."""
+        """Return a fresh copy with the defect in it."""
         shutil.rmtree(self.place / "copy", ignore_errors=True)
         copy = Copy(self.place / "copy" / "source", self.place / "copy" / "out", self.config)
         shutil.copytree(self.source, copy.source)
@@ -117,7 +129,7 @@ class Laboratory:
             mutation.variant(copy.source)
             convert(copy.source, copy.out, scan=False)
         else:
-            shutil.copytree(self.place / "sound", copy.out, symlinks=True)
+            shutil.copytree(self.sound(mutation.precision), copy.out, symlinks=True)
         mutation.apply(copy)
         return copy
 
@@ -126,23 +138,37 @@ class Laboratory:
         weight = self.baseline.ledger.weights[name.format(i=self.config.n_layer // 2)]
         return not any(chunk.any() for chunk in weight.chunks())
 
-    def unspoilt(self, copy: Copy) -> bool:
+    def unspoilt(self, copy: Copy, precision: str) -> bool:
         """Whether the defect changed nothing."""
-        same = _same_files(self.source, copy.source) and not self.weights_changed(copy)
-        return same and filecmp.cmp(model_file(copy.out), model_file(self.place / "sound"), shallow=False)
+        sound = self.sound(precision)
+        names = files_in(sound)
+        return (
+            _same_files(self.source, copy.source)
+            and files_in(copy.out) == names
+            and not filecmp.cmpfiles(sound, copy.out, names, shallow=False)[1]
+        )
 
-    def weights_changed(self, copy: Copy) -> bool:
+    def weights_changed(self, copy: Copy, precision: str) -> bool:
         """Whether the graph's initializers are not the sound ones any more."""
-        sound, spoilt = (model_file(out).with_name("model.onnx_data") for out in (self.place / "sound", copy.out))
-        return not filecmp.cmp(sound, spoilt, shallow=False)
+        data = PRECISIONS[precision].data
+        return not filecmp.cmp(self.sound(precision) / data, copy.out / data, shallow=False)
 
-    def examine(self, copy: Copy, files: bool) -> Report:
-        """The verdict on a copy; a source that the defect changed is measured anew."""
-        baseline, cache = self.baseline, self.cache
+    def examine(self, copy: Copy, files: bool, precision: str = FULL) -> Report:
+        """The verdict on a copy, up to its first fault; a source that the defect changed is measured anew."""
+        baseline, cache, known = self.baseline, self.cache, self.shipped_truths
         if not _same_files(self.source, copy.source):
             baseline = _baseline(copy.source)
             cache = TapCache(baseline)
-        return examine(baseline, copy.out, Examination(files=files, whole=baseline.ledger), lambda step: None, cache)
+        if baseline is not self.baseline or self.weights_changed(copy, precision):
+            known = {}
+        asked = Examination(files=files, whole=baseline.ledger, until_fault=True, shipped_truths=known)
+        return examine(baseline, copy.out, asked, lambda step: None, cache)
+
+    def faults_of_files(self, copy: Copy) -> tuple[str, ...]:
+        """What a check says of the files of a copy, before it runs a leg."""
+        asked, graphs = Examination(whole=self.baseline.ledger), graphs_of(copy.out, LM)
+        beside, exactness, derived = compare_files(self.baseline, copy.out, graphs, asked, lambda step: None)
+        return (*exactness.faults, *derived.faults, *beside)
 
 
 def prove(source: str | os.PathLike[str], progress: Progress = lambda step, done, total: None) -> Proof:
@@ -159,7 +185,7 @@ def prove(source: str | os.PathLike[str], progress: Progress = lambda step, done
     config = ledger.config
     if config.head != LM:
         raise CheckError(f"{source} has the head {config.head}; defects are seeded into language models only")
-    known = [*MUTATIONS, *elements(config)]
+    known = [*MUTATIONS, *lossy(), *elements(config), *BESIDE, *of_blocks(config)]
     possible = [mutation for mutation in known if mutation.possible(config)]
     done = iter(range(len(possible) + 3))
     small = ledger.parameters < SMALL_MODEL
@@ -191,13 +217,18 @@ def _trial(laboratory: Laboratory, mutation: Mutation) -> Trial | None:
     if mutation.needs and laboratory.is_zero(mutation.needs):
         return None
     copy = laboratory.spoilt(mutation)
-    if laboratory.unspoilt(copy):
+    if mutation.variant is None and laboratory.unspoilt(copy, mutation.precision):
         return None
-    bits = mutation.variant is None and laboratory.weights_changed(copy)
     try:
-        whole = laboratory.examine(copy, files=True)
+        return _judged_by_files(laboratory, copy, mutation) if mutation.said else _judged(laboratory, copy, mutation)
     except GPT2Error as error:
         return Trial(mutation.name, mutation.causes, False, False, False, False, str(error), "", ended_in_error=True)
+
+
+def _judged(laboratory: Laboratory, copy: Copy, mutation: Mutation) -> Trial:
+    """Judge a defect that the logits show."""
+    bits = mutation.variant is None and laboratory.weights_changed(copy, mutation.precision)
+    whole = laboratory.examine(copy, files=True, precision=mutation.precision)
     logits = whole.by_logits_alone()
     return Trial(
         defect=mutation.name,
@@ -208,6 +239,22 @@ def _trial(laboratory: Laboratory, mutation: Mutation) -> Trial | None:
         named_by_logits=_named(logits, mutation),
         said=logits.diagnosis.sentence if logits.diagnosis is not None else "",
         verdict=whole.verdict,
+    )
+
+
+def _judged_by_files(laboratory: Laboratory, copy: Copy, mutation: Mutation) -> Trial:
+    """Judge a defect that no logits show: its file and key must be said."""
+    faults = laboratory.faults_of_files(copy)
+    said = next((fault for fault in faults if fault.startswith(mutation.said)), "")
+    return Trial(
+        defect=mutation.name,
+        causes=(),
+        caught=bool(faults),
+        caught_by_logits=None,
+        named=bool(said),
+        named_by_logits=None,
+        said=said or (faults[0] if faults else ""),
+        verdict="",
     )
 
 
