@@ -17,6 +17,7 @@ import numpy as np
 
 from converter.checkpoint import safetensors_file, torch_file
 from converter.checkpoint.folder import Reader, read_weights
+from converter.checkpoint.names import canonical
 from converter.checkpoint.source import ADAPTER_CONFIG
 from converter.checkpoint.tensor import STRIDED_BYTES, Computed, LazyTensor, to_float32
 from converter.errors import CheckpointError
@@ -25,7 +26,7 @@ from converter.files import read_json
 if TYPE_CHECKING:
     from converter.checkpoint.source import Checkpoint
 from converter.checkpoint.adapter_config import by_pattern, refuse_unknown, replaces, saves, targets
-from converter.checkpoint.adapter_names import ADAPTER_PREFIX, CONV1D, EMBEDDINGS, LINEAR, PARTS, REPLACED, canonical
+from converter.checkpoint.adapter_names import ADAPTER_PREFIX, CONV1D, EMBEDDINGS, LINEAR, PARTS, REPLACED
 
 WEIGHT_FILES: tuple[tuple[str, Reader], ...] = (  # in PEFT's own order
     ("adapter_model.safetensors", safetensors_file.read),

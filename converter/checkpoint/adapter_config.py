@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.adapter_names import CONV1D, LINEAR, PLAIN, REPLACED, canonical
+from converter.checkpoint.adapter_names import CONV1D, LINEAR, PLAIN, REPLACED
+from converter.checkpoint.names import canonical
 from converter.errors import CheckpointError
 
 # The keys that the merge uses, and those that describe the training and leave no trace in a merged model.

@@ -1,12 +1,10 @@
-"""The names of a PEFT adapter's modules and tensors."""
+"""The names of a PEFT adapter's modules and tensors; ``canonical`` of a module's name gives it without wrappers."""
 
 from __future__ import annotations
 
 import re
 
-# The prefixes that PEFT and other wrappers put before a name, in any combination.
-ADAPTER_PREFIX = "base_model.model."
-PREFIXES = (ADAPTER_PREFIX, "module.", "_orig_mod.", "model.", "transformer.")
+ADAPTER_PREFIX = "base_model.model."  # what PEFT puts before every name
 
 # The modules that an adapter can update. A weight of Conv1D is [in, out], of an embedding [rows, n_embd], of Linear
 # [out, in]. In the first two, a row of the weight belongs to a column of lora_A.
@@ -25,10 +23,3 @@ PARTS = {
 }
 REPLACED = {"base_layer.weight": "weight", "base_layer.bias": "bias", "weight": "weight", "bias": "bias"}
 PLAIN = ("weight", "bias")
-
-
-def canonical(name: str) -> str:
-    """Return a name without the prefixes of wrappers."""
-    while prefix := next((p for p in PREFIXES if name.startswith(p)), None):
-        name = name[len(prefix) :]
-    return name

@@ -27,6 +27,7 @@ REFUSED = {
     "quantization_config": "its weights are quantized; convert the original checkpoint",
     "auto_map": "it runs code of its own; only the GPT-2 of transformers is converted",
     "multi_query": "it shares keys and values among heads, which GPT-2 does not (GPTBigCode)",
+    "pruned_heads": "some of its attention heads were removed; convert the model as it was before it was pruned",
     "add_cross_attention": "it attends to an encoder; only decoders are converted",
     "is_encoder_decoder": "it has an encoder; only decoders are converted",
 }

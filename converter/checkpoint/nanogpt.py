@@ -12,6 +12,7 @@ from typing import Any
 
 from converter.checkpoint import torch_file
 from converter.checkpoint.linear import PROJECTIONS, config_values, integer
+from converter.checkpoint.names import unwrapped
 from converter.checkpoint.options import SourceOptions
 from converter.checkpoint.source import Format, Source
 from converter.checkpoint.tensor import LazyTensor, zeros
@@ -28,7 +29,7 @@ ARGUMENTS = {
     "n_head": "n_head",
 }
 
-WRAPPERS = ("_orig_mod.", "module.")  # torch.compile's, DistributedDataParallel's
+WRAPPERS = ("module.", "model.")  # DistributedDataParallel's, Lightning's; torch.compile's is known by its underscore
 
 # Ends of the names of weights that have a bias, unless the model has no biases.
 BIASED = (*PROJECTIONS, ".ln_1.weight", ".ln_2.weight", ".ln_f.weight")
@@ -76,20 +77,13 @@ def is_tied(tensors: Mapping[str, LazyTensor]) -> bool:
     return head is None or (embedding is not None and head.offset == embedding.offset)
 
 
-def unwrapped(name: str) -> str:
-    """Return a name without the prefixes of wrappers."""
-    while wrapper := next((w for w in WRAPPERS if name.startswith(w)), None):
-        name = name.removeprefix(wrapper)
-    return name
-
-
 def _tensors(file: Path, state: Mapping[Any, Any]) -> Iterator[tuple[str, LazyTensor]]:
     """Yield Hugging Face's name and the tensor, with projections transposed."""
     seen: dict[str, str] = {}
     for key, tensor in state.items():
         if not isinstance(key, str) or not isinstance(tensor, LazyTensor):
             raise CheckpointError(f"{file}: model.{key} is not a tensor; expected model.state_dict() under 'model'")
-        name = unwrapped(key)
+        name = unwrapped(key, WRAPPERS)
         if name in seen:
             raise CheckpointError(f"{file} holds {name} twice: as {seen[name]} and as {key}")
         seen[name] = key

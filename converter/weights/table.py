@@ -87,18 +87,11 @@ TABLE: tuple[Weight, ...] = (
 # The weights by which a head is known where no config names it.
 HEAD_WEIGHTS = {head.known_by: head.name for head in HEADS.values() if head.known_by}
 
-# What DataParallel, torch.compile, trainers and GPT2LMHeadModel put before a name, in any combination.
-PREFIXES = ("module.", "_orig_mod.", "model.", "transformer.")
+# The matrices that turn tokens into vectors and back; one matrix where they are tied.
+VOCABULARY = ("wte.weight", "lm_head.weight")
 
 # The causal mask and its filler, which transformers once saved with the weights.
 BUFFERS = ("h.{i}.attn.bias", "h.{i}.attn.masked_bias")
-
-
-def canonical(name: str) -> str:
-    """Return a source's name without the prefixes that wrappers put before it."""
-    while prefix := next((p for p in PREFIXES if name.startswith(p)), None):
-        name = name[len(prefix) :]
-    return name
 
 
 def parameters(config: GPT2Config) -> Iterator[tuple[str, Layout, tuple[int, ...]]]:

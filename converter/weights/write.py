@@ -15,14 +15,11 @@ from converter.weights.data_file import Plan, Progress, Spec
 from converter.weights.ledger import Ledger
 from converter.weights.precisions import Blocks, Precision, Scheme
 from converter.weights.quantize import Rows, quantize_rows, row_pieces
-from converter.weights.table import Layout, parameters
+from converter.weights.table import VOCABULARY, Layout, parameters
 from reference.config import GPT2Config
 
 QUANTIZE_THREADS = 2
 PIECES_AHEAD = 4  # of a weight, on their way through the threads
-
-# The matrices that turn tokens into vectors and back; one matrix where they are tied.
-VOCABULARY = ("wte.weight", "lm_head.weight")
 
 
 def blocks_of(name: str, layout: Layout, scheme: Scheme) -> Blocks | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import tracemalloc
@@ -13,17 +12,16 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 
+from converter.checkpoint.names import canonical
 from converter.checkpoint.open import open_checkpoint
 from converter.checkpoint.options import SourceOptions
 from converter.checkpoint.source import Checkpoint
 from converter.checkpoint.tensor import CHUNK_BYTES, LazyTensor
 from converter.errors import CheckpointError, ConfigError
 from converter.weights.ledger import Role, account, same_bytes
-from converter.weights.table import PREFIXES, Layout, canonical, parameters
+from converter.weights.table import Layout, parameters
 from reference.config import GPT2Config
 from reference.head import ASKED
 
@@ -63,8 +61,8 @@ def alter(save: Callable[..., Path]) -> Alter:
     return altered
 
 
-def renamed(rename: Callable[[str], str]) -> Callable[[State], State]:
-    return lambda state: {rename(name): tensor for name, tensor in state.items()}
+def renamed(rename: Callable[[str], str | None]) -> Callable[[State], State]:
+    return lambda state: {rename(name) or name: tensor for name, tensor in state.items()}
 
 
 def refused(checkpoint: Checkpoint, message: str, **options: Any) -> None:
@@ -120,20 +118,14 @@ def test_the_weights_are_the_sources_own_under_canonical_names(alter: Alter) -> 
         assert tensor.name == f"transformer.{name}"
 
 
-@settings(deadline=None)
-@given(st.lists(st.sampled_from(PREFIXES)), st.sampled_from([name for name, _, _ in parameters(GPT2Config())]))
-def test_prefixes_are_taken_off_in_any_combination(prefixes: list[str], name: str) -> None:
-    assert canonical("".join(prefixes) + name) == name
+WRAPPERS = [
+    ("module.", "_orig_mod."), ("_orig_mod.", "module.", "model."), ("model.", "transformer."), ("_module.",),
+    ("pretrained_model.",), ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module."), ("_forward_module.", "model."),
+    ("base_model.", "model."), ("gpt2.",), ("module.", "net.", "_orig_mod.", "lm."),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name", ["models.wte.weight", "my.transformer.wte.weight", "Module.wte.weight", "wte.module.x"]
-)
-def test_a_prefix_counts_only_at_the_start_and_whole(name: str) -> None:
-    assert canonical(name) == name
-
-
-@pytest.mark.parametrize("order", list(itertools.permutations(PREFIXES)), ids="".join)
+@pytest.mark.parametrize("order", WRAPPERS, ids="".join)
 def test_a_wrapped_checkpoint_is_accounted_for_like_a_bare_one(alter: Alter, order: tuple[str, ...]) -> None:
     ledger = account(alter(renamed(lambda name: "".join(order) + canonical(name)), n_layer=1))
     assert {entry.name for entry in ledger.entries} == set(ledger.weights)
@@ -193,6 +185,37 @@ def test_a_head_of_its_own_that_the_config_announces_is_no_warning(alter: Alter)
     ledger = account(alter(lambda state: untied(state, last_differs), tie_word_embeddings=False))
     assert (ledger.config.tie_word_embeddings, ledger.warnings) == (False, ())
     assert "lm_head.weight" in ledger.weights
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "lm_head.decoder.weight", "module.lm_head.weight"])
+def test_a_head_alone_is_the_embedding_too_if_the_config_ties_them(alter: Alter, name: str) -> None:
+    whole = account(alter())
+    ledger = account(alter(renamed({"transformer.wte.weight": name}.get), name="head-alone"))
+    assert list(ledger.weights) == list(whole.weights)
+    assert same_bytes(ledger.weights["wte.weight"], whole.weights["wte.weight"])
+    assert (ledger.config, ledger.warnings) == (whole.config, ())
+    assert [(e.name, e.layout, e.role) for e in ledger.entries if e.tensor.name == name] == [
+        ("wte.weight", Layout.EMBEDDING, Role.USED)
+    ]
+
+
+def test_what_safetensors_itself_saves_of_a_tied_model_is_what_transformers_saves(
+    save: Save, head_model: Callable[..., Any]
+) -> None:
+    whole, folder = save(), save("by-safetensors")
+    save_model(head_model("lm"), folder / "model.safetensors", {"format": "pt"})
+    assert "transformer.wte.weight" not in load_file(folder / "model.safetensors")
+    found, expected = (account(open_checkpoint(path)).weights for path in (folder, whole))
+    assert {n: t.memmap().tobytes() for n, t in found.items()} == {n: t.memmap().tobytes() for n, t in expected.items()}
+
+
+def test_a_head_alone_is_no_embedding_of_a_config_that_unties_them(alter: Alter) -> None:
+    checkpoint = alter(renamed({"transformer.wte.weight": "lm_head.weight"}.get), tie_word_embeddings=True)
+    checkpoint = with_config(checkpoint, tie_word_embeddings=False)
+    refused(
+        checkpoint, r"has no tensor wte\.weight .*; if lm_head\.weight is both, set tie_word_embeddings to true there"
+    )
+    assert account(with_config(checkpoint, tie_word_embeddings=True)).weights
 
 
 def test_causal_masks_are_set_aside(alter: Alter) -> None:

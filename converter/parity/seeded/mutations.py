@@ -18,11 +18,12 @@ import torch
 from onnx import AttributeProto, GraphProto, NodeProto, helper, numpy_helper
 from safetensors.torch import load_file, save_file
 
+from converter.checkpoint.names import canonical
 from converter.files import read_json, write_json
 from converter.parity.legs.cases import SHORT_TOKENS
 from converter.runtime.session import model_file
 from converter.weights.precisions import FULL, PRECISIONS
-from converter.weights.table import TABLE, canonical
+from converter.weights.table import TABLE
 from reference.config import GPT2Config
 
 # The element that is changed has the median magnitude of its tensor: it matters, and it does not stand out.

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper
 
 from converter.checkpoint import safetensors_file
+from converter.checkpoint.names import canonical
 from converter.checkpoint.tensor import LazyTensor
 from converter.errors import CheckpointError, ModelFolderError
 from converter.parity.legs.shipped import shipped_values
@@ -19,7 +20,7 @@ from converter.weights import data_file, write
 from converter.weights.ledger import Ledger
 from converter.weights.precisions import PRECISIONS, Blocks, Precision
 from converter.weights.quantize import Rows, not_nearest, quantize_rows, row_pieces
-from converter.weights.table import canonical, parameters
+from converter.weights.table import parameters
 
 TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
 PART_TYPES = (TensorProto.UINT8, TensorProto.FLOAT, TensorProto.UINT8)  # numbers, scales, zero points
@@ -71,7 +72,8 @@ def compare_initializers(graph_file: Path, ledger: Ledger, precision: Precision 
             faults.append(f"{where}{name} {fault}")
     foreign = [t.name for t in graph.initializer if external_data_helper.uses_external_data(t) and t.name not in known]
     faults += [f"{where}{name} is in the graph and not in the source" for name in foreign]
-    faults += _compare_headers(graph_file, [initializers[name] for name in ledger.weights if name in initializers])
+    there = {name: weight.name for name, weight in ledger.weights.items() if name in initializers}
+    faults += _compare_headers(graph_file, [initializers[name] for name in there], there)
     return Exactness(len(ledger.weights), tuple(faults))
 
 
@@ -136,8 +138,11 @@ def _compare(graph_file: Path, tensor: TensorProto, weight: LazyTensor, dtype: s
     return None
 
 
-def _compare_headers(graph_file: Path, tensors: list[TensorProto]) -> list[str]:
-    """Data files are safetensors files, which clients open by their own header: it must agree with the graph."""
+def _compare_headers(graph_file: Path, tensors: list[TensorProto], sources: Mapping[str, str]) -> list[str]:
+    """Data files are safetensors files, which clients open by their own header: it must agree with the graph.
+
+    The graph of a conversion in place points into the source's own file, where a weight has its name in ``sources``.
+    """
     headers: dict[str, dict[str, int]] = {}
     faults = []
     for tensor in tensors:
@@ -148,9 +153,10 @@ def _compare_headers(graph_file: Path, tensors: list[TensorProto]) -> list[str]:
         try:
             if location not in headers:
                 entries = safetensors_file.read(graph_file.parent / location)
-                headers[location] = {canonical(name): entry.offset for name, entry in entries.items()}
+                headers[location] = {n: e.offset for name, e in entries.items() for n in (name, canonical(name))}
         except CheckpointError as error:
             return [f"{location} is no safetensors file any more: {error}"]
-        if headers[location].get(tensor.name) != int(where.get("offset", 0)):
+        known = headers[location]
+        if known.get(tensor.name, known.get(sources[tensor.name])) != int(where.get("offset", 0)):
             faults.append(f"{tensor.name} is elsewhere by the header of {location} than by the graph")
     return faults
