@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from converter.checkpoint import safetensors_file, torch_file
-from converter.checkpoint.folder import Reader, read_weights
-from converter.checkpoint.names import canonical
+from converter.checkpoint.folder import Reader, choose_weight_file, read_weights
+from converter.checkpoint.names import canonical, outer_name
 from converter.checkpoint.source import ADAPTER_CONFIG
 from converter.checkpoint.tensor import STRIDED_BYTES, Computed, LazyTensor, to_float32
 from converter.errors import CheckpointError
@@ -25,8 +25,18 @@ from converter.files import read_json
 
 if TYPE_CHECKING:
     from converter.checkpoint.source import Checkpoint
+from converter.checkpoint.adapter_base import heads, mend, vocab_size, with_its_head, with_vocabulary
 from converter.checkpoint.adapter_config import by_pattern, refuse_unknown, replaces, saves, targets
-from converter.checkpoint.adapter_names import ADAPTER_PREFIX, CONV1D, EMBEDDINGS, LINEAR, PARTS, REPLACED
+from converter.checkpoint.adapter_names import (
+    ADAPTER_PREFIX,
+    CONV1D,
+    COPIES,
+    EMBEDDINGS,
+    LINEAR,
+    ORIGINAL,
+    PARTS,
+    REPLACED,
+)
 
 WEIGHT_FILES: tuple[tuple[str, Reader], ...] = (  # in PEFT's own order
     ("adapter_model.safetensors", safetensors_file.read),
@@ -46,6 +56,7 @@ class Adapter:
         values: the contents of ``adapter_config.json``.
         updates: canonical module name → kind of tensor, as in ``PARTS`` → the tensor.
         replaced: canonical tensor name → the tensor that replaces the base's.
+        originals: canonical tensor name → the base's tensor, as it was before one of ``replaced`` took its place.
         modules: canonical module name → PEFT's name of it, against which patterns are matched.
     """
 
@@ -53,6 +64,7 @@ class Adapter:
     values: Mapping[str, Any]
     updates: Mapping[str, Mapping[str, LazyTensor]]
     replaced: Mapping[str, LazyTensor]
+    originals: Mapping[str, LazyTensor]
     modules: Mapping[str, str]
 
     @property
@@ -89,24 +101,30 @@ def merge(checkpoint: Checkpoint, folder: Path, name: str) -> Checkpoint:
         CheckpointError: the adapter is damaged, belongs to another model, or uses a feature that is not supported.
     """
     adapter = read(folder)
+    checkpoint = with_its_head(checkpoint, adapter.replaced)
     names: dict[str, str] = {}  # canonical → the checkpoint's
+    outer = outer_name(checkpoint.tensors)
     for key in checkpoint.tensors:
-        if names.setdefault(canonical(key), key) != key:
-            raise CheckpointError(
-                f"{checkpoint.folder} holds {canonical(key)} twice: as {names[canonical(key)]} and {key}"
-            )
+        short = canonical(key, outer)
+        if names.setdefault(short, key) != key:
+            raise CheckpointError(f"{checkpoint.folder} holds {short} twice: as {names[short]} and {key}")
     tensors = {short: checkpoint.tensors[key] for short, key in names.items()}
+    tensors |= {short: tensor for short, tensor in adapter.originals.items() if short in tensors}
     _refuse_incomplete(adapter, tensors)
     tied = _refuse_ambiguous(adapter, checkpoint)
     if tied and "wte.weight" in adapter.replaced and "lm_head.weight" not in {*adapter.replaced, *tensors}:
         tensors["lm_head.weight"] = tensors["wte.weight"]  # a copy of wte was trained; the head keeps the old one
+    added = (*heads(adapter.replaced), *(["lm_head.weight"] if tied else []))
     for short, tensor in adapter.replaced.items():
-        if short not in tensors and not (short == "lm_head.weight" and tied):
+        if short not in tensors and not short.startswith(added):
             raise CheckpointError(f"{adapter.file}: {tensor.name} stands for {short}, which {checkpoint.name} lacks")
         tensors[short] = tensor
     for module, parts in adapter.updates.items():
         tensors |= _merged(adapter, module, parts, tensors, checkpoint.name)
     apart = tied and not {"wte.weight", "lm_head.weight"}.isdisjoint(adapter.replaced)
+    size = vocab_size(adapter.file, checkpoint, tensors, {*adapter.replaced, *adapter.originals})
+    if size != checkpoint.config.vocab_size:
+        checkpoint = with_vocabulary(checkpoint, size, folder)
     config = replace(checkpoint.config, tie_word_embeddings=checkpoint.config.tie_word_embeddings and not apart)
     return replace(
         checkpoint,
@@ -137,6 +155,7 @@ def read(folder: Path) -> Adapter:
     file, reader = present[0]
     updates: dict[str, dict[str, LazyTensor]] = {}
     replaced: dict[str, LazyTensor] = {}
+    originals: dict[str, LazyTensor] = {}
     modules: dict[str, str] = {}
     for tensor in read_weights(file, reader).values():
         known, part = _split(tensor.name)
@@ -149,6 +168,10 @@ def read(folder: Path) -> Adapter:
             place, kind = updates.setdefault(module, {}), PARTS[part]
         elif part in REPLACED and replaces(values, known, module, part):
             place, kind = replaced, f"{module}.{REPLACED[part]}"
+        elif part in ORIGINAL and saves(values, known):
+            place, kind = originals, f"{module}.{ORIGINAL[part]}"
+        elif part in COPIES and saves(values, known):
+            continue
         else:
             raise CheckpointError(f"{file}: tensor {tensor.name} is none of the tensors that {ADAPTER_CONFIG} asks for")
         if kind in place:
@@ -159,13 +182,38 @@ def read(folder: Path) -> Adapter:
         within = tensor.name.endswith(f".base_layer.{kind}")
         if within != (module in updates) and (within or kind == "weight"):  # PEFT would not load it
             raise CheckpointError(f"{file}: tensor {tensor.name} is not where PEFT looks for the base of an update")
-    return Adapter(file, values, updates, replaced, modules)
+    return Adapter(file, values, updates, replaced, originals, modules)
+
+
+def refuse_as_source(path: Path) -> None:
+    """Refuse an adapter that stands where a model is expected.
+
+    Raises:
+        CheckpointError: ``path`` is an adapter's folder, or the file of its weights.
+    """
+    own = tuple(name for name, _ in WEIGHT_FILES)
+    folder = path if path.is_dir() else path.parent
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return
+    if path.name in own or (path.is_dir() and choose_weight_file([entry.name for entry in path.iterdir()]) is None):
+        raise as_source(folder / ADAPTER_CONFIG, str(folder))
+
+
+def as_source(config: Path, adapter: str) -> CheckpointError:
+    """Return what is said of an adapter that stands where a model is expected.
+
+    Args:
+        adapter: what ``--adapter`` takes for it.
+    """
+    base = read_json(config).get("base_model_name_or_path")
+    known = f"{base}, which it changes," if base else "the model that it was trained on"
+    return CheckpointError(f"{adapter} is an adapter and no model: give {known} as SOURCE, and --adapter {adapter}")
 
 
 def _split(name: str) -> tuple[str, str]:
     """Split a tensor's name into PEFT's name of the module, and the part. The part is empty if it is unknown."""
     name = name.removeprefix(ADAPTER_PREFIX)
-    known = next((part for part in (*PARTS, *REPLACED) if name.endswith(f".{part}")), None)
+    known = next((part for part in (*PARTS, *ORIGINAL, *COPIES, *REPLACED) if name.endswith(f".{part}")), None)
     return (name.removesuffix(f".{known}"), known) if known else (name, "")
 
 
@@ -223,7 +271,7 @@ def _merged(
         if tensor.shape != shape:
             raise CheckpointError(
                 f"{adapter.file}: tensor {tensor.name} is {list(tensor.shape)}; expected {list(shape)}, "
-                f"as r is {rank} and {weight.name} of {base} is {list(weight.shape)}"
+                f"as r is {rank} and {weight.name} of {base} is {list(weight.shape)}{mend(module, tensor, shape)}"
             )
     found: dict[str, LazyTensor] = {f"{module}.weight": _with_rows(weight, _rows(weight, update))}
     shift = parts.get("B bias")

@@ -21,5 +21,9 @@ PARTS = {
     "lora_magnitude_vector": "magnitude",
     "lora_magnitude_vector.weight": "magnitude",
 }
+# What was in the base, and a second copy of what replaces it: PEFT writes both if it saves embeddings that were trained
+# as a whole. It reads the first back into the base, and not the second.
+ORIGINAL = {"original_module.weight": "weight", "original_module.bias": "bias"}
+COPIES = ("modules_to_save.weight", "modules_to_save.bias")
 REPLACED = {"base_layer.weight": "weight", "base_layer.bias": "bias", "weight": "weight", "bias": "bias"}
 PLAIN = ("weight", "bias")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from converter.checkpoint import adapter
+from converter.checkpoint.adapter_base import NO_TOKENIZER
 from converter.checkpoint.folder import COMPANIONS, WEIGHT_FILES, shards
 from converter.checkpoint.source import ADAPTER_CONFIG
 from converter.errors import CheckpointError, HubError
@@ -35,7 +36,8 @@ class Repository(NamedTuple):
 
 
 MODEL = Repository("model", "config.json", tuple(file for file, _ in WEIGHT_FILES), COMPANIONS)
-ADAPTER = Repository("adapter", ADAPTER_CONFIG, tuple(file for file, _ in adapter.WEIGHT_FILES))
+TOKENIZERS = tuple(name for name in COMPANIONS if not name.startswith(NO_TOKENIZER))  # an adapter may have new tokens
+ADAPTER = Repository("adapter", ADAPTER_CONFIG, tuple(file for file, _ in adapter.WEIGHT_FILES), TOKENIZERS)
 
 
 def is_hub_id(source: str) -> bool:
@@ -73,6 +75,8 @@ def fetch(source: str, bars: bool = False, kind: Repository = MODEL) -> tuple[Pa
                 raise
             except HTTPError:  # no network: use the cache
                 offline = True
+        if kind is MODEL and MODEL.config not in names and ADAPTER.config in names:
+            raise adapter.as_source(Path(_download(repo, kind, ADAPTER.config, revision, bars)), source)
         # The config is asked for by the revision's name, so that the cache remembers that name; all else by the commit.
         config = Path(_download(repo, kind, kind.config, revision, bars, local_files_only=offline))
         if not offline:

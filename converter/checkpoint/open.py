@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from converter.checkpoint.adapter import merge
+from converter.checkpoint.adapter import merge, refuse_as_source
 from converter.checkpoint.config import parse_config
 from converter.checkpoint.formats import read
 from converter.checkpoint.hub import ADAPTER, MODEL, Repository, fetch, is_hub_id
@@ -36,6 +36,7 @@ def open_checkpoint(
         raise ConfigError(f"there is no head {asked.head!r}; expected one of {', '.join(ASKED)}")
     path, name = _locate(source, MODEL, bars)
     try:
+        refuse_as_source(path)
         found = read(path, asked)
         folder = path if path.is_dir() else path.parent
         described = folder / "config.json"

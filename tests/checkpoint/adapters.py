@@ -90,3 +90,20 @@ def assert_logits(base: Path, tmp_path: Path, model: transformers.GPT2LMHeadMode
     with torch.inference_mode():
         truth = model(torch.tensor(ids)).logits.numpy()
     np.testing.assert_allclose(converter.load(tmp_path / "out").logits(ids), truth, atol=2e-5 * np.abs(truth).max())
+
+
+def randomize(trained: torch.nn.Module) -> None:
+    """Change every parameter that PEFT trains."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+
+
+def state_of(whole: torch.nn.Module) -> Tensors:
+    """The weights of a merged model, by canonical name; a head that is the embedding is left out."""
+    state = {name.removeprefix("transformer."): t.detach().numpy() for name, t in whole.state_dict().items()}
+    if "lm_head.weight" in state and np.array_equal(state["lm_head.weight"], state["wte.weight"]):
+        del state["lm_head.weight"]
+    return state

@@ -14,8 +14,17 @@ import converter
 from converter.checkpoint.open import open_checkpoint
 from converter.checkpoint.options import SourceOptions
 from converter.errors import CheckpointError
-from converter.weights.ledger import account
-from tests.checkpoint.adapters import SIZES, assert_rounded, expected_of, merged, weights_of
+from converter.weights.ledger import Role, account
+from tests.checkpoint.adapters import (
+    SIZES,
+    assert_close,
+    assert_rounded,
+    expected_of,
+    merged,
+    randomize,
+    state_of,
+    weights_of,
+)
 from tests.checkpoint.writers.lora import MODULES, pairs, write
 
 
@@ -44,12 +53,50 @@ def test_a_head_that_was_trained_with_the_adapter_takes_the_place_of_the_bases(t
     assert converter.check(source, tmp_path / "out", adapter=adapter).passed
 
 
-@pytest.mark.parametrize("head", [None, "sequence-classification"])
-def test_a_head_that_the_base_lacks_is_refused_and_never_made_up(base: Path, tmp_path: Path, head: str | None) -> None:
-    score = np.zeros((3, 32), np.float32)
-    adapter = write(tmp_path / "adapter", pairs(MODULES) | {"base_model.model.score.weight": score}, **SCORE)
-    with pytest.raises(CheckpointError, match=r"stands for score\.weight, which base lacks"):
-        open_checkpoint(base, SourceOptions(adapter=adapter, head=head))
+# head → what its config is told of labels, and the modules that PEFT saves by the task's name
+HEADS = {
+    "GPT2ForSequenceClassification": ("SEQ_CLS", {"num_labels": 5, "pad_token_id": 3}),
+    "GPT2ForTokenClassification": ("TOKEN_CLS", {"num_labels": 4}),
+    "GPT2ForQuestionAnswering": ("QUESTION_ANS", {}),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_that_the_base_lacks_comes_with_the_adapter_as_peft_puts_it_there(
+    base: Path, tmp_path: Path, name: str
+) -> None:
+    """The base is a language model, opened as a classifier and trained; PEFT's merge of the two is the truth."""
+    peft = pytest.importorskip("peft")
+    task, config = HEADS[name]
+    opened = getattr(transformers, name).from_pretrained(base, **config)
+    trained = peft.get_peft_model(opened, peft.LoraConfig(task, r=3, target_modules=["c_attn"], fan_in_fan_out=True))
+    randomize(trained)
+    trained.save_pretrained(tmp_path / "adapter")
+    whole = trained.merge_and_unload().eval()
+    assert_close(merged(base, tmp_path / "adapter"), state_of(whole))
+    converted = converter.convert(base, tmp_path / "out", adapter=tmp_path / "adapter")
+    assert converted.ledger.config.head_spec.class_name == name
+    again = getattr(transformers, name).from_pretrained(tmp_path / "out")
+    assert (again.config.num_labels, type(again)) == (config.get("num_labels", 2), type(whole))
+    assert converter.check(base, tmp_path / "out", adapter=tmp_path / "adapter").passed
+
+
+def test_the_language_model_that_is_asked_for_leaves_the_adapter_s_head_aside(base: Path, tmp_path: Path) -> None:
+    score = {"base_model.model.score.weight": np.zeros((3, 32), np.float32)}
+    adapter = write(tmp_path / "adapter", pairs(MODULES) | score, **SCORE)
+    ledger = account(open_checkpoint(base, SourceOptions(adapter=adapter, head="lm")))
+    assert ledger.config.head == "lm"
+    assert [entry.name for entry in ledger.entries if entry.role is Role.OTHER_HEAD] == ["score.weight"]
+
+
+def test_the_base_s_own_labels_stay_if_the_adapter_has_as_many(tmp_path: Path) -> None:
+    source = save_classifier(tmp_path / "base", id2label={0: "bad", 1: "so-so", 2: "good"})
+    for count, names in ((3, ["bad", "so-so", "good"]), (4, ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3"])):
+        score = {"base_model.model.score.weight": np.ones((count, 32), np.float32)}
+        adapter = write(tmp_path / "adapter", pairs(MODULES) | score, **SCORE)
+        found = open_checkpoint(source, SourceOptions(adapter=adapter))
+        assert list(found.config_values["id2label"].values()) == names
+        assert account(found).config.num_labels == count
 
 
 def test_an_update_of_a_head_is_refused(tmp_path: Path) -> None:

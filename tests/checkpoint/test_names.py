@@ -14,7 +14,8 @@ NAMES = [name for name, _, _ in parameters(GPT2Config(n_layer=2, tie_word_embedd
 
 # Opacus, torch.compile, FSDP, Fabric, activation checkpointing, fairscale.
 PRIVATE = (
-    "_module.", "_orig_mod.", "_fsdp_wrapped_module.", "_forward_module.", "_checkpoint_wrapped_module.", "_fpw_module.",
+    "_module.", "_orig_mod.", "_fsdp_wrapped_module.", "_forward_module.", "_checkpoint_wrapped_module.",
+    "_fpw_module.",
 )  # fmt: skip
 
 

@@ -168,8 +168,8 @@ def test_pruned_heads_are_told_by_the_config_or_by_a_shape(save: Save) -> None:
 
     put(folder, prune)
     assert refusal(folder).endswith(
-        "c_attn.weight is [12, 24]; config.json asks for [12, 36]: 2 of 3 attention heads are left, so convert the model "
-        "as it was before it was pruned"
+        "c_attn.weight is [12, 24]; config.json asks for [12, 36]: 2 of 3 attention heads are left, so convert the "
+        "model as it was before it was pruned"
     )
     set_in_config(folder, pruned_heads={"0": [2]})
     with pytest.raises(
