@@ -57,7 +57,8 @@ class Conversion:
         hint = f"; without it {verb} takes token ids (--ids)" if self.runs else ""
         missing = f"{self.out} has no {tokenizer.TOKENIZER if self.runs else 'tokenizer'}, as {why}{hint}"
         there = (self.out / tokenizer.TOKENIZER).is_file() if self.runs else tokenizer.is_in(self.out)
-        return (*self.ledger.warnings, *self.notes, *([] if there else [missing]))
+        beyond = tokenizer.beyond(self.out, self.ledger.config.vocab_size) if self.runs else ()
+        return (*self.ledger.warnings, *self.notes, *([] if there else [missing]), *beyond)
 
 
 def convert(

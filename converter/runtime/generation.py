@@ -170,7 +170,7 @@ def encode(model: Model, prompts: str | Sequence[str] | Sequence[Sequence[int]])
         ids = encode_text(model, prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
         if not ids:
             raise PromptError("a prompt is empty; give at least one token to start from")
-        refuse_ids(np.asarray(ids), model.config)
+        refuse_ids(np.asarray(ids), model)
         encoded.append(ids)
     return encoded
 

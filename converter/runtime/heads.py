@@ -93,7 +93,7 @@ class HeadModel:
         if not rows:
             return []
         ids, mask = batch_of([row.ids for row in rows])
-        refuse_ids(ids, self.config)
+        refuse_ids(ids, self)
         if self.config.head_spec.compares:
             return _choices(self.outputs(ids[None], mask[None])["mc_logits"][0])
         found = self.outputs(ids, mask)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -141,7 +141,7 @@ class Model(Decoder):
                 f"token ids are an array of {array.dtype} {list(array.shape)}; "
                 f"expected integers, [tokens] or [batch, tokens]"
             )
-        refuse_ids(array, self.config)
+        refuse_ids(array, self)
         if array.shape[1] > self.config.n_positions:
             raise PromptError(f"{array.shape[1]} tokens are more than the model's {self.config.n_positions} positions")
         positions = np.broadcast_to(np.arange(array.shape[1]), array.shape)
@@ -155,17 +155,32 @@ class Model(Decoder):
         return generate(self, prompts, **options)
 
 
-def refuse_ids(ids: np.ndarray, config: GPT2Config) -> None:
+class Tokens(Protocol):
+    """A model with a vocabulary, and the tokenizer that names it."""
+
+    @property
+    def config(self) -> GPT2Config:
+        """Return the architecture."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """Return the tokenizer; None if there is none."""
+
+
+def refuse_ids(ids: np.ndarray, model: Tokens) -> None:
     """Refuse token ids that the embedding has no row for.
 
     Raises:
         PromptError: one has none.
     """
-    outside = ids[(ids < 0) | (ids >= config.vocab_size)]
+    size = model.config.vocab_size
+    outside = ids[(ids < 0) | (ids >= size)]
     if outside.size:
+        first = int(outside[0])
+        token = model.tokenizer.id_to_token(first) if model.tokenizer is not None and first >= 0 else None
         raise PromptError(
-            f"token id {int(outside[0])} is not one of the model's {config.vocab_size} tokens "
-            f"(0 to {config.vocab_size - 1})"
+            f"token id {first}{f', {token!r},' if token else ''} is not one of the model's {size} tokens "
+            f"(0 to {size - 1})"
         )
 
 

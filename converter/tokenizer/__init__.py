@@ -29,6 +29,7 @@ __all__ = [
     "END_OF_TEXT",
     "TOKENIZER",
     "TOKENIZER_CONFIG",
+    "beyond",
     "complete",
     "files_of",
     "from_source",
@@ -73,6 +74,25 @@ def unavailable(folder: str | os.PathLike[str]) -> str | None:
         return None
     found = find(Path(folder))
     return found if isinstance(found, str) else None
+
+
+def beyond(folder: str | os.PathLike[str], size: int) -> tuple[str, ...]:
+    """Return a sentence for the user if a folder's tokenizer has tokens that a model of ``size`` tokens lacks.
+
+    Raises:
+        TokenizerError: its files are there and cannot be read.
+    """
+    read = load(folder)
+    ids = {} if read is None else read.get_vocab(with_added_tokens=True)
+    lacked = sorted((i, token) for token, i in ids.items() if i >= size)
+    if not lacked:
+        return ()
+    (first, token), last = lacked[0], lacked[-1][0]
+    return (
+        f"{folder}: the tokenizer has {token!r} as token {first}, and the model has {size} tokens: a text with it, or "
+        f"another of the {len(lacked)} tokens beyond, is refused; model.resize_token_embeddings({last + 1}) gives the "
+        f"model rows for them, which are to be trained",
+    )
 
 
 def from_source(companions: Mapping[str, Path], write: Callable[[Path], None] | None = None) -> Tokenizer | None:
