@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from converter.checkpoint import gguf_file, huggingface, llmc, megatron, nanogpt, openai, reference_file
+from converter.checkpoint import foreign, gguf_file, huggingface, llmc, megatron, nanogpt, openai, reference_file
 from converter.checkpoint.options import SourceOptions
 from converter.checkpoint.source import Format, Source
 from converter.errors import CheckpointError, ConfigError
@@ -20,13 +20,10 @@ FORMATS: tuple[Format, ...] = (
     nanogpt.FORMAT,
     megatron.FORMAT,
     llmc.FORMAT,
+    gguf_file.FORMAT,
     huggingface.FILE,
     nanogpt.OTHER_TORCH_FILE,
-    gguf_file.FORMAT,
 )
-
-# In a folder that no format recognises, the only file with one of these endings is the checkpoint.
-LONE_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack")
 
 
 def read(path: Path, options: SourceOptions) -> Source:
@@ -36,6 +33,7 @@ def read(path: Path, options: SourceOptions) -> Source:
         CheckpointError: no format recognises it, or it is damaged.
         ConfigError: it is not a GPT-2.
     """
+    foreign.refuse(path)
     for known in FORMATS:
         if known.recognises(path):
             return known.read(path, options)
@@ -49,12 +47,12 @@ def read(path: Path, options: SourceOptions) -> Source:
 
 
 def _lone_file(folder: Path) -> Path:
-    """Return the only file in a folder that may hold a checkpoint.
+    """Return the only file that may hold a checkpoint, in a folder that no format recognises.
 
     Raises:
         CheckpointError: there is none, or more than one.
     """
-    found = sorted({file for pattern in LONE_FILES for file in folder.glob(pattern) if file.is_file()})
+    found = huggingface.weight_files(folder)
     present = sorted(entry.name for entry in folder.iterdir())
     if not present:
         raise CheckpointError(f"{folder} is empty; expected a Hugging Face model folder with config.json and weights")
@@ -64,5 +62,8 @@ def _lone_file(folder: Path) -> Path:
         )
     if len(found) > 1:
         names = ", ".join(file.name for file in found[:8])
-        raise CheckpointError(f"{folder} has no config.json and several files of weights ({names}); name one of them")
+        raise CheckpointError(
+            f"{folder} has several files of weights ({names}), and none by the name that transformers gives it; "
+            f"name one of them"
+        )
     return found[0]

@@ -81,15 +81,20 @@ INERT = {
     Global("numpy", "dtype"), Global("numpy", "ndarray"),
     *(Global(core, name) for core in NUMPY_CORES for name in ("scalar", "_reconstruct")),
     *(Global("torch", dtype) for dtype in DTYPES),
+    *(Global(module, f"{system}Path") for module in ("pathlib", "pathlib._local") for system in ("Posix", "Windows")),
 }  # fmt: skip
-INERT_PACKAGE = "megatron."  # the arguments of a training hold enumerations of this package
+# The packages whose objects lie beside the weights: arguments of a training, configs, hyper-parameters.
+INERT_PACKAGES = ("megatron.", "lightning.", "lightning_fabric.", "pytorch_lightning.", "transformers.")
 TRAINING_GLOBALS = {*KNOWN_GLOBALS, *INERT, TORCH_SIZE, *REBUILD_WITH_STATE}
+
+
+STATE_DICT = "save model.state_dict() with torch.save instead"  # what to do about a file that holds more
 
 
 class Machine:
     """A stack machine that follows one pickle. Values are numbers, texts, lists, dicts, and the tuples above."""
 
-    mend = "save model.state_dict() instead"
+    mend = STATE_DICT
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -233,6 +238,15 @@ class TrainingMachine(Machine):
         else:
             super().call(function, arguments)
 
+    def set_items(self, pairs: list[Any]) -> None:
+        """Fill the dict on top of the stack, or an inert object that is a dict of a class of its own."""
+        if not isinstance(self.stack[-1], Inert):
+            super().set_items(pairs)
+            return
+        self.stack.append(self.stack[-1].attributes)
+        super().set_items(pairs)
+        self.stack.pop()
+
     def build(self) -> None:
         """Keep the attributes of an inert object if they are a plain dict. Drop others, such as a numpy array's."""
         target, state = self.stack[-2:]
@@ -244,8 +258,14 @@ class TrainingMachine(Machine):
             target.attributes |= state
 
 
+class StateMachine(TrainingMachine):
+    """The same for a file of which only a state dict is wanted."""
+
+    mend = STATE_DICT
+
+
 def _is_inert(found: object) -> bool:
-    return isinstance(found, Global) and (found in INERT or found.module.startswith(INERT_PACKAGE))
+    return isinstance(found, Global) and (found in INERT or found.module.startswith(INERT_PACKAGES))
 
 
 def rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> TensorRef:

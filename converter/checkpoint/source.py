@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.config import parse_config
+from converter.checkpoint.names import canonical, outer_name
 from converter.checkpoint.options import SourceOptions
 from converter.checkpoint.tensor import LazyTensor
 from reference.config import GPT2Config
@@ -51,6 +52,23 @@ def tied(source: Source) -> Source:
         source, values={**source.values, "tie_word_embeddings": True}, notes=(*source.notes, f"{note} was taken for it")
     )
 
+
+def typed(source: Source) -> Source:
+    """Return a source whose config names no model with GPT-2's name, if its tensors are a GPT-2's.
+
+    A ``config.json`` of 2019 has neither ``model_type`` nor ``architectures``.
+    """
+    if source.values.get("model_type") is not None or source.values.get("architectures"):
+        return source
+    outer = outer_name(source.tensors)
+    if not {canonical(name, outer) for name in source.tensors} >= MARKS:
+        return source
+    note = "config.json names no model_type; gpt2 was taken for it, as its tensors are a GPT-2's"
+    return replace(source, values={**source.values, "model_type": "gpt2"}, notes=(*source.notes, note))
+
+
+# Weights that only a GPT-2 has together; the ledger looks at all others.
+MARKS = {"wpe.weight", "h.0.ln_1.bias", "h.0.attn.c_attn.weight", "h.0.attn.c_proj.bias", "ln_f.bias"}
 
 ADAPTER_CONFIG = "adapter_config.json"  # as peft names it
 

@@ -1,6 +1,7 @@
 """Read PyTorch's ``.bin`` and ``.pt`` files without torch, and without executing anything.
 
-``read`` returns a plain state dict. ``load`` returns any structure around the tensors, as training checkpoints have it.
+``read`` returns a state dict, plain or one that a trainer put beside its own state. ``load`` returns any structure
+around the tensors, as training checkpoints have it.
 
 A state dict is a pickle: a program for a stack machine, which names storages. The machine here knows only the few
 instructions that plain tensors need, and it can call nothing. It collects (storage, offset, shape, strides), which
@@ -20,7 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from converter.checkpoint.pickle_machine import Inert, Machine, TensorRef, TrainingMachine
+from converter.checkpoint.pickle_machine import Inert, Machine, StateMachine, TensorRef, TrainingMachine
 from converter.checkpoint.tensor import DTYPES, LazyTensor, row_major
 from converter.errors import CheckpointError
 
@@ -38,6 +39,9 @@ ZIP_DAMAGE = (zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error,
 # The most bytes of a tensor that repeats a part of its storage. Otherwise a few bytes could stand for exabytes.
 MOST_EXPANDED = 1 << 30
 
+# Where trainers keep the weights beside a state of their own: Lightning, many scripts, nanoGPT and fairseq, DeepSpeed.
+NESTED = ("state_dict", "model_state_dict", "model", "module")
+
 # The longest path to a tensor in a nested checkpoint. It also limits the depth of nesting.
 LONGEST_PATH = 250
 
@@ -46,12 +50,34 @@ def read(file: Path) -> dict[str, LazyTensor]:
     """Return every tensor of the state dict in ``file``. The tensors' bytes are not read.
 
     Raises:
-        CheckpointError: the file is truncated or compressed, is not a plain state dict, or asks to run code.
+        CheckpointError: the file is truncated or compressed, holds no state dict or several, or asks to run code.
     """
-    state, starts = _read_file(file, Machine)
+    state, starts = _read_file(file, StateMachine)
     if not isinstance(state, dict):
-        raise CheckpointError(f"{file} holds a {type(state).__name__}; expected a state dict, tensor name → tensor")
-    return {name: _locate(file, name, value, starts) for name, value in state.items()}
+        found = state.kind.name if isinstance(state, Inert) else type(state).__name__
+        raise CheckpointError(f"{file} holds a {found}; expected a state dict, tensor name → tensor")
+    return {name: _locate(file, name, value, starts) for name, value in _state_dict(file, state).items()}
+
+
+def _state_dict(file: Path, state: dict[Any, Any]) -> dict[Any, Any]:
+    """Return the state dict that a file holds: what is in it, or one level down."""
+    inner = {key: value for key, value in state.items() if isinstance(value, dict) and _has_tensors(value)}
+    known = next((key for key in NESTED if key in inner), None)
+    if known is not None:
+        return inner[known]
+    if not inner or _has_tensors(state):
+        return state
+    if len(inner) > 1:
+        names = ", ".join(repr(key)[:40] for key in inner)
+        raise CheckpointError(
+            f"{file} holds several state dicts ({names}); save the one that is meant by itself: "
+            f"torch.save(torch.load(…)[{next(iter(inner))!r}], …)"
+        )
+    return next(iter(inner.values()))
+
+
+def _has_tensors(value: dict[Any, Any]) -> bool:
+    return any(isinstance(item, TensorRef) and isinstance(key, str) for key, item in value.items())
 
 
 def load(file: Path) -> Any:

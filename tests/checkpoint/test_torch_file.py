@@ -94,7 +94,8 @@ def test_a_type_that_is_not_read_is_named(tmp_path: Path, dtype: torch.dtype, na
     ("value", "found"),
     [
         ({"wte.weight": torch.ones(2), "epoch": 3}, "holds 'epoch', which is not a tensor"),
-        ({"model": {"wte.weight": torch.ones(2)}, "epoch": 3}, "holds 'model', which is not a tensor"),
+        ({"model": [{"wte.weight": torch.ones(2)}], "epoch": 3}, "holds 'model', which is not a tensor"),
+        ({"a": {"x": torch.ones(2)}, "b": {"x": torch.ones(2)}}, r"several state dicts \('a', 'b'\); save the one"),
         ({7: torch.ones(2)}, "holds 7, which is not a tensor"),
         ({"x": None}, "holds 'x', which is not a tensor"),
         ([torch.ones(2)], "holds a list; expected a state dict"),
@@ -102,7 +103,7 @@ def test_a_type_that_is_not_read_is_named(tmp_path: Path, dtype: torch.dtype, na
         (5, "holds a int; expected a state dict"),
         (None, "holds a NoneType; expected a state dict"),
     ],
-    ids=["epoch", "trainer", "number", "null", "list", "tensor", "int", "none"],
+    ids=["epoch", "trainer", "several", "number", "null", "list", "tensor", "int", "none"],
 )
 @both
 def test_what_is_no_state_dict_of_tensors_is_refused(tmp_path: Path, container: str, value: Any, found: str) -> None:

@@ -75,7 +75,9 @@ def test_a_dotted_global_is_no_way_around(tmp_path: Path, module: str, name: str
 
 @both
 def test_a_pickled_module_is_refused(tmp_path: Path, container: str) -> None:
-    message = r"asks to import torch\.nn\.modules\.linear\.Linear; .*save model\.state_dict\(\) instead"
+    message = (
+        r"asks to import torch\.nn\.modules\.linear\.Linear; .*save model\.state_dict\(\) with torch\.save instead"
+    )
     refused(torch.nn.Linear(2, 3), message, tmp_path / "module.bin", container)
 
 

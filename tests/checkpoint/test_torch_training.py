@@ -85,7 +85,7 @@ def test_objects_of_known_classes_are_inert(tmp_path: Path, container: str) -> N
     assert (attributes["layers"], attributes["dtype"], attributes["names"]) == (3, Global("torch", "float16"), ["a"])
     assert attributes["weight"].name == "args.weight"
     assert all(isinstance(found[key], Inert) for key in ("array", "scalar", "bytes", "raw"))
-    with pytest.raises(CheckpointError, match=r"x\.pt asks to import argparse\.Namespace"):
+    with pytest.raises(CheckpointError, match=r"x\.pt holds 'args', which is not a tensor"):
         read(file)
 
 
@@ -133,7 +133,7 @@ def test_inert_classes_are_not_even_imported(tmp_path: Path, instruction: bytes)
         archive.writestr("x/data.pkl", b"\x80\x02cmegatron.enums\nModelType\nK\x01\x85" + instruction + b".")
     assert load(tmp_path / "x.pt") == Inert(Global("megatron.enums", "ModelType"))
     assert "megatron" not in sys.modules
-    with pytest.raises(CheckpointError, match=r"x\.pt asks to import megatron\.enums\.ModelType"):
+    with pytest.raises(CheckpointError, match=r"x\.pt holds a ModelType; expected a state dict"):
         read(tmp_path / "x.pt")
 
 
