@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 import transformers
 from transformers.utils import logging
 
+from converter.checkpoint.config import ALIASES
 from converter.checkpoint.source import Checkpoint
 from converter.parity.legs.cases import Case
 from converter.parity.legs.heads import STACKED
@@ -21,6 +22,7 @@ from converter.parity.legs.memory import forget_pages
 from converter.parity.legs.truth import to_torch
 from converter.weights.ledger import Ledger
 from converter.weights.table import TABLE
+from reference.config import HEAD_FIELDS
 from reference.head import HEADS, LM
 
 HALF = (torch.float16, torch.bfloat16)  # dtypes that there is no way back from
@@ -36,7 +38,7 @@ class HuggingFace:
     """
 
     def __init__(self, checkpoint: Checkpoint, ledger: Ledger) -> None:
-        self.folder, self.ledger = checkpoint.folder, ledger
+        self.folder, self.values, self.ledger = checkpoint.folder, checkpoint.config_values, ledger
         self.files = {weight.file for weight in ledger.weights.values()}
         self.head = ledger.config.head
         self.klass = getattr(transformers, HEADS[self.head].class_name)
@@ -74,26 +76,54 @@ class HuggingFace:
         self._model = None
 
     def _load(self, upcast: bool) -> transformers.PreTrainedModel:
-        override = {"reorder_and_upcast_attn": upcast}
+        config = self._config()
+        config.reorder_and_upcast_attn = upcast
+        config._attn_implementation = "eager"  # whatever config.json asks for
         if self.note is None:
+            model, fault = self._from_pretrained(config)
+            if model is not None:
+                return model.eval()
+            self.note = (
+                f"transformers {fault}: its code was given the weights as gpt2onnx maps them, so the mapping is not "
+                f"independently proven"
+            )
+        return self._mapped(config)
+
+    def _config(self) -> transformers.GPT2Config:
+        """transformers' own reading of the keys of a config that shape the model, and of no others.
+
+        What else a config says, or says wrongly, changes no number: how texts are generated, which attention is used.
+        """
+        config = self.ledger.config
+        shaping = {field.name: field.type for field in fields(config) if field.name not in HEAD_FIELDS}
+        values = {key: value for key, value in self.values.items() if key in shaping or key in ALIASES}
+        values |= {key: float(values[key]) for key in values if shaping.get(key) == "float"}  # it takes no 0 for 0.0
+        values |= {key: getattr(config, key) for key in config.head_spec.reads}
+        return transformers.GPT2Config(**values, bos_token_id=None, eos_token_id=None)
+
+    def _from_pretrained(self, config: transformers.GPT2Config) -> tuple[transformers.PreTrainedModel | None, str]:
+        """The model as transformers' loader opens it, or None and what that does not manage."""
+        try:
             with quiet_transformers():
                 model, found = self.klass.from_pretrained(
-                    self.folder, local_files_only=True, output_loading_info=True, dtype=torch.float32, **override
+                    self.folder,
+                    config=config,
+                    generation_config=transformers.GenerationConfig(),  # the folder's may be of any sort
+                    local_files_only=True,
+                    output_loading_info=True,
+                    dtype=torch.float32,
                 )
-            if not found["missing_keys"]:
-                return model.eval()
-            missing = sorted(found["missing_keys"])
-            self.note = (
-                f"transformers does not find {missing[0]} in {self.folder}, {len(missing)} weights in all: its code "
-                f"was given them as gpt2onnx maps them, so the mapping is not independently proven"
-            )
-        return self._mapped(override)
+        except Exception as error:  # whatever its loader says of a file that it does not know
+            return None, f"cannot open {self.folder} ({type(error).__name__})"
+        missing = sorted(found["missing_keys"])
+        if missing:
+            return None, f"does not find {missing[0]} in {self.folder}, {len(missing)} weights in all"
+        return model, ""
 
-    def _mapped(self, override: dict[str, Any]) -> transformers.PreTrainedModel:
-        config = self.ledger.config
-        values = asdict(config) | override | {"bos_token_id": None, "eos_token_id": None}
+    def _mapped(self, config: transformers.GPT2Config) -> transformers.PreTrainedModel:
+        config.tie_word_embeddings = self.ledger.config.tie_word_embeddings
         with quiet_transformers(), torch.device("meta"):
-            model = self.klass(transformers.GPT2Config(**values))
+            model = self.klass(config)
         body = f"{model.base_model_prefix}." if not HEADS[self.head].bare else ""
         given = {name: to_torch(weight) for name, weight in self.ledger.weights.items()}
         heads = {weight.name for weight in TABLE if weight.heads}
