@@ -98,7 +98,7 @@ class HuggingFace:
         shaping = {field.name: field.type for field in fields(config) if field.name not in HEAD_FIELDS}
         values = {key: value for key, value in self.values.items() if key in shaping or key in ALIASES}
         values |= {key: float(values[key]) for key in values if shaping.get(key) == "float"}  # it takes no 0 for 0.0
-        values |= {key: getattr(config, key) for key in config.head_spec.reads}
+        values |= {key: getattr(config, key) for key in HEAD_FIELDS if key != "head"}
         return transformers.GPT2Config(**values, bos_token_id=None, eos_token_id=None)
 
     def _from_pretrained(self, config: transformers.GPT2Config) -> tuple[transformers.PreTrainedModel | None, str]:
