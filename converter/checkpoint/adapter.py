@@ -239,6 +239,11 @@ def _refuse_ambiguous(adapter: Adapter, checkpoint: Checkpoint) -> bool:
     """
     tied = checkpoint.config.tie_word_embeddings and checkpoint.config.head_spec.predicts
     shared = [module for module in ("wte", "lm_head") if module in adapter.updates]
+    if tied and shared and adapter.values.get("ensure_weight_tying"):
+        raise CheckpointError(
+            f"{adapter.config} sets ensure_weight_tying for an update of {shared[0]}, which cannot be merged; merge "
+            f"with peft itself and save that"
+        )
     if tied and shared:
         raise CheckpointError(
             f"{adapter.file} has an update of {shared[0]}, and {checkpoint.name} ties wte and lm_head: "

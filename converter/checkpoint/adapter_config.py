@@ -18,7 +18,7 @@ from converter.errors import CheckpointError
 USED = {
     "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "lora_bias", "bias",
     "modules_to_save", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
-    "init_lora_weights", "fan_in_fan_out",
+    "init_lora_weights", "fan_in_fan_out", "ensure_weight_tying",
 }  # fmt: skip
 WITHOUT_TRACE = {
     "auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version",
@@ -45,9 +45,14 @@ def replaces(values: Mapping[str, Any], known: str, module: str, part: str) -> b
 
 
 def saves(values: Mapping[str, Any], known: str) -> bool:
-    """Tell whether a module is one of ``modules_to_save``, or lies in one. PEFT compares the ends of names."""
+    """Tell whether a module is one of ``modules_to_save``, or lies in one. PEFT compares the ends of names.
+
+    If it keeps wte and lm_head tied, its config names one of the two for both.
+    """
     parts = known.split(".")
     inside = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    if values.get("ensure_weight_tying") and parts[-1] in ("wte", *LINEAR):
+        inside += ["transformer.wte", *LINEAR]
     return any(path.endswith(name) for path in inside for name in values.get("modules_to_save") or ())
 
 
@@ -120,6 +125,7 @@ SOUND: dict[str, Callable[[Any], bool]] = {
     "use_rslora": _is_flag,
     "use_dora": _is_flag,
     "lora_bias": _is_flag,
+    "ensure_weight_tying": _is_flag,
     "bias": lambda value: value is None or value in BIASES,
     "modules_to_save": _are_texts,
     "target_modules": _are_names,

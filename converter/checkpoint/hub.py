@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from converter.checkpoint import adapter
 from converter.checkpoint.adapter_base import NO_TOKENIZER
-from converter.checkpoint.folder import COMPANIONS, WEIGHT_FILES, shards
+from converter.checkpoint.folder import COMPANIONS, WEIGHT_FILES, choose_weight_file, shards
 from converter.checkpoint.source import ADAPTER_CONFIG
 from converter.errors import CheckpointError, HubError
 
@@ -75,7 +75,7 @@ def fetch(source: str, bars: bool = False, kind: Repository = MODEL) -> tuple[Pa
                 raise
             except HTTPError:  # no network: use the cache
                 offline = True
-        if kind is MODEL and MODEL.config not in names and ADAPTER.config in names:
+        if kind is MODEL and ADAPTER.config in names and choose_weight_file(names) is None:
             raise adapter.as_source(Path(_download(repo, kind, ADAPTER.config, revision, bars)), source)
         # The config is asked for by the revision's name, so that the cache remembers that name; all else by the commit.
         config = Path(_download(repo, kind, kind.config, revision, bars, local_files_only=offline))

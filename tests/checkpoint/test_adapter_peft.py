@@ -14,6 +14,7 @@ from converter.checkpoint.open import open_checkpoint
 from converter.checkpoint.options import SourceOptions
 from converter.data import CHECKPOINT
 from converter.errors import CheckpointError
+from converter.weights.ledger import account
 from tests.checkpoint.adapters import assert_close, assert_logits, merged, randomize, save_base, state_of
 from tests.checkpoint.writers.lora import MODULES, pairs, write
 
@@ -62,14 +63,16 @@ def test_peft_merges_to_the_same_weights(tmp_path: Path, case: str) -> None:
 NEW = 64  # tokens, of which the base has 61
 
 
-def adapter_of_a_resized_model(tmp_path: Path, saved: list[str], tie: bool, keep: bool | str) -> tuple[Path, Path, Any]:
+def adapter_of_a_resized_model(
+    tmp_path: Path, saved: list[str], tie: bool, keep: bool | str, **more: Any
+) -> tuple[Path, Path, Any]:
     """The base, the base resized, and PEFT's own merge of a training with new tokens."""
     peft = pytest.importorskip("peft")
     base = save_base(tmp_path / "base", tie_word_embeddings=tie)
     model = transformers.GPT2LMHeadModel.from_pretrained(base)
     model.resize_token_embeddings(NEW)
     model.save_pretrained(tmp_path / "resized")
-    options = {"target_modules": ["c_attn"], "modules_to_save": saved or None, "fan_in_fan_out": True}
+    options = {"target_modules": ["c_attn"], "modules_to_save": [*saved] or None, "fan_in_fan_out": True, **more}
     trained = peft.get_peft_model(model, peft.LoraConfig(r=3, lora_alpha=7, **options))
     randomize(trained)
     trained.save_pretrained(tmp_path / "adapter", save_embedding_layers=keep)
@@ -95,6 +98,32 @@ def test_new_tokens_come_with_the_adapter_whether_or_not_the_base_was_resized(
         assert (found.config.vocab_size, found.config_values["vocab_size"]) == (NEW, NEW)
         assert_close(merged(source, tmp_path / "adapter"), state_of(whole))
     assert_logits(base, tmp_path, whole)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("saved", [["wte", "lm_head"], ["lm_head"], ["wte"]], ids=str)
+def test_embeddings_that_peft_was_told_to_keep_tied_are_what_it_makes_of_them(
+    tmp_path: Path, saved: list[str], keep: bool
+) -> None:
+    base, resized, whole = adapter_of_a_resized_model(tmp_path, saved, True, keep, ensure_weight_tying=True)
+    one = torch.equal(whole.lm_head.weight, whole.transformer.wte.weight)
+    assert one or saved == ["wte"]
+    for source in (resized, base) if keep or one else (resized,):
+        found = merged(source, tmp_path / "adapter")
+        assert one is ("lm_head.weight" not in found)
+        assert_close(found, state_of(whole))
+
+
+def test_a_tied_update_is_merged_by_peft_as_advised(tmp_path: Path) -> None:
+    base, resized, whole = adapter_of_a_resized_model(
+        tmp_path, [], True, True, target_modules=["c_attn", "wte"], ensure_weight_tying=True
+    )
+    for source in (base, resized):
+        with pytest.raises(CheckpointError, match=r"ensure_weight_tying for an update of wte, .*; merge with peft"):
+            open_checkpoint(source, SourceOptions(adapter=tmp_path / "adapter"))
+    whole.save_pretrained(tmp_path / "whole")
+    found = account(open_checkpoint(tmp_path / "whole")).weights
+    assert_close({name: weight.memmap() for name, weight in found.items()}, state_of(whole))
 
 
 @pytest.mark.parametrize("saved", [["wte"], ["lm_head"]], ids=str)

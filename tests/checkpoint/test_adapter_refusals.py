@@ -33,7 +33,7 @@ from tests.checkpoint.writers.lora import MODULES, Tensors, pairs, write
         ({"use_qalora": True}, "sets use_qalora"),
         ({"use_bdlora": {"x": 1}}, "sets use_bdlora"),
         ({"arrow_config": {"x": 1}}, "sets arrow_config"),
-        ({"ensure_weight_tying": True}, "sets ensure_weight_tying"),
+        ({"ensure_weight_tying": 1}, "ensure_weight_tying is 1"),
         ({"megatron_config": {"x": 1}}, "sets megatron_config"),
         ({"what_comes_next": 1}, "sets what_comes_next"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),

@@ -239,6 +239,24 @@ def test_an_adapter_and_its_base_may_both_be_on_the_hub(hub: Hub, base: Path, lo
     assert (opened.name, opened.adapter) == (f"user/model@{digest}", f"user/my-lora@{adapter}"), opened
 
 
+@pytest.mark.parametrize("more", [{}, {"config.json": CONFIG}], ids=["adapter", "adapter and config"])
+def test_an_adapter_of_the_hub_given_as_the_source_names_its_base(
+    hub: Hub, base: Path, lora: dict[str, bytes], more: dict[str, bytes]
+) -> None:
+    hub.repo("user/my-lora").commit(lora | more, "main")
+    hub.repo("some/model").commit(base, "main")
+    opened = hub.open("user/my-lora")
+    advised = "give some/model, which it changes, as SOURCE, and --adapter user/my-lora"
+    assert (opened.error, opened.message) == ("CheckpointError", f"user/my-lora is an adapter and no model: {advised}")
+    assert hub.open("some/model", adapter="user/my-lora").message == ""
+
+
+def test_a_tokenizer_beside_an_adapter_is_fetched_too(hub: Hub, base: Path, lora: dict[str, bytes]) -> None:
+    hub.repo("user/my-lora").commit(lora | {"tokenizer.json": b"{}", "README.md": b"x", "LICENSE": b"x"}, "main")
+    assert hub.open(base, adapter="user/my-lora").message == ""
+    assert sorted(hub.fetched()) == ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json"]
+
+
 def test_the_network_is_not_asked_for_an_adapter_that_exists_here(
     hub: Hub, tmp_path: Path, base: Path, lora: dict[str, bytes]
 ) -> None:

@@ -13,6 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+import converter
 from converter.checkpoint.open import open_checkpoint
 from converter.errors import CheckpointError, ConfigError
 from converter.weights.ledger import account
@@ -185,3 +186,24 @@ def test_a_name_that_is_there_twice_is_omitted_once_as_advised(save: Save) -> No
     assert "twice: as module.ln_f.bias and as transformer.ln_f.bias; omit one of them with --ignore" in refusal(folder)
     for one in ("module.ln_f.bias", "transformer.ln_f.bias"):
         assert account(open_checkpoint(folder), [one]).weights["ln_f.bias"].name != one
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: name.replace("transformer.wte", "lm_head"),
+        lambda name: f"gpt2.{name}",
+        lambda name: name.replace("transformer.", "_fsdp_wrapped_module.transformer.").replace(
+            "attn.", "attn._orig_mod."
+        ),
+    ],
+    ids=["only the head", "an attribute", "within a name"],
+)
+def test_a_graph_beside_such_weights_points_into_them_as_they_are(save: Save, rename: Callable[[str], str]) -> None:
+    whole = save("whole")
+    folder = put(save("wrapped"), lambda state: {rename(name): tensor for name, tensor in state.items()})
+    converter.convert(folder, in_place=True)
+    ids = [[5, 60, 0, 17]]
+    converter.convert(whole, in_place=True)
+    assert converter.load(folder).logits(ids).tobytes() == converter.load(whole).logits(ids).tobytes()
+    assert converter.check(folder, folder).passed
