@@ -57,7 +57,7 @@ def parse_limits(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str,
         "gpt2onnx check openai-community/gpt2 gpt2-onnx",
         "gpt2onnx check ./my-gpt2 my-gpt2-onnx --text my.txt --report report.html",
         "gpt2onnx check ./my-gpt2 my-gpt2-onnx --level full --json > report.json",
-        "gpt2onnx check --prove      # would it notice? 44 defects are tried",
+        "gpt2onnx check --prove      # would it notice? 124 defects are tried",
     ],
     groups={
         "How it is judged": ("level", "limits", "text", "logits_only", "layers", "also", "allow", "provider"),

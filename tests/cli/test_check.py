@@ -150,10 +150,8 @@ def test_check_needs_a_source_and_a_folder_or_to_prove_itself(bundled: Path) -> 
 
 
 def test_check_can_prove_that_it_would_have_noticed(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "converter.parity.seeded.prove.MUTATIONS", mutations.MUTATIONS[:2]
-    )  # tests/parity tries them all
-    monkeypatch.setattr("converter.parity.seeded.prove.elements", lambda config: ())
+    few = mutations.MUTATIONS[:2]  # tests/parity tries them all
+    monkeypatch.setattr("converter.parity.seeded.prove.defects", lambda config: few)
     result = run("check", save(), "--prove")
     assert result.exit_code == 0, result.stdout
     assert "PROVEN: all" in result.stdout

@@ -45,8 +45,7 @@ def test_the_examples_of_the_help_work(
             shutil.rmtree(out)
     if command.name == "check":  # --prove tries two defects in a small model: tests/parity tries them all
         monkeypatch.setattr("converter.data.CHECKPOINT", workplace / "my-gpt2")
-        monkeypatch.setattr("converter.parity.seeded.prove.MUTATIONS", mutations.MUTATIONS[:2])
-        monkeypatch.setattr("converter.parity.seeded.prove.elements", lambda config: ())
+        monkeypatch.setattr("converter.parity.seeded.prove.defects", lambda config: mutations.MUTATIONS[:2])
     for line in command.examples:
         if set(line) & set(IN_A_SHELL):
             done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)

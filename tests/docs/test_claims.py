@@ -15,7 +15,7 @@ from converter.cli import cli
 from converter.data import CHECKPOINT
 from converter.folder.convert import DEFAULT_OPSET
 from converter.graph.build import MAX_OPSET, MIN_OPSET
-from converter.parity.seeded.mutations import MUTATIONS, elements
+from converter.parity.seeded.prove import defects
 from converter.parity.verdict.judge import LegReport
 from reference.head import ASKED
 
@@ -30,7 +30,7 @@ TOLD = {
 
 def test_the_number_of_seeded_defects_is_the_same_everywhere() -> None:
     config = open_checkpoint(str(CHECKPOINT)).config
-    number = len(MUTATIONS) + len([*elements(config)])
+    number = len(defects(config))
     told = {(place, int(n)) for place, text in TOLD.items() for n in re.findall(r"\b(\d+)\s+defects", text)}
     assert {n for _, n in told} == {number}, told
     assert {"README.md", "help", "docs/check.md"} <= {place for place, _ in told}

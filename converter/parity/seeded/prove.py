@@ -29,6 +29,7 @@ from converter.parity.seeded.mutations import MUTATIONS, Copy, Mutation, element
 from converter.parity.verdict.limits import Limits
 from converter.weights.ledger import read_source
 from converter.weights.precisions import FULL, PRECISIONS
+from reference.config import GPT2Config
 from reference.head import LM
 
 # The smallest change of a weight matrix that is caught is looked for between these, to within this factor.
@@ -171,6 +172,11 @@ class Laboratory:
         return (*exactness.faults, *derived.faults, *beside)
 
 
+def defects(config: GPT2Config) -> list[Mutation]:
+    """Return every defect that is seeded into a model, whether it has a place for it or not."""
+    return [*MUTATIONS, *lossy(), *elements(config), *BESIDE, *of_blocks(config)]
+
+
 def prove(source: str | os.PathLike[str], progress: Progress = lambda step, done, total: None) -> Proof:
     """Seed every defect into a conversion of ``source``, and see whether ``check`` notices and names it.
 
@@ -185,7 +191,7 @@ def prove(source: str | os.PathLike[str], progress: Progress = lambda step, done
     config = ledger.config
     if config.head != LM:
         raise CheckError(f"{source} has the head {config.head}; defects are seeded into language models only")
-    known = [*MUTATIONS, *lossy(), *elements(config), *BESIDE, *of_blocks(config)]
+    known = defects(config)
     possible = [mutation for mutation in known if mutation.possible(config)]
     done = iter(range(len(possible) + 3))
     small = ledger.parameters < SMALL_MODEL
