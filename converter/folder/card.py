@@ -80,8 +80,9 @@ QUALITY = (
     ("perplexity_ratio", "perplexity ratio"),
 )
 QUALITY_SAYS = (
-    "Measured by `gpt2onnx check` on held-out text against the float64 truth: KL divergence, how often the likeliest\n"
-    "token is the same, by how much the probability of the next token differs, and perplexity over the truth's."
+    "Measured by `gpt2onnx check` against the float64 truth: KL divergence, how often the likeliest token is the\n"
+    "same, by how much the probability of the next token differs, and perplexity over the truth's with its standard\n"
+    "error. A ratio within two standard errors of 1 says that no difference was seen. The text: {on}."
 )
 
 TEXT = ('"A text"', '"A text"')
@@ -134,7 +135,7 @@ def files_table(values: Mapping[str, Any]) -> str:
     rows.append(("---",) * len(rows[0]))
     for name, facts in values["precisions"].items():
         quality = facts.get("quality", {})
-        measured = (_figure(quality.get(key)) for key, _ in QUALITY)
+        measured = (_figure(quality.get(key)) + _error(quality.get(f"{key}_error")) for key, _ in QUALITY)
         graphs = ", ".join(f"`{file}`" for file in facts["heads"].values())
         rows.append(
             (name, graphs, f"`{facts['data']}`", _megabytes(facts["bytes"]), _weights(name, facts, values), *measured)
@@ -142,7 +143,7 @@ def files_table(values: Mapping[str, Any]) -> str:
     if not any("quality" in facts for facts in values["precisions"].values()):
         rows = [row[: len(FILES)] for row in rows]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    measured_too = [QUALITY_SAYS] if len(rows[0]) > len(FILES) else []
+    measured_too = [QUALITY_SAYS.format(on=_measured_on(values))] if len(rows[0]) > len(FILES) else []
     return "\n\n".join([table, *measured_too, *unsupported(values)])
 
 
@@ -154,6 +155,23 @@ def unsupported(values: Mapping[str, Any]) -> list[str]:
         if name in values["precisions"]
     ]
     return ["\n".join(sentences)] if sentences else []
+
+
+def _measured_on(values: Mapping[str, Any]) -> str:
+    """Say on which text, and on how many tokens, each precision was measured."""
+    found: dict[str, list[str]] = {}
+    for name, facts in values["precisions"].items():
+        if quality := facts.get("quality"):
+            what = f"{quality.get('text', 'an unknown text')}, {quality.get('scored', 0)} tokens"
+            found.setdefault(what, []).append(name)
+    if len(found) == 1:
+        return next(iter(found))
+    return "; ".join(f"{what} ({', '.join(names)})" for what, names in found.items())
+
+
+def _error(value: float | None) -> str:
+    """Return a standard error, as it stands behind its figure."""
+    return "" if value is None or value != value else f" ± {value:.1g}"
 
 
 def _weights(name: str, facts: Mapping[str, Any], values: Mapping[str, Any]) -> str:
