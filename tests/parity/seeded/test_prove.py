@@ -116,7 +116,8 @@ def test_steps_are_told_up_to_the_last(proof: tuple[Proof, list[tuple[str, int, 
     found, steps = proof
     assert [done for _, done, _ in steps] == list(range(len(steps)))
     assert {total for *_, total in steps} == {len(steps)}
-    assert [name for name, *_ in steps[1:-1]] == [trial.defect for trial in found.trials]
+    told = [name for name, *_ in steps[1:-1]]
+    assert [name for name in told if name not in found.skipped] == [trial.defect for trial in found.trials]
 
 
 def test_the_smallest_change_is_caught_and_half_of_it_is_not(proof: tuple[Proof, Any], laboratory: Laboratory) -> None:
@@ -195,10 +196,10 @@ def test_a_trial_that_ends_in_an_error_is_missed_and_the_others_go_on(
     only(monkeypatch, *A_FEW)
     usual = Laboratory.examine
 
-    def examine(laboratory: Laboratory, copy: Copy, files: bool) -> Any:
+    def examine(laboratory: Laboratory, copy: Copy, files: bool, precision: str = "fp32") -> Any:
         if "epsilon" in seeded[-1]:
             raise CheckError("model.onnx cannot be run")
-        return usual(laboratory, copy, files)
+        return usual(laboratory, copy, files, precision)
 
     seeded = [""]
     monkeypatch.setattr(Laboratory, "examine", examine)
