@@ -12,7 +12,7 @@ from converter.cli import terminal
 from converter.cli.check import run_check
 from converter.cli.check_tables import print_report
 from converter.cli.convert import conversion_line
-from converter.cli.generate import Stream, generation_line
+from converter.cli.generation import Stream, line
 from converter.cli.group import MISMATCH, cli
 from converter.cli.options import OUTPUT_GROUP, complete_paths, debug_option
 
@@ -76,6 +76,6 @@ def _demo(out: Path, force: bool) -> None:
         on_text=stream.show,
     )  # fmt: skip
     stream.end()
-    click.echo(generation_line(generation, model.config.n_positions), err=True)
+    click.echo(line(generation, model.config.n_positions), err=True)
     if not passed:
         sys.exit(MISMATCH)

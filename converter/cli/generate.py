@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +25,12 @@ from converter.cli.options import (
 from converter.errors import PromptError
 
 if TYPE_CHECKING:
-    from converter.runtime.generation import Generation
     from converter.runtime.session import Model
-    from converter.runtime.speculation import Speculation
 
 DEFAULT_NEW_TOKENS = 128
 DEFAULT_PROPOSALS = 10  # of --speculate
 DEFAULT_TEMPLATE = "default"  # of --chat, as transformers calls it
-EARLY_STOPPING: dict[str, bool | str] = {"no": False, "yes": True, "never": "never"}  # transformers' values
+EARLY_STOPPING: dict[str, Any] = {"no": False, "yes": True, "never": "never"}  # transformers' values
 
 
 @cli.command(
@@ -46,21 +44,25 @@ EARLY_STOPPING: dict[str, bool | str] = {"no": False, "yes": True, "never": "nev
         'gpt2onnx generate gpt2-onnx "$(cat code.py)" --speculate',
         'gpt2onnx generate chatty-onnx "Hello! How are you?" --chat',
         'echo "From a pipe" | gpt2onnx generate gpt2-onnx -n 50 --quiet',
+        "gpt2onnx generate gpt2-onnx --prompts prompts.jsonl --logprobs 3 > texts.jsonl",
     ],
     groups={
         "Choosing tokens": (
             "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty",
-            "seed",
+            "no_repeat_ngram_size", "seed", "no_generation_config",
         ),
         "Several texts, and beam search": ("best", "beams", "length_penalty", "early_stopping"),
         "Conversations": ("chat", "system"),
+        "Files of prompts": ("file", "batch_size"),
         **RUNTIME_GROUP,
-        **OUTPUT_GROUP,
+        "Output": ("logprobs", *OUTPUT_GROUP["Output"]),
     },
 )  # fmt: skip
 @out_argument
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...", help="Texts to continue; by default standard input.")
 @click.option("-n", "--max-new-tokens", default=DEFAULT_NEW_TOKENS, show_default=True, help="Tokens to add at most.")
+@click.option("--max-length", type=int, help="Likewise, those of the prompt included; -n wins.")
+@click.option("--min-new-tokens", type=int, help="Do not end the text before it has so many.")
 @click.option("--stop", metavar="TEXT", multiple=True, help="End the text before TEXT. Repeatable.")
 @click.option("--temperature", default=0.0, show_default=True, help="0 takes the likeliest token; 1 draws as trained.")
 @click.option("--top-k", default=0, show_default=True, help="Draw among the k likeliest tokens; 0: among all.")
@@ -75,6 +77,7 @@ EARLY_STOPPING: dict[str, bool | str] = {"no": False, "yes": True, "never": "nev
     "--frequency-penalty", default=0.0, show_default=True, help="Taken off for each time the text has a token."
 )
 @click.option("--presence-penalty", default=0.0, show_default=True, help="Taken off once if the text has a token.")
+@click.option("--no-repeat-ngram-size", default=0, show_default=True, help="No run of so many tokens comes twice.")
 @click.option("--seed", type=int, help="Draw the same tokens every time.")
 @click.option(
     "-k", "--best", default=1, show_default=True, help="Texts for each PROMPT; drawn, or the best of --beams."
@@ -107,6 +110,23 @@ EARLY_STOPPING: dict[str, bool | str] = {"no": False, "yes": True, "never": "nev
     "the user says, or a conversation as JSON.",
 )
 @click.option("--system", metavar="TEXT", help="What the conversation's system message says.")
+@click.option(
+    "--no-generation-config", is_flag=True, help="Do not take what is not given from OUT's generation_config.json."
+)
+@click.option(
+    "--prompts",
+    "file",
+    metavar="FILE",
+    type=click.Path(path_type=Path, allow_dash=True, dir_okay=False),
+    help='JSONL with a "prompt" in each line, or - for standard input; JSONL comes out.',
+)
+@click.option("--batch-size", type=click.IntRange(1), help="Prompts of FILE that run together.  [default: 8]")
+@click.option(
+    "--logprobs",
+    metavar="K",
+    type=int,
+    help="In JSON: the log-probability of each token, and the K likeliest ones beside it.",
+)
 @click.option("--ids", is_flag=True, help="Prompts are token ids, such as '464 3290'; so is the output.")
 @threads_option
 @click.option("--no-prepack", is_flag=True, help="Use the weights as the file has them: less memory, but slower.")
@@ -118,12 +138,14 @@ EARLY_STOPPING: dict[str, bool | str] = {"no": False, "yes": True, "never": "nev
 def generate(
     out: Path,
     prompts: tuple[str, ...],
-    early_stopping: str,
     chat: str | None,
     system: str | None,
+    file: Path | None,
+    batch_size: int | None,
     ids: bool,
     threads: int | None,
     no_prepack: bool,
+    no_generation_config: bool,
     precision: str | None,
     provider: str,
     quiet: bool,
@@ -132,41 +154,46 @@ def generate(
 ) -> None:
     """Continue one or more PROMPTs with the model folder OUT, or what comes on standard input.
 
-    Several prompts run as one batch. Text streams as it is generated; figures go to standard error. docs/generate.md
-    says what each option does, precisely.
+    Several prompts run as one batch. Text streams as it is generated; figures go to standard error. What is not given
+    is as OUT's generation_config.json says. docs/generate.md says what each option does, precisely.
     """
-    from converter.cli import progress
+    from converter.cli import generation, progress, prompt_files
+    from converter.runtime.generation import generate_each, options_of
     from converter.runtime.session import load
 
     if chat is not None:
         refuse_no_conversation(out, chat, ids)
     elif system is not None:
         raise click.UsageError("--system is for conversations: add --chat")
-    prompts = prompts or (standard_input("a prompt"),)
+    refuse_together(prompts, file, batch_size, as_json, options["logprobs"], chat)
+    lines = prompt_files.read(file) if file is not None else []
+    texts = prompts or (() if file is not None else (standard_input("a prompt"),))
     with progress.line(f"opening {out}", not quiet):
         model = load(out, provider, threads, precision, prepack=not no_prepack, large_pages=True)
-    streams = len(prompts) == 1 == options["best"] == options["beams"] and not as_json and not ids
-    shown = prompts if chat is None else ("",) * len(prompts)  # of a conversation only the answer is shown
-    stream = Stream(shown[0]) if streams else None
+    given = given_options(options, ends=not no_generation_config and model.generation_config.ends)
+    with terminal.warnings_as_lines():
+        asked = options_of(model, given, not no_generation_config)
+    if file is not None:
+        prompt_files.run(model, file, lines, asked, batch_size, quiet)
+        return
+    encoded = model.encode(as_given(model, texts, ids, chat, system))
+    shown = texts if chat is None else ("",) * len(texts)  # of a conversation only the answer is shown
+    streams = len(texts) == 1 == asked.best == asked.beams and not as_json and not ids
+    stream = generation.Stream(shown[0]) if streams else None
     with progress.line("generating", show=stream is None and not quiet):
-        done = model.generate(
-            encoded(model, prompts, ids, chat, system),
-            early_stopping=EARLY_STOPPING[early_stopping],
-            on_text=stream.show if stream else None,
-            **options,
-        )
+        done = next(generate_each(model, encoded, asked, len(encoded), stream.show if stream else None))
     if as_json:
-        click.echo(terminal.to_json(generation_facts(prompts, done)))
+        click.echo(terminal.to_json(generation.facts(model, texts, done, asked.logprobs is not None)))
         return
     if stream is not None:
         stream.end()
     else:
-        print_rows(shown, done, ids)
+        generation.print_rows(shown, done, ids)
     if not quiet:
-        click.echo(generation_line(done, model.config.n_positions), err=True)
+        click.echo(generation.line(done, model.config.n_positions), err=True)
 
 
-def encoded(
+def as_given(
     model: Model, prompts: Sequence[str], ids: bool, chat: str | None, system: str | None
 ) -> Sequence[str] | Sequence[Sequence[int]]:
     """Return prompts as the model takes them: texts, or the token ids that they are or become."""
@@ -201,68 +228,39 @@ def refuse_no_conversation(out: Path, template: str, ids: bool) -> None:
         raise PromptError(f"{error}{hint}") from error
 
 
-class Stream:
-    """Shows a prompt and its continuation as it grows. Nothing is shown before the first token: a prompt may be
-    refused.
+def refuse_together(
+    prompts: tuple[str, ...],
+    file: Path | None,
+    batch_size: int | None,
+    as_json: bool,
+    logprobs: int | None,
+    chat: str | None,
+) -> None:
+    """Refuse options that would not be used."""
+    if file is None and batch_size is not None:
+        raise click.UsageError("--batch-size is for --prompts FILE: prompts on the command line run as one batch")
+    if file is None and logprobs is not None and not as_json:
+        raise click.UsageError("--logprobs are printed as JSON: add --json, or give --prompts FILE")
+    if file is not None and chat is not None:
+        raise click.UsageError("--chat takes its conversations from the command line: omit --prompts FILE")
+    if file is not None and prompts:
+        raise click.UsageError("--prompts FILE has the prompts: omit PROMPT")
+    if file is not None and as_json:
+        raise click.UsageError("--prompts FILE prints a line of JSON for each text: omit --json")
+
+
+def given_options(options: Mapping[str, Any], ends: bool) -> dict[str, Any]:
+    """Return the options that are given on the command line.
+
+    Args:
+        options: all of them.
+        ends: whether the folder says how long a text may be; otherwise our default does.
     """
-
-    def __init__(self, prompt: str) -> None:
-        self.pending = prompt
-
-    def show(self, _row: int, text: str) -> None:
-        """Show the next piece of text."""
-        click.echo(self.pending + text, nl=False)
-        self.pending = ""
-
-    def end(self) -> None:
-        """End the line."""
-        click.echo(self.pending)
-
-
-def print_rows(prompts: Sequence[str], done: Generation, ids: bool) -> None:
-    """Print several continuations, one after another; beams with their scores."""
-    for number, (old, new, text) in enumerate(zip(done.prompt_ids, done.new_ids, done.texts, strict=True)):
-        if len(done.texts) > 1:
-            score = f" ({done.scores[number]:.4f})" if done.scores else ""
-            click.echo(f"--- {number + 1} of {len(done.texts)}{score}")
-        click.echo(" ".join(map(str, old + new)) if ids else prompts[number // done.best] + text)
-
-
-def generation_facts(prompts: Sequence[str], done: Generation) -> dict[str, Any]:
-    """Return a generation for JSON."""
-    rows: list[dict[str, Any]] = [
-        {"prompt": prompts[number // done.best], "text": text, "prompt_ids": old, "new_ids": new, "ended": ended}
-        for number, (text, old, new, ended) in enumerate(
-            zip(done.texts, done.prompt_ids, done.new_ids, done.ended, strict=True)
-        )
-    ]
-    for row, score in zip(rows, done.scores, strict=False):
-        row["score"] = score
-    facts = {
-        "rows": rows,
-        "prefill_seconds": round(done.prefill_seconds, 4),
-        "decode_seconds": round(done.decode_seconds, 4),
-        "tokens_per_second": round(done.tokens_per_second, 1),
-    }
-    return facts if done.speculation is None else facts | {"speculation": speculation_facts(done.speculation)}
-
-
-def speculation_facts(found: Speculation) -> dict[str, Any]:
-    """Return for JSON what was proposed and how much of it was right."""
-    return {
-        "runs": found.runs,
-        "proposed": found.proposed,
-        "accepted": found.accepted,
-        "acceptance": round(found.acceptance, 4),
-        "tokens_per_run": round(found.tokens_per_run, 3),
-    }
-
-
-def generation_line(done: Generation, n_positions: int) -> str:
-    """Give a generation's figures in one line, and say if the model's positions ended it."""
-    new = sum(map(len, done.new_ids))
-    full = sum(ended == "n_positions" for ended in done.ended)
-    line = f"{new} tokens, {done.tokens_per_second:.0f} tokens/s after {done.prefill_seconds * 1000:.0f} ms of prefill"
-    if (found := done.speculation) is not None:
-        line += f"; {found.accepted} of {found.proposed} proposals right, {found.tokens_per_run:.2f} tokens a run"
-    return line + (f"; stopped at the model's {n_positions} positions" if full else "")
+    ctx = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    given = {name: value for name, value in options.items() if ctx.get_parameter_source(name) is not default}
+    if "early_stopping" in given:
+        given["early_stopping"] = EARLY_STOPPING[given["early_stopping"]]
+    if not ends and not {"max_new_tokens", "max_length"} & given.keys():
+        given["max_new_tokens"] = DEFAULT_NEW_TOKENS
+    return given

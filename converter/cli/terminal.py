@@ -8,9 +8,13 @@ import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import click
 
 from converter.errors import PromptError
 
@@ -50,6 +54,18 @@ def is_terminal(stderr: bool = False) -> bool:
     """Tell whether somebody looks at standard output, or at standard error. Either may be closed."""
     stream = sys.stderr if stderr else sys.stdout
     return stream is not None and stream.isatty()
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Show what the library warns of as lines of ours on standard error."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        click.echo(f"gpt2onnx: warning: {message}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def to_json(values: Any, indent: int | None = 2) -> str:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from converter.runtime.batch import Batch
+from converter.runtime.history import History
+from converter.runtime.likelihood import log_softmax
 from converter.runtime.options import GenerationOptions
-from converter.runtime.rows import OnText, Row, room
-from converter.runtime.sampling import History
+from converter.runtime.rows import Row, room
+from converter.runtime.tokens import OnText
 
 if TYPE_CHECKING:
     from converter.runtime.session import Model
@@ -92,7 +94,10 @@ class Search:
         self._scores = np.full(options.beams, IMPOSSIBLE)
         self._scores[0] = 0  # they begin alike: one of them only may be continued
         self._length = 0
-        self._histories = [History(prompt, limit) for _ in range(options.beams)] if options.penalises else []
+        ends = model.end_ids
+        self._histories = [
+            History(prompt, limit, end_ids=ends) for _ in range(options.beams if options.penalises else 0)
+        ]
 
     def advance(self, scores: np.ndarray) -> None:
         """Take one more token; ``scores`` are log-probabilities, ``[beams, vocab_size]`` float64."""
@@ -155,9 +160,3 @@ class Search:
         never = self.options.early_stopping == "never" and self.options.length_penalty > 0
         length = self.limit if never else self._length
         return float(self._scores[0]) / length**self.options.length_penalty <= self.finished[-1][0]
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Return the logarithm of softmax over the last dimension, in float64."""
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from converter import tokenizer
 from converter.errors import PromptError
 from converter.runtime.batch import Batch
+from converter.runtime.generation_config import NO_CONFIG, renamed
+from converter.runtime.history import History
 from converter.runtime.options import GenerationOptions
-from converter.runtime.rows import OnText, Row, room
-from converter.runtime.sampling import History
-from converter.runtime.session import Model, refuse_ids
+from converter.runtime.reader import Prompts
+from converter.runtime.rows import Row, room
+from converter.runtime.session import Model
 from converter.runtime.speculation import Speculation, speculate
+from converter.runtime.tokens import OnText, Token
+
+# Rows of a batch where prompts are many and come from a file.
+DEFAULT_BATCH = 8
 
 
 class Clock:
@@ -41,6 +47,8 @@ class Generation:
     Attributes:
         prompt_ids: the tokens of each row's prompt.
         new_ids: the tokens that follow it, without the end-of-text token, but with those of a stop string.
+        tokens: the same tokens and the end-of-text token, each with the text that it completed and, with ``logprobs``,
+            how likely it was.
         texts: the new tokens as text, without a stop string; empty without a tokenizer.
         ended: why each row ended.
         prefill_seconds: until the first token.
@@ -56,6 +64,7 @@ class Generation:
     ended: list[str]
     prefill_seconds: float
     decode_seconds: float
+    tokens: list[tuple[Token, ...]] = field(default_factory=list)
     best: int = 1
     scores: tuple[float, ...] = ()
     speculation: Speculation | None = None
@@ -69,25 +78,73 @@ class Generation:
 
 def generate(
     model: Model,
-    prompts: str | Sequence[str] | Sequence[Sequence[int]],
+    prompts: Prompts,
     *,
     on_text: OnText | None = None,
-    **options: Any,
+    generation_config: bool = True,
+    **given: Any,
 ) -> Generation:
-    """Continue each of ``prompts`` until the end of text, ``max_new_tokens``, or the model's last position.
+    """Continue each of ``prompts``; see ``Model.generate``, which says what may be given."""
+    asked = options_of(model, given, generation_config)
+    return _generate(model, model.encode(prompts), asked, on_text, Copies(asked.seed))
 
-    Args:
-        prompts: a text, several texts, or lists of token ids.
-        on_text: called with the number of a row and each piece of its text, once it is decided.
-        options: those of ``GenerationOptions``; greedy by default.
+
+def generate_each(
+    model: Model,
+    prompts: Sequence[list[int]],
+    asked: GenerationOptions,
+    batch_size: int = DEFAULT_BATCH,
+    on_text: OnText | None = None,
+) -> Iterator[Generation]:
+    """Continue many prompts, so many at a time; what comes of each is what would come of all at once.
 
     Raises:
-        PromptError: a prompt is empty, leaves no room for a new token, or holds ids that the model does not have; or
-            it is a text, or stop strings are given, and the folder has no tokenizer; or an option is out of range.
-        TokenizerError: the folder's tokenizer is damaged.
+        PromptError: see ``Model.generate``.
     """
-    asked = GenerationOptions(**options)
-    encoded = encode(model, prompts)
+    copies = Copies(asked.seed)
+    for at in range(0, len(prompts), batch_size):
+        yield _generate(model, list(prompts[at : at + batch_size]), asked, on_text, copies)
+
+
+def stream(model: Model, prompt: Any, *, generation_config: bool = True, **given: Any) -> Iterator[Token]:
+    """Continue one prompt, token by token; see ``Model.stream``."""
+    asked = options_of(model, {"beams": 1, "best": 1} | given, generation_config)
+    encoded = model.encode(prompt)
+    if (asked.beams, asked.best, len(encoded)) != (1, 1, 1):
+        raise PromptError("stream gives one text of one prompt: generate takes several prompts, best and beams")
+    _refuse_what_cannot_be(model, encoded, asked)
+    rows = _rows(model, encoded, asked, None, Copies(asked.seed))
+    return _streamed(_steps(model, encoded, rows, asked), rows[0])
+
+
+def _streamed(steps: Iterator[Any], row: Row) -> Iterator[Token]:
+    shown = 0
+    for _ in steps:
+        yield from row.tokens[shown:]
+        shown = len(row.tokens)
+
+
+def options_of(model: Model, given: Mapping[str, Any], generation_config: bool = True) -> GenerationOptions:
+    """Return the options that are given, with those of the folder's ``generation_config.json`` that go with them.
+
+    What that file asks for in vain is said once for each model, as a warning.
+
+    Raises:
+        PromptError: an option is unknown or out of range, or does not go with the others.
+        ConfigError: ``generation_config.json`` is damaged.
+    """
+    config = model.generation_config if generation_config else NO_CONFIG
+    asked = config.with_given(renamed(given))
+    sentence = config.left_aside(asked)
+    if sentence and sentence not in model.said:
+        model.said.add(sentence)
+        warnings.warn(sentence, stacklevel=4)
+    return asked
+
+
+def _generate(
+    model: Model, encoded: list[list[int]], asked: GenerationOptions, on_text: OnText | None, copies: Copies
+) -> Generation:
     _refuse_what_cannot_be(model, encoded, asked)
     clock, scores, speculation = Clock(), list[float](), None
     if asked.beams > 1:
@@ -95,11 +152,9 @@ def generate(
 
         rows, scores = search(model, encoded, asked, clock.tick, on_text)
     else:
-        rows = _rows(model, encoded, asked, on_text)
-        if asked.speculate:
-            speculation = speculate(model, rows[0], asked, clock.tick)
-        else:
-            _run(model, encoded, rows, asked, clock)
+        rows = _rows(model, encoded, asked, on_text, copies)
+        for speculation in _steps(model, encoded, rows, asked):  # noqa: B007 - the last is what came of it all
+            clock.tick()
     return Generation(
         prompt_ids=[row.prompt_ids for row in rows],
         new_ids=[row.new_ids for row in rows],
@@ -107,6 +162,7 @@ def generate(
         ended=[row.ended for row in rows],
         prefill_seconds=clock.first - clock.began,
         decode_seconds=clock.last - clock.first,
+        tokens=[tuple(row.tokens) for row in rows],
         best=asked.best,
         scores=tuple(scores),
         speculation=speculation,
@@ -120,18 +176,38 @@ def _refuse_what_cannot_be(model: Model, encoded: list[list[int]], options: Gene
         raise PromptError(f"{model.folder} has no tokenizer; stop strings need one: omit stop")
 
 
-def _rows(model: Model, encoded: list[list[int]], options: GenerationOptions, on_text: OnText | None) -> list[Row]:
+class Copies:
+    """The seed of a generation, and how often each prompt has come: copies of a prompt draw other tokens."""
+
+    def __init__(self, seed: int | None) -> None:
+        self.seed = secrets.randbits(64) if seed is None else seed
+        self._counts = dict[tuple[int, ...], int]()
+
+    def number(self, ids: list[int]) -> int:
+        """Return how many of the same prompt came before."""
+        self._counts[tuple(ids)] = self._counts.get(tuple(ids), -1) + 1
+        return self._counts[tuple(ids)]
+
+
+def _rows(
+    model: Model, encoded: list[list[int]], options: GenerationOptions, on_text: OnText | None, copies: Copies
+) -> list[Row]:
     """Return a row for each text that is wanted."""
-    seed = secrets.randbits(64) if options.seed is None else options.seed
-    rows, copies = list[Row](), dict[tuple[int, ...], int]()
+    rows = list[Row]()
     for ids in [ids for ids in encoded for _ in range(options.best)]:
-        copy = copies[tuple(ids)] = copies.get(tuple(ids), -1) + 1
-        history = History(ids, room(model, ids, options), seed, copy)
+        history = History(ids, room(model, ids, options), copies.seed, copies.number(ids), model.end_ids)
         rows.append(Row(model, ids, options, number=len(rows), history=history, on_text=on_text))
     return rows
 
 
-def _run(model: Model, prompts: list[list[int]], rows: list[Row], options: GenerationOptions, clock: Clock) -> None:
+def _steps(
+    model: Model, prompts: list[list[int]], rows: list[Row], options: GenerationOptions
+) -> Iterator[Speculation | None]:
+    """Run rows until every one has ended; yield each time that tokens have come."""
+    return speculate(model, rows[0], options) if options.speculate else _run(model, prompts, rows, options)
+
+
+def _run(model: Model, prompts: list[list[int]], rows: list[Row], options: GenerationOptions) -> Iterator[None]:
     """Run the batch until every row has ended. A row that has ended leaves the batch."""
     batch = Batch(model, prompts, max(row.limit for row in rows))
     logits = batch.prefill()
@@ -141,9 +217,9 @@ def _run(model: Model, prompts: list[list[int]], rows: list[Row], options: Gener
         logits = logits[copies]
     while True:
         tokens = options.choose(logits, [row.history for row in rows])
-        clock.tick()
-        for row, token in zip(rows, tokens, strict=True):
-            row.take(token)
+        for row, token, scores in zip(rows, tokens, logits, strict=True):
+            row.take(token, scores)
+        yield
         live = [i for i, row in enumerate(rows) if not row.ended]
         if not live:
             return
@@ -152,44 +228,3 @@ def _run(model: Model, prompts: list[list[int]], rows: list[Row], options: Gener
             batch.close_up()
             rows, tokens = [rows[i] for i in live], [tokens[i] for i in live]
         logits = batch.step(tokens)
-
-
-def encode(model: Model, prompts: str | Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
-    """Return prompts as lists of token ids. An empty text becomes the beginning-of-text token.
-
-    Raises:
-        PromptError, TokenizerError: see ``generate``.
-    """
-    prompts = [prompts] if isinstance(prompts, str) else prompts
-    if not prompts:
-        raise PromptError("there is no prompt; give one or more texts")
-    encoded = []
-    for prompt in prompts:
-        if not isinstance(prompt, Sequence | np.ndarray):
-            raise PromptError(f"a prompt is {prompt!r}; expected a text, or a list of token ids")
-        ids = encode_text(model, prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
-        if not ids:
-            raise PromptError("a prompt is empty; give at least one token to start from")
-        refuse_ids(np.asarray(ids), model)
-        encoded.append(ids)
-    return encoded
-
-
-def encode_text(model: Model, text: str) -> list[int]:
-    """Return a text's token ids, without the special tokens that end a text.
-
-    Raises:
-        PromptError: the folder has no tokenizer, or the text is not Unicode.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # what was no UTF-8 on the command line or in a pipe
-        raise PromptError(f"a prompt is not UTF-8 text ({error.reason} at character {error.start})") from error
-    if model.tokenizer is None:
-        why = tokenizer.unavailable(model.folder)
-        raise PromptError(
-            f"{model.folder} has no tokenizer{f', as {why}' if why else ''}; give the prompt as token ids (--ids)"
-        )
-    start = model.token_ids.get("bos_token_id")
-    start = start if isinstance(start, int) else None
-    return tokenizer.prompt_ids(model.tokenizer, text, start) or ([] if start is None else [start])

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import numpy as np
+from typing import Literal
 
 from converter.errors import PromptError
 from converter.runtime.sampling import Sampling
+from converter.runtime.values import NONE_OR_MORE, NUMBER, ONE_OR_MORE, TEXTS, optional, refuse_unsound
+
+CHECKS = {
+    "max_new_tokens": optional(ONE_OR_MORE),
+    "max_length": optional(ONE_OR_MORE),
+    "seed": optional(NONE_OR_MORE),
+    "stop": TEXTS,
+    "best": ONE_OR_MORE,
+    "beams": ONE_OR_MORE,
+    "length_penalty": NUMBER,
+    "early_stopping": (lambda value: value in (True, False, "never"), "True, False or 'never'"),
+    "speculate": NONE_OR_MORE,
+    "logprobs": optional(NONE_OR_MORE),
+}
 
 
 @dataclass(frozen=True)
@@ -18,6 +30,7 @@ class GenerationOptions(Sampling):
 
     Attributes:
         max_new_tokens: as many as there are positions by default.
+        max_length: tokens of prompt and text together; ``max_new_tokens`` wins.
         seed: the same one draws the same tokens.
         stop: the text ends before any of these.
         best: texts for each prompt.
@@ -25,12 +38,14 @@ class GenerationOptions(Sampling):
         length_penalty: a beam's log-probability is divided by its length to the power of this.
         early_stopping: when a beam search ends; False, True and "never" are those of transformers.
         speculate: how many tokens are proposed at once from what the text has already; 0 is none.
+        logprobs: keep the log-probability of each token, and of so many likeliest ones beside it; None keeps none.
 
     Raises:
         PromptError: a value is out of range, or two do not go together.
     """
 
     max_new_tokens: int | None = None
+    max_length: int | None = None
     seed: int | None = None
     stop: Sequence[str] = ()
     best: int = 1
@@ -38,23 +53,13 @@ class GenerationOptions(Sampling):
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
     speculate: int = 0
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
-        for name, sound, expected in (
-            ("max_new_tokens", self.max_new_tokens is None or _count(self.max_new_tokens, 1), "1 or more"),
-            ("seed", self.seed is None or _count(self.seed, 0), "0 or more"),
-            ("stop", all(isinstance(text, str) and text for text in self.stop), "texts, none of them empty"),
-            ("best", _count(self.best, 1), "1 or more"),
-            ("beams", _count(self.beams, 1), "1 or more"),
-            ("length_penalty", abs(self.length_penalty) < float("inf"), "a number"),
-            ("early_stopping", self.early_stopping in (True, False, "never"), "True, False or 'never'"),
-            ("speculate", _count(self.speculate, 0), "0 or more"),
-        ):
-            if not sound:
-                raise PromptError(f"{name} is {getattr(self, name)!r}; expected {expected}")
+        refuse_unsound(self, CHECKS)
         for sentence in self._contradictions():
             raise PromptError(sentence)
 
@@ -76,7 +81,5 @@ class GenerationOptions(Sampling):
             yield f"best is {self.best}, more than the {self.beams} beams that there are; give more beams"
         if self.speculate:
             yield "speculate is for one text at a time: omit beams or speculate"
-
-
-def _count(value: Any, least: int) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= least
+        if self.logprobs is not None:
+            yield "logprobs are not kept of beams: omit one of them, or score the texts that you get"

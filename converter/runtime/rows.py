@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tokenizers.decoders import DecodeStream
 
 from converter.errors import PromptError
+from converter.runtime.history import History
+from converter.runtime.likelihood import likelihoods
 from converter.runtime.options import GenerationOptions
-from converter.runtime.sampling import History
 from converter.runtime.stopping import StopStrings
+from converter.runtime.tokens import OnText, Token
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from converter.runtime.session import Model
 
 # Why a row ended.
-END_OF_TEXT, MAX_NEW_TOKENS, POSITIONS_FULL = "end of text", "max_new_tokens", "n_positions"
+END_OF_TEXT, MAX_NEW_TOKENS, MAX_LENGTH, POSITIONS_FULL = "end of text", "max_new_tokens", "max_length", "n_positions"
 STOP_STRING = "stop string"
-
-OnText = Callable[[int, str], None]  # the row, and the text that its newest token completes
 
 
 class Row:
@@ -35,6 +36,7 @@ class Row:
 
     Attributes:
         new_ids: the tokens that followed, without the end-of-text token.
+        tokens: all that followed, each with the text that it completed.
         text: as much of them as may be shown.
         ended: why there are no more; empty until then.
 
@@ -53,17 +55,23 @@ class Row:
         on_text: OnText | None = None,
     ) -> None:
         self.prompt_ids, self.new_ids, self.text, self.ended = prompt_ids, list[int](), "", ""
+        self.tokens = list[Token]()
         self.limit = room(model, prompt_ids, options)
-        self.limited_by = MAX_NEW_TOKENS if self.limit == options.max_new_tokens else POSITIONS_FULL
-        self.history = history or History(prompt_ids, self.limit)
-        self.end_ids, self.tokenizer = model.end_ids, model.tokenizer
+        self.limited_by = limit_of(prompt_ids, self.limit, options)
+        self.history = history or History(prompt_ids, self.limit, end_ids=model.end_ids)
+        self.end_ids, self.tokenizer, self.logprobs = model.end_ids, model.tokenizer, options.logprobs
         # Text before the first new token decides whether that one begins with a space.
         self.stream = DecodeStream(ids=prompt_ids, skip_special_tokens=True)
         self.decoded, self.stop = "", StopStrings(options.stop)
         self.number, self.on_text = number, on_text
 
-    def take(self, token: int) -> str:
-        """Add a token; return the text that it completes, empty while a character still lacks bytes."""
+    def take(self, token: int, logits: np.ndarray | None = None) -> str:
+        """Add a token; return the text that it completes, empty while a character still lacks bytes.
+
+        Args:
+            token: the next.
+            logits: ``[vocab_size]``, which it was chosen from.
+        """
         if self.ended:
             return ""
         shown = ""
@@ -79,6 +87,8 @@ class Row:
             shown += self.stop.feed(self._unfinished()) + self.stop.end()
             self.ended = STOP_STRING if self.stop.found else self.ended
         self.text += shown
+        likely = () if self.logprobs is None or logits is None else likelihoods(logits, token, self.logprobs)
+        self.tokens.append(Token(token, shown, self.ended, *likely))
         if shown and self.on_text is not None:
             self.on_text(self.number, shown)
         return shown
@@ -114,4 +124,21 @@ def room(model: Model, prompt_ids: list[int], options: GenerationOptions) -> int
             f"a prompt has {len(prompt_ids)} tokens; the model's {positions} positions leave no room for a new one: "
             f"shorten it"
         )
-    return min(positions - len(prompt_ids), options.max_new_tokens or positions)
+    left = positions - len(prompt_ids)
+    if options.max_new_tokens is not None or options.max_length is None:
+        return min(left, options.max_new_tokens or left)
+    if len(prompt_ids) >= options.max_length:
+        raise PromptError(
+            f"a prompt has {len(prompt_ids)} tokens, and max_length is {options.max_length}, the prompt included: "
+            f"give max_new_tokens (-n)"
+        )
+    return min(left, options.max_length - len(prompt_ids))
+
+
+def limit_of(prompt_ids: list[int], limit: int, options: GenerationOptions) -> str:
+    """Return what it is that limits a text to ``limit`` tokens."""
+    if limit == options.max_new_tokens:
+        return MAX_NEW_TOKENS
+    if options.max_new_tokens is None and len(prompt_ids) + limit == options.max_length:
+        return MAX_LENGTH
+    return POSITIONS_FULL

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from converter.errors import PromptError
+from converter.runtime.bans import completing, repeating
+from converter.runtime.history import History
+from converter.runtime.values import IDS, NONE_OR_MORE, NUMBER, WORDS, number_where, refuse_unsound
+
+CHECKS = {
+    "temperature": number_where(lambda value: value >= 0, "0 or more"),
+    "top_k": NONE_OR_MORE,
+    "top_p": number_where(lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "min_p": number_where(lambda value: 0 <= value <= 1, "0 to 1"),
+    "repetition_penalty": number_where(lambda value: value > 0, "above 0"),
+    "frequency_penalty": NUMBER,
+    "presence_penalty": NUMBER,
+    "no_repeat_ngram_size": NONE_OR_MORE,
+    "bad_words_ids": WORDS,
+    "suppress_tokens": IDS,
+    "min_new_tokens": NONE_OR_MORE,
+    "min_length": NONE_OR_MORE,
+}
 
 
 @dataclass(frozen=True)
@@ -24,9 +40,14 @@ class Sampling:
         top_k: draw among the k likeliest (0: among all).
         top_p: draw among the fewest likeliest tokens whose probabilities reach p (Holtzman et al., arXiv:1904.09751).
         min_p: draw among the tokens that are at least this times as probable as the likeliest (arXiv:2407.01082).
+        no_repeat_ngram_size: no run of so many tokens comes twice in prompt and text; 0 allows all.
+        bad_words_ids: runs of tokens of which the last may not come after the others.
+        suppress_tokens: tokens that may not come.
+        min_new_tokens: the text does not end before it has so many tokens.
+        min_length: nor before prompt and text together have so many.
 
     Raises:
-        PromptError: a number is out of range.
+        PromptError: a value is out of range.
     """
 
     temperature: float = 0.0
@@ -36,25 +57,25 @@ class Sampling:
     repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    no_repeat_ngram_size: int = 0
+    bad_words_ids: Sequence[Sequence[int]] = ()
+    suppress_tokens: Sequence[int] = ()
+    min_new_tokens: int = 0
+    min_length: int = 0
 
     def __post_init__(self) -> None:
-        finite = np.inf
-        for name, sound, expected in (
-            ("temperature", self.temperature >= 0, "0 or more"),
-            ("top_k", isinstance(self.top_k, int | np.integer) and self.top_k >= 0, "0 or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("min_p", 0 <= self.min_p <= 1, "0 to 1"),
-            ("repetition_penalty", 0 < self.repetition_penalty < finite, "above 0"),
-            ("frequency_penalty", abs(self.frequency_penalty) < finite, "a number"),
-            ("presence_penalty", abs(self.presence_penalty) < finite, "a number"),
-        ):
-            if not sound:
-                raise PromptError(f"{name} is {getattr(self, name)}; expected {expected}")
+        refuse_unsound(self, CHECKS)
 
     @property
     def penalises(self) -> bool:
-        """Tell whether the tokens so far change the next logits."""
-        return (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1.0, 0.0, 0.0)
+        """Tell whether the tokens so far change the next logits, or rule tokens out."""
+        penalties = (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1.0, 0.0, 0.0)
+        return penalties or self._bans
+
+    @property
+    def _bans(self) -> bool:
+        lists = len(self.bad_words_ids) or len(self.suppress_tokens)
+        return bool(lists or self.no_repeat_ngram_size or self.min_new_tokens or self.min_length)
 
     def choose(self, logits: np.ndarray, histories: Sequence[History]) -> list[int]:
         """Choose a token for each row of logits ``[batch, vocab_size]``. Each row draws its own random numbers."""
@@ -73,13 +94,28 @@ class Sampling:
         return int(tokens[min(drawn, len(tokens) - 1)])
 
     def penalise(self, logits: np.ndarray, history: History) -> np.ndarray:
-        """Return the logits ``[vocab_size]``, float64, with penalties for tokens that are there already."""
+        """Return the logits ``[vocab_size]``, float64, with penalties for tokens that are there already, and minus
+        infinity for those that may not come.
+        """
         scores = logits.astype(np.float64)
         tokens, counts = history.tokens, history.counts
         seen = scores[tokens]
         seen = np.where(seen < 0, seen * self.repetition_penalty, seen / self.repetition_penalty)
         scores[tokens] = seen - self.frequency_penalty * counts - self.presence_penalty * (counts > 0)
+        if self._bans:
+            scores[self._banned(history, len(scores))] = -np.inf
         return scores
+
+    def _banned(self, history: History, vocab_size: int) -> np.ndarray:
+        """Return the tokens that may not come next."""
+        banned = [np.asarray(self.suppress_tokens, np.int64)]
+        banned.append(np.array(completing(history.ids, self.bad_words_ids, history.end_ids), np.int64))
+        if self.no_repeat_ngram_size:
+            banned.append(repeating(history.ids, self.no_repeat_ngram_size))
+        if len(history.ids) < self.min_length or history.new < self.min_new_tokens:
+            banned.append(np.array(sorted(history.end_ids), np.int64))
+        tokens = np.concatenate(banned)
+        return tokens[(tokens >= 0) & (tokens < vocab_size)]
 
     def candidates(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the tokens that may be drawn, ascending, and their probabilities, float64, which sum to 1."""
@@ -109,53 +145,6 @@ class Sampling:
             tokens, probabilities = self.candidates(scores)
             row[tokens] = probabilities
         return whole
-
-
-class History:
-    """The tokens of one row so far, and the random numbers that it draws.
-
-    Args:
-        prompt_ids: the tokens of the prompt.
-        room: how many tokens may come.
-        seed: the same one and the same prompt draw the same tokens, whatever stands in the batch beside them.
-        number: tells rows of one prompt apart.
-    """
-
-    def __init__(self, prompt_ids: Sequence[int], room: int, seed: int = 0, number: int = 0) -> None:
-        self._slots = {token: slot for slot, token in enumerate(dict.fromkeys(prompt_ids))}
-        self._tokens = np.zeros(len(self._slots) + room, np.int64)
-        self._tokens[: len(self._slots)] = list(self._slots)
-        self._counts = np.zeros(len(self._tokens), np.int64)
-        self._entropy = [seed, number, *prompt_ids]
-        self._stream: np.random.Generator | None = None
-
-    @property
-    def tokens(self) -> np.ndarray:
-        """Return the tokens of prompt and text, each once."""
-        return self._tokens[: len(self._slots)]
-
-    @property
-    def counts(self) -> np.ndarray:
-        """Return how often each of these tokens is in the text, without the prompt."""
-        return self._counts[: len(self._slots)]
-
-    def add(self, token: int) -> None:
-        """Take in the text's next token."""
-        slot = self._slots.setdefault(token, len(self._slots))
-        self._tokens[slot] = token
-        self._counts[slot] += 1
-
-    def fork(self) -> History:
-        """Return a copy, for another continuation of the same text."""
-        twin = copy.copy(self)
-        twin._slots, twin._tokens, twin._counts = self._slots.copy(), self._tokens.copy(), self._counts.copy()
-        return twin
-
-    def random(self) -> float:
-        """Return the row's next random number, in [0, 1)."""
-        if self._stream is None:
-            self._stream = np.random.default_rng(self._entropy)
-        return self._stream.random()
 
 
 def _top_p(probabilities: np.ndarray, p: float) -> np.ndarray:

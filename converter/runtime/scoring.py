@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from converter.errors import PromptError
-from converter.runtime.generation import encode
+from converter.runtime.reader import Prompts
 from converter.runtime.session import Model
 
 # Tokens that go through the graph at a time, the cache carrying what came before: their logits are what takes memory.
@@ -66,7 +66,7 @@ class Window:
 
 def score(
     model: Model,
-    texts: str | Sequence[str] | Sequence[Sequence[int]],
+    texts: Prompts,
     *,
     stride: int | None = None,
     batch_size: int = DEFAULT_BATCH,
@@ -79,7 +79,7 @@ def score(
     window on, and never without one.
 
     Args:
-        texts: a text, several, or lists of token ids.
+        texts: a text, the token ids of one, or several of either.
         stride: 1 to ``n_positions``; half of them by default. Shorter is more exact, and slower.
         batch_size: windows that are read together; it changes nothing else.
         progress: told how many tokens have been read, of how many.
@@ -94,7 +94,7 @@ def score(
         raise PromptError(f"stride is {stride}; expected 1 to the model's {size} positions")
     if batch_size < 1:
         raise PromptError(f"batch_size is {batch_size}; expected 1 or more")
-    ids = encode(model, texts)
+    ids = model.encode(texts)
     if size == 1 and any(len(row) > 1 for row in ids):
         raise PromptError("a model of one position has nothing before any token to score it by")
     scores: list[list[float | None]] = [[None] * len(row) for row in ids]

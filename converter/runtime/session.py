@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from converter import tokenizer
 from converter.checkpoint.config import parse_config
 from converter.errors import ConfigError, ModelFolderError, PromptError
 from converter.files import read_json
 from converter.folder import manifest
-from converter.folder.clients import token_ids
 from converter.runtime.cache import IN_PLACE_FED, STEP_FED, Cache, GrowingCache, InPlaceCache
-from converter.runtime.decoder import Decoder, cache_names
+from converter.runtime.decoder import cache_names
 from converter.runtime.huge_pages import Mover, regions
 from converter.runtime.in_place import rewritten
 from converter.runtime.ort import CPU_PROVIDER, open_session, provider_name, untiled
+from converter.runtime.reader import Prompts, Reader, refuse_ids
+from converter.runtime.tokens import OnText, Token
 from converter.weights import precisions
 from converter.weights.precisions import PRECISIONS
 from reference.config import GPT2Config
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
-    from tokenizers import Tokenizer
 
     from converter.runtime.generation import Generation
+    from converter.runtime.scoring import Score
 
 MODEL_FILES = ("onnx/model.onnx", "model.onnx")  # where a folder without our manifest may have its graph
 
@@ -66,11 +65,11 @@ def model_file(folder: Path, precision: str | None = None) -> Path:
 
 
 @dataclass(frozen=True)
-class Model(Decoder):
+class Model(Reader):
     """A model folder, opened.
 
     Attributes:
-        folder, config, session, device: see ``Decoder``.
+        folder, config, session, device: see ``Decoder``; what reads prompts: see ``Reader``.
         in_place: whether the cache grows where it lies: see ``converter.runtime.in_place``.
         mover: moves the weights to large pages, if that was asked for.
     """
@@ -78,29 +77,9 @@ class Model(Decoder):
     in_place: bool = False
     mover: Mover | None = None
 
-    @cached_property
-    def tokenizer(self) -> Tokenizer | None:
-        """Return the folder's tokenizer; None if it has none."""
-        return tokenizer.load(self.folder)
-
-    @cached_property
-    def token_ids(self) -> dict[str, int | list[int]]:
-        """Return ``bos_token_id``, ``eos_token_id`` and ``pad_token_id``, as far as the model has such tokens."""
-        generation = self.folder / "generation_config.json"
-        values = [read_json(self.folder / "config.json")]
-        return token_ids(self.config, *values, *([read_json(generation)] if generation.is_file() else []))
-
-    @cached_property
-    def end_ids(self) -> frozenset[int]:
-        """Return the tokens that end a text."""
-        ids = self.token_ids.get("eos_token_id", [])
-        return frozenset(ids if isinstance(ids, list) else [ids])
-
-    @cached_property
-    def pad_id(self) -> int:
-        """Return the token that fills up short rows."""
-        pad = self.token_ids["pad_token_id"]
-        return pad[0] if isinstance(pad, list) else pad
+    def __repr__(self) -> str:
+        size = f"{self.config.n_layer} layers, {self.config.n_head} heads, width {self.config.n_embd}"
+        return f"Model({str(self.folder)!r}: {size}, {self.config.n_positions} positions, on {self.device})"
 
     def empty_cache(self, batch: int) -> Cache:
         """Return a cache of ``batch`` rows that holds no token."""
@@ -125,63 +104,178 @@ class Model(Decoder):
             self.mover.step()
         return cache.step(input_ids, attention_mask, position_ids, keep)
 
-    def logits(self, ids: Sequence[int] | Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
-        """Return the logits after each token: ``[tokens]`` ids give ``[tokens, vocab_size]``; a batch gives one
-        dimension more.
+    def logits(self, prompts: Prompts | np.ndarray) -> np.ndarray:
+        """Return the logits after each token.
+
+        Args:
+            prompts: a text, its token ids ``[tokens]``, or several of equal length ``[batch, tokens]``.
+
+        Returns:
+            ``[tokens, vocab_size]`` float32; of several ``[batch, tokens, vocab_size]``.
 
         Raises:
-            PromptError: an id is not a token of the model, or there are more than ``n_positions``.
+            PromptError: an id is not a token of the model, there are more than ``n_positions``, or it is a text and the
+                folder has no tokenizer.
         """
+        one, array = self._array(prompts)
+        if array.shape[1] > self.config.n_positions:
+            raise PromptError(f"{array.shape[1]} tokens are more than the model's {self.config.n_positions} positions")
+        positions = np.broadcast_to(np.arange(array.shape[1]), array.shape)
+        logits = self.step(array, np.ones_like(array), positions, self.empty_cache(len(array)))
+        return logits[0] if one else logits
+
+    def _array(self, prompts: Any) -> tuple[bool, np.ndarray]:
+        """Return whether it is one prompt, and the token ids of all, ``[batch, tokens]``."""
+        texts = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], str))
         try:
-            array = np.atleast_2d(np.asarray(ids))
+            given = np.asarray(self.encode(prompts) if texts else prompts)
         except ValueError as error:
             raise PromptError("token ids are rows of unequal length; pad them, or ask row by row") from error
+        array = np.atleast_2d(given)
         if array.ndim != 2 or array.dtype.kind not in "iu" or not array.size:
             raise PromptError(
                 f"token ids are an array of {array.dtype} {list(array.shape)}; "
                 f"expected integers, [tokens] or [batch, tokens]"
             )
         refuse_ids(array, self)
-        if array.shape[1] > self.config.n_positions:
-            raise PromptError(f"{array.shape[1]} tokens are more than the model's {self.config.n_positions} positions")
-        positions = np.broadcast_to(np.arange(array.shape[1]), array.shape)
-        logits = self.step(array, np.ones_like(array), positions, self.empty_cache(len(array)))
-        return logits if np.ndim(ids) == 2 else logits[0]
+        return isinstance(prompts, str) or given.ndim == 1, array
 
-    def generate(self, prompts: str | Sequence[str] | Sequence[Sequence[int]], **options: Any) -> Generation:
-        """Continue prompts; see ``converter.runtime.generation.generate`` for the options."""
+    def generate(
+        self,
+        prompts: Prompts,
+        *,
+        max_new_tokens: int | None = None,
+        max_length: int | None = None,
+        min_new_tokens: int | None = None,
+        min_length: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        no_repeat_ngram_size: int | None = None,
+        bad_words_ids: Sequence[Sequence[int]] | None = None,
+        suppress_tokens: Sequence[int] | None = None,
+        seed: int | None = None,
+        best: int | None = None,
+        beams: int | None = None,
+        length_penalty: float | None = None,
+        early_stopping: bool | Literal["never"] | None = None,
+        speculate: int | None = None,
+        logprobs: int | None = None,
+        do_sample: bool | None = None,
+        generation_config: bool = True,
+        on_text: OnText | None = None,
+        **transformers_names: Any,
+    ) -> Generation:
+        """Continue each of ``prompts`` until the end of text, ``max_new_tokens``, or the model's last position.
+
+        An option that is not given is that of the folder's ``generation_config.json``, and else that which changes
+        nothing: the likeliest token is taken each time. docs/generate.md says what each does, precisely.
+
+        Args:
+            prompts: a text, the token ids of one, or several of either.
+            max_new_tokens: tokens to add at most; by default as many as the model has positions.
+            max_length: tokens of prompt and text together at most; ``max_new_tokens`` wins.
+            min_new_tokens: tokens before which the text does not end.
+            min_length: likewise, the prompt included.
+            stop: the text ends before any of these.
+            temperature: 0 takes the likeliest token; above it logits are divided by it and a token is drawn.
+            top_k: draw among the k likeliest tokens; 0: among all.
+            top_p: draw among the fewest likeliest tokens whose probabilities reach p.
+            min_p: draw among the tokens that are at least this times as probable as the likeliest.
+            repetition_penalty: above 1, tokens of prompt and text lose.
+            frequency_penalty: taken off a token's logit for each time that the text has it.
+            presence_penalty: taken off once if the text has the token.
+            no_repeat_ngram_size: no run of so many tokens comes twice.
+            bad_words_ids: runs of tokens that do not come.
+            suppress_tokens: tokens that do not come.
+            seed: the same one draws the same tokens.
+            best: texts for each prompt: drawn, or the best of the beams.
+            beams: texts that are pursued at once, to keep the likeliest.
+            length_penalty: of beams: a log-probability is divided by its length to the power of this.
+            early_stopping: of beams: False, True and "never" are those of transformers.
+            speculate: tokens that are guessed at once from what is there already: the same text, sooner.
+            logprobs: keep the log-probability of each token, and of so many likeliest ones beside it.
+            do_sample: True draws, by default with transformers' ``temperature=1.0`` and ``top_k=50``; False does not.
+            generation_config: whether the folder's ``generation_config.json`` counts.
+            on_text: called with the number of a row and each piece of its text, once it is decided.
+            transformers_names: ``num_beams``, ``num_return_sequences``, ``stop_strings`` and
+                ``prompt_lookup_num_tokens``, which mean ``beams``, ``best``, ``stop`` and ``speculate``.
+
+        Raises:
+            PromptError: a prompt is empty, leaves no room for a new token, or holds ids that the model does not have;
+                or it is a text, or stop strings are given, and the folder has no tokenizer; or an option is unknown or
+                out of range, or does not go with another.
+            ConfigError: the folder's ``generation_config.json`` is damaged.
+            TokenizerError: the folder's tokenizer is damaged.
+        """
+        options = dict(locals())
         from converter.runtime.generation import generate
 
-        return generate(self, prompts, **options)
+        return generate(options.pop("self"), options.pop("prompts"), **options.pop("transformers_names"), **options)
 
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_new_tokens: int | None = None,
+        max_length: int | None = None,
+        min_new_tokens: int | None = None,
+        min_length: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        no_repeat_ngram_size: int | None = None,
+        bad_words_ids: Sequence[Sequence[int]] | None = None,
+        suppress_tokens: Sequence[int] | None = None,
+        seed: int | None = None,
+        speculate: int | None = None,
+        logprobs: int | None = None,
+        do_sample: bool | None = None,
+        generation_config: bool = True,
+        **transformers_names: Any,
+    ) -> Iterator[Token]:
+        """Continue one prompt and yield each token as soon as it has come. The options are those of ``generate``.
 
-class Tokens(Protocol):
-    """A model with a vocabulary, and the tokenizer that names it."""
+        Printed, a token is the text that it completes. All texts together are the text of ``generate``; the last token
+        may be the end of text, which completes none. To leave the loop ends the generation.
 
-    @property
-    def config(self) -> GPT2Config:
-        """Return the architecture."""
+        Raises:
+            PromptError, ConfigError, TokenizerError: see ``generate``.
+        """
+        options = dict(locals())
+        from converter.runtime.generation import stream
 
-    @property
-    def tokenizer(self) -> Tokenizer | None:
-        """Return the tokenizer; None if there is none."""
+        return stream(options.pop("self"), options.pop("prompt"), **options.pop("transformers_names"), **options)
 
+    def score(
+        self,
+        texts: Prompts,
+        *,
+        stride: int | None = None,
+        batch_size: int = 8,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Score]:
+        """Return how likely the model finds each of ``texts``: see ``converter.score``.
 
-def refuse_ids(ids: np.ndarray, model: Tokens) -> None:
-    """Refuse token ids that the embedding has no row for.
+        Args:
+            texts: a text, the token ids of one, or several of either.
+            stride: tokens from window to window of a long text; by default half the positions.
+            batch_size: windows that are read together; it changes nothing else.
+            progress: told how many tokens have been read, of how many.
+        """
+        from converter.runtime.scoring import score
 
-    Raises:
-        PromptError: one has none.
-    """
-    size = model.config.vocab_size
-    outside = ids[(ids < 0) | (ids >= size)]
-    if outside.size:
-        first = int(outside[0])
-        token = model.tokenizer.id_to_token(first) if model.tokenizer is not None and first >= 0 else None
-        raise PromptError(
-            f"token id {first}{f', {token!r},' if token else ''} is not one of the model's {size} tokens "
-            f"(0 to {size - 1})"
-        )
+        return score(self, texts, stride=stride, batch_size=batch_size, progress=progress)
 
 
 def load(

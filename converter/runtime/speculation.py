@@ -7,7 +7,7 @@ every run gives at least the one that plain generation would have given. What wa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -78,14 +78,15 @@ class Lookup:
         return [self.ids[place + i % period] for i in range(count)]
 
 
-def speculate(model: Model, row: Row, options: GenerationOptions, tick: Callable[[], None]) -> Speculation:
-    """Run one row until it ends. Its tokens are those of plain generation."""
+def speculate(model: Model, row: Row, options: GenerationOptions) -> Iterator[Speculation]:
+    """Run one row until it ends, and yield what came of each run. The tokens are those of plain generation."""
     bold = most = min(options.speculate, row.limit)
     batch = Batch(model, [row.prompt_ids], row.limit + most)
     lookup, runs, proposed, accepted = Lookup(row.prompt_ids), 0, 0, 0
-    token = options.choose(batch.prefill(), [row.history])[0]
-    tick()
-    row.take(token)
+    logits = batch.prefill()
+    token = options.choose(logits, [row.history])[0]
+    row.take(token, logits[0])
+    yield Speculation(runs, proposed, accepted, 0)
     while not row.ended:
         lookup.add(token)
         proposals = lookup.propose(min(bold, row.limit - len(row.new_ids) - 1))
@@ -93,12 +94,11 @@ def speculate(model: Model, row: Row, options: GenerationOptions, tick: Callable
         agreed = 0
         for agreed, scores in enumerate(logits):
             token = options.pick(scores, row.history)
-            row.take(token)
+            row.take(token, scores)
             if row.ended or agreed == len(proposals) or token != proposals[agreed]:
                 break
             lookup.add(token)
-        tick()
         runs, proposed, accepted = runs + 1, proposed + len(proposals), accepted + agreed
+        yield Speculation(runs, proposed, accepted, max(0, len(row.new_ids) - 1))
         batch.take_back(len(proposals) - agreed)
         bold = min(2 * bold, most) if agreed == len(proposals) else agreed + 1
-    return Speculation(runs, proposed, accepted, max(0, len(row.new_ids) - 1))

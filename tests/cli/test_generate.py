@@ -86,6 +86,34 @@ def test_generate_takes_and_gives_token_ids(bundled: Path) -> None:
     assert re.fullmatch(r"340 794 \d+ \d+ \d+\n", result.stdout)
 
 
+@pytest.fixture
+def told(bundled: Path, tmp_path: Path) -> Path:
+    """A model folder whose generation_config.json says much."""
+    folder = shutil.copytree(bundled, tmp_path / "told", symlinks=True)
+    said = {"eos_token_id": 0, "do_sample": True, "temperature": 0.7, "max_new_tokens": 9, "typical_p": 0.9}
+    (folder / "generation_config.json").write_text(json.dumps(said))
+    return folder
+
+
+def test_generate_does_what_the_folder_says_and_the_options_win(told: Path) -> None:
+    def rows(*options: object) -> list[list[int]]:
+        return [row["new_ids"] for row in json.loads(run("generate", told, "The", "--json", *options).stdout)["rows"]]
+
+    greedy = json.loads(run("generate", told, "The", "--json", "--no-generation-config").stdout)["rows"][0]["new_ids"]
+    assert len(greedy) == 128
+    assert rows("--temperature", 0) == [greedy[:9]] != rows("--seed", 1) != rows("--seed", 2)
+    assert len(rows("-n", 12)[0]) == 12 == len(rows("--max-length", 13)[0])
+    assert rows("--beams", 2, "-k", 2, "-n", 3)[1:] != []
+
+
+def test_generate_says_once_what_of_the_folder_it_cannot_do(told: Path) -> None:
+    result = run("generate", told, "The", "-q")
+    assert result.exit_code == 0
+    assert re.fullmatch(r"gpt2onnx: warning: \S+ asks for typical_p 0\.9, which [^\n]+ left aside\n", result.stderr)
+    assert run("generate", told, "The", "-q", "--no-generation-config").stderr == ""
+    assert run("generate", told, "The", "-q", "--temperature", 0).stderr == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [

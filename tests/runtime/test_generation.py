@@ -149,7 +149,18 @@ def test_a_text_is_one_prompt_and_not_a_prompt_a_letter(model: Model) -> None:
         model.generate(["The following"], max_new_tokens=3).new_ids
     )
     with pytest.raises(PromptError, match="a prompt is 5; expected a text, or a list of token ids"):
-        model.generate([5], max_new_tokens=3)
+        model.generate(["The", 5], max_new_tokens=3)
+
+
+def test_a_prompt_may_be_token_ids_of_any_kind(model: Model) -> None:
+    (ids,) = model.encode("The following")
+    expected = model.generate("The following", max_new_tokens=3).new_ids
+    for prompt in (ids, tuple(ids), np.array(ids), np.array([ids]), torch.tensor(ids), torch.tensor([ids]), [ids]):
+        assert model.generate(prompt, max_new_tokens=3).new_ids == expected
+    with pytest.raises(PromptError, match=r"a prompt is \[2\.7\]; expected a text, or a list of token ids"):
+        model.generate([[2.7]])
+    with pytest.raises(PromptError, match="prompts are 5; expected a text, a list of token ids, or several of either"):
+        model.generate(5)
 
 
 def test_a_character_cut_off_at_the_end_is_not_dropped(model: Model) -> None:

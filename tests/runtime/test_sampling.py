@@ -14,14 +14,18 @@ from hypothesis import strategies as st
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
+    SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
 from converter.errors import PromptError
-from converter.runtime.sampling import History, Sampling
+from converter.runtime.history import History
+from converter.runtime.sampling import Sampling
 
 Save = Callable[..., Path]
 
@@ -82,6 +86,29 @@ def test_every_step_of_sampling_is_transformers_own_in_its_order(save: Save) -> 
         ours = sampling.probabilities(sampling.penalise(logits[0].numpy(), history)[None])[0]
         np.testing.assert_allclose(ours, scores[0].double().softmax(-1).numpy(), rtol=1e-4, atol=1e-7)
         history.add(token)
+
+
+# Few tokens, so that runs come again and again.
+few = st.integers(0, 5)
+
+
+@given(
+    ids=st.lists(few, min_size=1, max_size=12),
+    size=st.integers(1, 4),
+    words=st.lists(st.lists(few, min_size=1, max_size=3), min_size=1, max_size=4),
+    suppressed=st.lists(few, max_size=3),
+)
+def test_the_tokens_that_may_not_come_are_those_of_transformers(
+    ids: list[int], size: int, words: list[list[int]], suppressed: list[int]
+) -> None:
+    history = History(ids, 4, end_ids=frozenset([0, 3]))
+    sampling = Sampling(no_repeat_ngram_size=size, bad_words_ids=words, suppress_tokens=suppressed)
+    theirs = LogitsProcessorList([NoRepeatNGramLogitsProcessor(size)])
+    if [word for word in words if word not in ([0], [3])]:  # of ends of text alone it refuses to hear
+        theirs.append(NoBadWordsLogitsProcessor(words, torch.tensor([0, 3])))
+    theirs.append(SuppressTokensLogitsProcessor(suppressed))
+    expected = theirs(torch.tensor([ids]), torch.tensor(LOGITS[:1, :6]).double())[0].numpy()
+    np.testing.assert_array_equal(sampling.penalise(LOGITS[0, :6], history), expected)
 
 
 # Those that differ do so by enough to differ as probabilities; of equally probable tokens any may be left out.
