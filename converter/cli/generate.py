@@ -120,7 +120,9 @@ EARLY_STOPPING: dict[str, Any] = {"no": False, "yes": True, "never": "never"}  #
     type=click.Path(path_type=Path, allow_dash=True, dir_okay=False),
     help='JSONL with a "prompt" in each line, or - for standard input; JSONL comes out.',
 )
-@click.option("--batch-size", type=click.IntRange(1), help="Prompts of FILE that run together.  [default: 8]")
+@click.option(
+    "--batch-size", default=8, show_default=True, type=click.IntRange(1), help="Prompts of FILE that run together."
+)
 @click.option(
     "--logprobs",
     metavar="K",
@@ -141,7 +143,7 @@ def generate(
     chat: str | None,
     system: str | None,
     file: Path | None,
-    batch_size: int | None,
+    batch_size: int,
     ids: bool,
     threads: int | None,
     no_prepack: bool,
@@ -165,7 +167,7 @@ def generate(
         refuse_no_conversation(out, chat, ids)
     elif system is not None:
         raise click.UsageError("--system is for conversations: add --chat")
-    refuse_together(prompts, file, batch_size, as_json, options["logprobs"], chat)
+    refuse_together(prompts, file, as_json, options["logprobs"], chat)
     lines = prompt_files.read(file) if file is not None else []
     texts = prompts or (() if file is not None else (standard_input("a prompt"),))
     with progress.line(f"opening {out}", not quiet):
@@ -228,16 +230,16 @@ def refuse_no_conversation(out: Path, template: str, ids: bool) -> None:
         raise PromptError(f"{error}{hint}") from error
 
 
+def is_given(name: str) -> bool:
+    """Tell whether an option is given, rather than left at its default."""
+    return click.get_current_context().get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+
+
 def refuse_together(
-    prompts: tuple[str, ...],
-    file: Path | None,
-    batch_size: int | None,
-    as_json: bool,
-    logprobs: int | None,
-    chat: str | None,
+    prompts: tuple[str, ...], file: Path | None, as_json: bool, logprobs: int | None, chat: str | None
 ) -> None:
     """Refuse options that would not be used."""
-    if file is None and batch_size is not None:
+    if file is None and is_given("batch_size"):
         raise click.UsageError("--batch-size is for --prompts FILE: prompts on the command line run as one batch")
     if file is None and logprobs is not None and not as_json:
         raise click.UsageError("--logprobs are printed as JSON: add --json, or give --prompts FILE")
@@ -256,9 +258,7 @@ def given_options(options: Mapping[str, Any], ends: bool) -> dict[str, Any]:
         options: all of them.
         ends: whether the folder says how long a text may be; otherwise our default does.
     """
-    ctx = click.get_current_context()
-    default = click.core.ParameterSource.DEFAULT
-    given = {name: value for name, value in options.items() if ctx.get_parameter_source(name) is not default}
+    given = {name: value for name, value in options.items() if is_given(name)}
     if "early_stopping" in given:
         given["early_stopping"] = EARLY_STOPPING[given["early_stopping"]]
     if not ends and not {"max_new_tokens", "max_length"} & given.keys():

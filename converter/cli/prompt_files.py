@@ -29,7 +29,7 @@ def run(
     file: Path,
     lines: Sequence[PromptLine],
     asked: GenerationOptions,
-    batch_size: int | None,
+    batch_size: int,
     quiet: bool,
 ) -> None:
     """Continue every prompt; print a line of JSON for each text, with whatever else the prompt's line holds.
@@ -37,10 +37,10 @@ def run(
     Raises:
         PromptError: a prompt cannot be continued. Nothing has been generated then.
     """
-    from converter.runtime.generation import DEFAULT_BATCH, generate_each
+    from converter.runtime.generation import generate_each
 
     encoded = [encode(model, file, line, asked) for line in lines]
-    size = 1 if asked.speculate else batch_size or DEFAULT_BATCH
+    size = 1 if asked.speculate else batch_size
     with progress.amounts(f"continuing {file}", show=not quiet and not terminal.is_terminal()) as counted:
         for batch, done in enumerate(generate_each(model, encoded, asked, size)):
             print_lines(model, lines[batch * size :], done, asked.logprobs is not None)

@@ -40,6 +40,9 @@ class Verification:
     missing: tuple[str, ...]
     files: int
 
+    def __repr__(self) -> str:
+        return f"Verification({self.verdict})"
+
     @property
     def passed(self) -> bool:
         """Tell whether these are the files that were checked, and the check found a match."""

@@ -43,7 +43,7 @@ class Conversion:
     """
 
     out: Path
-    ledger: Ledger
+    ledger: Ledger = field(repr=False)
     bytes_written: int
     notes: tuple[str, ...] = ()
     runs: bool = True

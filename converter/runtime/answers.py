@@ -52,6 +52,9 @@ class Embedding:
 
     tokens: np.ndarray
 
+    def __repr__(self) -> str:
+        return f"Embedding({self.tokens.shape[0]} tokens, width {self.tokens.shape[1]})"
+
     @property
     def mean(self) -> np.ndarray:
         """Return the mean over the tokens, ``[n_embd]``."""

@@ -22,8 +22,7 @@ from converter.runtime.session import Model
 from converter.runtime.speculation import Speculation, speculate
 from converter.runtime.tokens import OnText, Token
 
-# Rows of a batch where prompts are many and come from a file.
-DEFAULT_BATCH = 8
+SHOWN = 60  # characters of a text in a repr
 
 
 class Clock:
@@ -69,6 +68,11 @@ class Generation:
     scores: tuple[float, ...] = ()
     speculation: Speculation | None = None
 
+    def __repr__(self) -> str:
+        new, rows = sum(map(len, self.new_ids)), len(self.new_ids)
+        begins = f": {shorten(self.texts[0])!r}" if any(self.texts) else ""
+        return f"Generation({rows} {'text' if rows == 1 else 'texts'}, {new} new tokens{begins})"
+
     @property
     def tokens_per_second(self) -> float:
         """Return the new tokens of all rows per second, without the first of each; 0 if there were none."""
@@ -93,7 +97,7 @@ def generate_each(
     model: Model,
     prompts: Sequence[list[int]],
     asked: GenerationOptions,
-    batch_size: int = DEFAULT_BATCH,
+    batch_size: int,
     on_text: OnText | None = None,
 ) -> Iterator[Generation]:
     """Continue many prompts, so many at a time; what comes of each is what would come of all at once.
@@ -174,6 +178,11 @@ def _refuse_what_cannot_be(model: Model, encoded: list[list[int]], options: Gene
         raise PromptError(f"speculate is for one prompt at a time, and these are {len(encoded)}")
     if options.stop and model.tokenizer is None:
         raise PromptError(f"{model.folder} has no tokenizer; stop strings need one: omit stop")
+
+
+def shorten(text: str) -> str:
+    """Return the beginning of a text, for a line about it."""
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
 
 
 class Copies:

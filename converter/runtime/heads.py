@@ -47,6 +47,10 @@ class HeadModel:
     config: GPT2Config
     session: InferenceSession
 
+    def __repr__(self) -> str:
+        size = f"{self.config.n_layer} layers, {self.config.n_head} heads, width {self.config.n_embd}"
+        return f"HeadModel({str(self.folder)!r}: {self.config.head}, {size}, {self.config.n_positions} positions)"
+
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
         """Return the folder's tokenizer; None if it has none."""

@@ -31,6 +31,9 @@ class Score:
     token_ids: list[int]
     log_probs: list[float | None]
 
+    def __repr__(self) -> str:
+        return f"Score({len(self.token_ids)} tokens, perplexity {self.perplexity:.4f})"
+
     @property
     def total(self) -> float:
         """Return the log-probability of all tokens but the first."""

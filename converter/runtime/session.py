@@ -273,9 +273,11 @@ class Model(Reader):
             batch_size: windows that are read together; it changes nothing else.
             progress: told how many tokens have been read, of how many.
         """
+        from converter import notebook
         from converter.runtime.scoring import score
 
-        return score(self, texts, stride=stride, batch_size=batch_size, progress=progress)
+        run = notebook.shows_progress(score) if notebook.is_running() else score
+        return run(self, texts, stride=stride, batch_size=batch_size, progress=progress)
 
 
 def load(

@@ -14,6 +14,7 @@ import drawing
 import excerpts
 import jinja2
 import latex2mathml.converter
+import names
 import pages
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.pages import Page
@@ -42,7 +43,7 @@ def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
 
 def functions() -> dict[str, Any]:
     """Return the functions that a page can call."""
-    own = {"code": code, "commands": commands.commands, "readme": readme, "text": text}
+    own = {"code": code, "commands": commands.commands, "names": names.names, "readme": readme, "text": text}
     return own | {name: getattr(pages, name) for name in pages.__all__}
 
 

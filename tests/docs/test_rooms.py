@@ -19,11 +19,13 @@ from drawing import Drawing, parse, svg  # noqa: E402
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
 PAGES = [README, CONTRIBUTING, *sorted((ROOT / "docs").rglob("*.md")), ROOT / "docs" / "site.css"]
 NOT_ON_THE_WAY = {
+    "__main__",
     "cli",
     "data",
     "errors",
     "files",
     "memory",
+    "notebook",
     "texts",
     "version",
 }  # the commands above, the leaves below

@@ -90,6 +90,14 @@ class Report:
     seconds: float
     details: Details | None = field(default=None, repr=False, compare=False)
 
+    def __repr__(self) -> str:
+        return f"Report({'MATCH' if self.passed else 'MISMATCH'}: {self.verdict})"
+
+    def _repr_html_(self) -> str:
+        from converter.parity.report.notebook import html
+
+        return html(self)
+
     @property
     def faults(self) -> tuple[str, ...]:
         """Every reason against a match, the most telling first."""

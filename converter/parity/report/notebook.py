@@ -1,0 +1,40 @@
+"""The report of a check as a notebook shows it: the verdict, a table of the legs, and what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from html import escape
+
+from converter.parity.report.report import Report
+from converter.parity.report.tables import ERRORS, files, table
+
+COLUMNS = ("RMS", "max", "RMS ÷ floor", "max ÷ floor")  # which the verdict rests on
+
+
+def html(report: Report) -> str:
+    """Return HTML without a style of its own: a notebook has one."""
+    verdict = f"<b>{'MATCH' if report.passed else 'MISMATCH'}</b>: {escape(report.verdict)}"
+    said = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences(report))
+    return f"<p>{verdict}</p><table>{''.join(rows(report))}</table>{said}"
+
+
+def rows(report: Report) -> Iterator[str]:
+    """Yield the lines of the table."""
+    legs = table(("", {name: ERRORS[name] for name in COLUMNS}), report)
+    yield _row("th", ("leg", "proves", *legs.headings, "verdict"))
+    for leg in (*files(report, ("",) * len(COLUMNS)), *legs.rows):
+        yield _row("td", (leg.name, leg.proves, *leg.cells, leg.verdict))
+
+
+def sentences(report: Report) -> Iterator[str]:
+    """Yield what qualifies the verdict, or explains it."""
+    yield from report.notes
+    yield from report.other_faults
+    if report.localisation is not None and report.localisation.first:
+        yield f"first divergence: {report.localisation.first}, in the case {report.localisation.case!r}"
+    if report.diagnosis is not None:
+        yield from (f"cause ({found.cause}): {found.sentence}" for found in report.diagnosis.findings)
+
+
+def _row(tag: str, cells: Iterable[str]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
