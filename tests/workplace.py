@@ -58,6 +58,7 @@ def things(tmp_path_factory: pytest.TempPathFactory, head_model: Head) -> Path:
     for name in ("my.txt", "held-out.txt", "code.py"):
         (here / name).write_text(TEXT, encoding="utf-8")
     (here / "documents.jsonl").write_text(2 * (json.dumps({"text": TEXT}) + "\n"), encoding="utf-8")
+    (here / "prompts.jsonl").write_text(2 * (json.dumps({"prompt": "The following", "id": 7}) + "\n"), encoding="utf-8")
     return here
 
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+# What some readers of JSON lines take for the end of a line. In JSON these stand in strings only.
+LINE_ENDS = {ord(sign): f"\\u{ord(sign):04x}" for sign in "\x85\u2028\u2029"}
+
 PIPED_WIDTH = 250  # of a table that nobody wraps
 
 
@@ -78,7 +81,8 @@ def to_json(values: Any, indent: int | None = 2) -> str:
             return [finite(item) for item in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    return json.dumps(finite(values), indent=indent, ensure_ascii=False, allow_nan=False)
+    written = json.dumps(finite(values), indent=indent, ensure_ascii=False, allow_nan=False)
+    return written.translate(LINE_ENDS)
 
 
 def short(path: Path) -> Path:

@@ -112,7 +112,7 @@ def generate_each(
 
 def stream(model: Model, prompt: Any, *, generation_config: bool = True, **given: Any) -> Iterator[Token]:
     """Continue one prompt, token by token; see ``Model.stream``."""
-    asked = options_of(model, {"beams": 1, "best": 1} | given, generation_config)
+    asked = options_of(model, {"beams": 1, "best": 1} | renamed(given), generation_config)
     encoded = model.encode(prompt)
     if (asked.beams, asked.best, len(encoded)) != (1, 1, 1):
         raise PromptError("stream gives one text of one prompt: generate takes several prompts, best and beams")

@@ -208,7 +208,8 @@ def renamed(given: Mapping[str, Any]) -> dict[str, Any]:
         if value is None:
             continue
         if name in asked:
-            raise PromptError(f"{key} and {name} mean the same: give one of them")
+            theirs = next(key for key, ours in also.items() if ours == name)
+            raise PromptError(f"{theirs} and {name} mean the same: give one of them")
         asked[name] = value
     return asked
 
