@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli import terminal
+from converter.cli import tables, terminal
 from converter.cli.group import cli
 from converter.cli.options import (
     OUTPUT_GROUP,
@@ -120,7 +120,7 @@ def print_bench(bench: Bench) -> None:
     for title, rows in (("", bench_loads), ("Prefill", bench_prefills), ("Decoding", bench_decodes)):
         if title:
             out.print(f"[bold]{title}[/]")
-        out.print(terminal.fitting(out, rows(bench), "min–max", "peak", "limit"))
+        tables.show(out, rows(bench), "min–max", "peak", "limit")
     rounds = "1 round" if bench.rounds == 1 else f"{bench.rounds} rounds"
     threads = "1 thread a core" if bench.settings.threads is None else f"{bench.settings.threads} threads"
     read = f"memory is read at {terminal.size(bench.bandwidth)}/s; " if bench.bandwidth is not None else ""
@@ -136,7 +136,7 @@ def print_bench(bench: Bench) -> None:
 def bench_loads(bench: Bench) -> Table:
     """Return the table of loading times and memory."""
     numbers = ("load s", "min–max", "memory", "peak", "weights read")
-    rows = terminal.table("precision", *numbers, right=numbers)
+    rows = tables.table("precision", *numbers, right=numbers)
     for one in bench.precisions:
         memory = [terminal.size(spread.median) if spread else "–" for spread in (one.resident_bytes, one.peak_bytes)]
         rows.add_row(one.precision, *spread_cells(one.load_seconds), *memory, terminal.size(one.weight_bytes))
@@ -146,7 +146,7 @@ def bench_loads(bench: Bench) -> Table:
 def bench_prefills(bench: Bench) -> Table:
     """Return the table of prefills, for each batch and prompt length with the precisions below each other."""
     numbers = ("batch", "prompt", "ms", "min–max", "tokens/s")
-    rows = terminal.table(*numbers[:2], "precision", *numbers[2:], right=numbers)
+    rows = tables.table(*numbers[:2], "precision", *numbers[2:], right=numbers)
     for same in zip(*(one.prefill for one in bench.precisions), strict=True):
         for one, row in zip(bench.precisions, same, strict=True):
             took = row.milliseconds
@@ -159,7 +159,7 @@ def bench_prefills(bench: Bench) -> Table:
 def bench_decodes(bench: Bench) -> Table:
     """Return the table of decoding, for each batch and context with the precisions below each other."""
     numbers = ("batch", "context", "tokens/s", "min–max", "limit", "of limit")
-    rows = terminal.table(*numbers[:2], "precision", *numbers[2:], right=numbers)
+    rows = tables.table(*numbers[:2], "precision", *numbers[2:], right=numbers)
     for same in zip(*(one.decode for one in bench.precisions), strict=True):
         for one, row in zip(bench.precisions, same, strict=True):
             limit = f"{row.limit:,.0f}" if row.limit is not None else "–"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from converter.cli import terminal
+from converter.cli import tables, terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from converter.parity.diagnosis.taps import Localisation, TapReport
     from converter.parity.report.report import Report
@@ -25,15 +26,13 @@ LEG_COLUMNS: dict[str, Callable[[LegReport], str]] = {
     "near ties": lambda leg: str(leg.near_ties),
     "top-5": lambda leg: f"{leg.top_k:.1%}",
     "KL mean": lambda leg: f"{leg.kl_mean:.0e}",
-    "perplexity": lambda leg: f"{leg.perplexity_ratio:.5f}" if leg.scored else "–",
+    "perplexity ÷ truth's": lambda leg: f"{leg.perplexity_ratio:.5f}" if leg.scored else "–",
 }
 
-
-# As many as the terminal has room for, from the left.
-FIXED_WIDTH, COLUMN_WIDTH = 58, 13
-
-
-LEAST_COLUMNS = 2
+# What a narrow terminal has no room for, the first to go first. A verdict rests on the others: on the largest error in
+# float64, on multiples of the floor in float32, and where a leg has a budget on its BUDGETED.
+DISPENSABLE = ("top-5", "near ties", "other top-1", "perplexity ÷ truth's", "KL mean", "proves", "RMS error")
+BUDGETED = ("perplexity ÷ truth's", "KL mean")
 
 
 FINDINGS_SHOWN = 5
@@ -45,23 +44,7 @@ FLOAT32_STEP = 2.0**-23
 def print_report(report: Report, layers: bool = False) -> None:
     """Print the verdict on a model folder with its table of legs and, on a mismatch, the cause."""
     out = terminal.console()
-    room = max(LEAST_COLUMNS, (out.width - FIXED_WIDTH) // COLUMN_WIDTH)
-    numbers = tuple(LEG_COLUMNS)[:room]
-    wide = room > LEAST_COLUMNS
-    legs = terminal.table("leg", *(["proves"] if wide else []), *numbers, "verdict", right=numbers)
-
-    def row(name: str, proves: str, values: list[str], verdict: str) -> None:
-        legs.add_row(name, *([proves] if wide else []), *values, verdict)
-
-    blank = [""] * len(numbers)
-    if report.exactness:
-        row(f"{report.initializers} initializers", "bit for bit", blank, mark(bool(report.exactness_faults)))
-        row("config and tokenizer", "as the source's", blank, mark(bool(report.beside_faults)))
-    if report.files:
-        row(f"{report.files} files", "as convert writes them", blank, mark(bool(report.reproduction_faults)))
-    for leg in report.legs:
-        row(leg.name, leg.kind, [LEG_COLUMNS[number](leg) for number in numbers], leg_mark(leg))
-    out.print(legs)
+    print_legs(out, report)
     out.print(
         f"Errors are shares of the logits' scale, {report.scale:.3g}; noise floor {report.floor_rms:.1e} RMS, "
         f"{report.floor_maximum:.1e} max. {max(leg.positions for leg in report.legs)} positions of {report.text}; "
@@ -76,6 +59,29 @@ def print_report(report: Report, layers: bool = False) -> None:
         out.print(f"note: {fault}", markup=False)
     out.print(f"[{'green' if report.passed else 'red'} bold]{report.headline}[/]: ", end="")
     out.print(report.verdict, markup=False)
+
+
+def print_legs(out: Console, report: Report) -> None:
+    """Print the table of legs, with as many columns as there is room for."""
+    legs = leg_table(report)
+    needed = BUDGETED if any(leg.allowed is not None for leg in report.legs) else ()
+    dispensable = [name for name in DISPENSABLE if name not in needed]
+    tables.show(out, legs if tables.fits(out, legs) else tables.on_two_lines(legs), *dispensable)
+
+
+def leg_table(report: Report) -> Table:
+    """Return the table of legs with all its columns."""
+    legs = tables.table("leg", "proves", *LEG_COLUMNS, "verdict", right=tuple(LEG_COLUMNS))
+    blank = [""] * len(LEG_COLUMNS)
+    if report.exactness:
+        legs.add_row(f"{report.initializers} initializers", "bit for bit", *blank, mark(bool(report.exactness_faults)))
+        legs.add_row("config and tokenizer", "as the source's", *blank, mark(bool(report.beside_faults)))
+    if report.files:
+        written = mark(bool(report.reproduction_faults))
+        legs.add_row(f"{report.files} files", "as convert writes them", *blank, written)
+    for leg in report.legs:
+        legs.add_row(leg.name, leg.kind, *(text(leg) for text in LEG_COLUMNS.values()), leg_mark(leg))
+    return legs
 
 
 def mark(fault: bool) -> str:
@@ -110,7 +116,7 @@ def print_layers(out: Console, located: Localisation, passed: bool) -> None:
     from converter.parity.legs.half import FLOAT16_MAXIMUM
 
     operations = list(dict.fromkeys(tap.name.split(".", 2)[2] for tap in located.taps if tap.layer is not None))
-    rows = terminal.table("layer", *operations, "largest value", right=(*operations, "largest value"))
+    rows = tables.table("layer", *operations, "largest value", right=(*operations, "largest value"))
 
     def cell(tap: TapReport) -> str:
         if not passed:
@@ -123,7 +129,7 @@ def print_layers(out: Console, located: Localisation, passed: bool) -> None:
             layers.setdefault(tap.layer, []).append(tap)
     for layer, taps in layers.items():
         rows.add_row(f"h.{layer}", *map(cell, taps), f"{max(tap.largest for tap in taps):.4g}")
-    out.print(rows)
+    tables.show(out, rows)
     others = ", ".join(f"{tap.name} {cell(tap)}" for tap in located.taps if tap.layer is None)
     what = "ONNX Runtime's error as a multiple of Hugging Face's" if passed else "error in float64"
     out.print(f"{what}, on {located.case!r}; {others}. float16 holds values up to {FLOAT16_MAXIMUM:.0f}.", markup=False)
@@ -135,7 +141,7 @@ SEEN = {True: "[green]caught[/]", False: "[red]MISSED[/]", None: "–"}  # None:
 def print_proof(proof: Proof) -> None:
     """Print the table of seeded defects."""
     out = terminal.console()
-    rows = terminal.table("seeded defect", "with files", "logits alone", "named", "what was said")
+    rows = tables.table("seeded defect", "with files", "logits alone", "named", "what was said")
     for trial in proof.trials:
         rows.add_row(
             trial.defect,
@@ -144,7 +150,7 @@ def print_proof(proof: Proof) -> None:
             "[green]yes[/]" if trial.named and trial.named_by_logits is not False else "[red]NO[/]",
             trial.said.replace("[", "\\["),
         )
-    out.print(rows)
+    tables.show(out, rows)
     for name in proof.skipped:
         out.print(f"note: {name}: not possible in this model", markup=False)
     out.print(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.checkpoint.config import dead_keys
-from converter.cli import terminal
+from converter.cli import tables, terminal
 from converter.cli.group import cli
 from converter.cli.options import (
     OUTPUT_GROUP,
@@ -63,7 +63,7 @@ def print_ledger(checkpoint: Checkpoint, ledger: Ledger) -> None:
     if dead := dead_keys(checkpoint.config_values):
         out.print(f"not read by any GPT-2: {', '.join(dead)}", markup=False)
     numbers = ("shape", "bytes")
-    rows = terminal.table("source name", "canonical name", "role", "layout", "dtype", *numbers, "file", right=numbers)
+    rows = tables.table("source name", "canonical name", "role", "layout", "dtype", *numbers, "file", right=numbers)
     for entry in ledger.entries:
         tensor = entry.tensor
         rows.add_row(
@@ -76,7 +76,7 @@ def print_ledger(checkpoint: Checkpoint, ledger: Ledger) -> None:
             f"{tensor.nbytes:,}",
             tensor.file.name,
         )
-    out.print(terminal.fitting(out, rows, "file", "canonical name", "bytes", "layout", "role"))
+    tables.show(out, rows, "file", "canonical name", "bytes", "layout", "role")
 
 
 def ledger_facts(checkpoint: Checkpoint, ledger: Ledger) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +20,6 @@ from converter.errors import PromptError
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
 
 # What some readers of JSON lines take for the end of a line. In JSON these stand in strings only.
@@ -97,31 +96,6 @@ def size(nbytes: float) -> str:
             return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
         nbytes /= 1000
     return f"{nbytes:.2f} GB"
-
-
-def table(*columns: str, right: Sequence[str] = ()) -> Table:
-    """Return an empty table; ``right`` names the columns of numbers."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    made = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        made.add_column(
-            column, justify="right" if column in right else "left", no_wrap=column in right, overflow="fold"
-        )
-    return made
-
-
-def fitting(out: Console, rows: Table, *dispensable: str) -> Table:
-    """Remove columns, the first of ``dispensable`` first, until the table fits; return it."""
-    for name in dispensable:
-        if out.measure(rows, options=out.options.update_width(PIPED_WIDTH)).maximum <= out.width:
-            break
-        kept = {str(column.header): column for column in rows.columns if column.header != name}
-        rows = table(*kept, right=[header for header, column in kept.items() if column.justify == "right"])
-        for cells in zip(*(column.cells for column in kept.values()), strict=True):
-            rows.add_row(*cells)
-    return rows
 
 
 def parse_ids(text: str) -> list[int]:
