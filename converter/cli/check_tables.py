@@ -63,10 +63,8 @@ def print_report(report: Report, layers: bool = False) -> None:
 
 def print_legs(out: Console, report: Report) -> None:
     """Print the table of legs, with as many columns as there is room for."""
-    legs = leg_table(report)
     needed = BUDGETED if any(leg.allowed is not None for leg in report.legs) else ()
-    dispensable = [name for name in DISPENSABLE if name not in needed]
-    tables.show(out, legs if tables.fits(out, legs) else tables.on_two_lines(legs), *dispensable)
+    tables.show_dense(out, leg_table(report), *(name for name in DISPENSABLE if name not in needed))
 
 
 def leg_table(report: Report) -> Table:

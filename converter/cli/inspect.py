@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,8 +28,12 @@ if TYPE_CHECKING:
 
 
 @cli.command(
-    short_help="What a source is: config, size, every tensor.",
-    examples=["gpt2onnx inspect ./my-gpt2", "gpt2onnx inspect openai-community/gpt2 --json"],
+    short_help="What a source is, tensor by tensor; what a model folder holds.",
+    examples=[
+        "gpt2onnx inspect ./my-gpt2",
+        "gpt2onnx inspect openai-community/gpt2 --json",
+        "gpt2onnx inspect gpt2-onnx      # precisions, sizes, quality, certificate",
+    ],
     groups={**SOURCE_GROUP, **OUTPUT_GROUP},
 )
 @click.argument("source", shell_complete=complete_paths("file"), help=source_help)
@@ -36,13 +41,24 @@ if TYPE_CHECKING:
 @json_option
 @debug_option
 def inspect(source: str, read_as: SourceOptions, as_json: bool) -> None:
-    """Show what SOURCE is: its config, its size, and what becomes of each of its tensors."""
-    from converter.cli import progress
+    """Show what SOURCE is: its config, its size, and what becomes of each of its tensors.
+
+    Of a model folder that gpt2onnx wrote show what it holds: precisions, sizes, quality, and what a check found.
+    """
+    from converter.cli import inspect_folder, progress
     from converter.weights.ledger import read_source
 
+    folder = Path(source)
+    held = inspect_folder.folder_facts(folder) if inspect_folder.holds_model(folder) else None
+    if held is not None and not as_json:
+        inspect_folder.print_folder(folder, held)
+    if held is not None and not inspect_folder.is_in_place(folder):
+        if as_json:
+            click.echo(terminal.to_json(held))
+        return
     checkpoint, ledger = read_source(source, read_as, bars=progress.seen())
     if as_json:
-        click.echo(terminal.to_json(ledger_facts(checkpoint, ledger)))
+        click.echo(terminal.to_json(ledger_facts(checkpoint, ledger) | ({"in_place": held} if held else {})))
     else:
         print_ledger(checkpoint, ledger)
     for warning in (*ledger.warnings, *checkpoint.notes):

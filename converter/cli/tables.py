@@ -33,23 +33,23 @@ def show(out: Console, rows: Table, *dispensable: str) -> None:
     wrapped between words, and what is too wide even so is printed in parts below each other.
     """
     for name in dispensable:
-        if _width(out, rows.columns) <= out.width:
+        if _fits(out, rows):
             break
         rows = _part([column for column in rows.columns if str(column.header).replace("\n", " ") != name])
     for part in [rows] if _wrap(out, rows) else _in_parts(out, rows):
         out.print(part)
 
 
-def fits(out: Console, rows: Table) -> bool:
-    """Tell whether there is room for a table as it is."""
+def show_dense(out: Console, rows: Table, *dispensable: str) -> None:
+    """Print a table; where it is too wide, its headings are on two lines before anything is left out."""
+    if not _fits(out, rows):
+        for column in rows.columns:
+            column.header = str(column.header).replace(" ", "\n", 1)
+    show(out, rows, *dispensable)
+
+
+def _fits(out: Console, rows: Table) -> bool:
     return _width(out, rows.columns) <= out.width
-
-
-def on_two_lines(rows: Table) -> Table:
-    """Break each heading after its first word, which makes columns of numbers narrower; return the table."""
-    for column in rows.columns:
-        column.header = str(column.header).replace(" ", "\n", 1)
-    return rows
 
 
 def _in_parts(out: Console, rows: Table) -> Iterator[Table]:
@@ -76,7 +76,7 @@ def _part(columns: Sequence[Column]) -> Table:
 
 def _wrap(out: Console, rows: Table) -> bool:
     """Give columns such widths that no word is broken, the first as much as they need; tell whether there is room."""
-    if fits(out, rows):
+    if _fits(out, rows):
         return True
     least = [_longest(out, column, words=True) for column in rows.columns]
     spare = out.width - AROUND - BETWEEN * (len(least) - 1) - sum(least)

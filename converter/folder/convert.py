@@ -154,8 +154,10 @@ def _kept(out: Path, mark: str, asked: Iterable[Precision]) -> dict[str, dict[st
         )
     for row in asked:
         if row.name in there:
+            others = ",".join(name for name in PRECISIONS if name not in there)
+            add = f"add another precision to it (--precision {others}), " if others else ""
             raise OutputError(
-                f"{out} exists and holds {row.name} already; choose another OUT, or --force to replace it"
+                f"{out} exists and holds {row.name} already; {add}choose another OUT, or --force to replace it"
             )
     return there
 

@@ -150,7 +150,8 @@ def test_together_or_one_after_the_other_the_files_are_the_same(everything: Path
 def test_what_is_there_or_of_another_source_is_refused(save: Save, tmp_path: Path) -> None:
     out = tmp_path / "out"
     convert(save(seed=1), out, precision="int8")
-    with pytest.raises(OutputError, match=r"out exists and holds int8 already; choose another OUT, or --force"):
+    add = r"add another precision to it \(--precision fp32,fp16,int4\)"
+    with pytest.raises(OutputError, match=f"out exists and holds int8 already; {add}, choose another OUT, or --force"):
         convert(save(seed=1), out, precision="fp32,int8")
     with pytest.raises(OutputError, match=r"out exists and was made of another checkpoint \(source\)"):
         convert(save(seed=2), out, precision="fp32")
