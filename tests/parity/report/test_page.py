@@ -435,8 +435,11 @@ def test_a_browser_opens_the_page_without_a_complaint_or_a_request(match: Report
 FRAME = """<!doctype html><body><script>
 addEventListener("load", () => {
   const root = frame => frame.contentDocument.documentElement;
+  const right = frame => Math.max(...[...root(frame).querySelectorAll("svg")].map(
+    drawn => drawn.getBoundingClientRect().right));
   document.title = JSON.stringify([...document.querySelectorAll("iframe")].map(
-    frame => [root(frame).scrollWidth, root(frame).clientWidth, root(frame).querySelectorAll("svg text").length]));
+    frame => [root(frame).scrollWidth, root(frame).clientWidth, root(frame).querySelectorAll("svg text").length,
+      right(frame)]));
 });
 </script>%s"""
 
@@ -451,7 +454,8 @@ def test_nothing_overflows_on_a_phone_or_on_a_desktop(match: Report, mismatch: R
     (tmp_path / "frames.html").write_text(FRAME % framed)
     document, _, _ = browse(tmp_path / "frames.html", tmp_path)
     measured = json.loads(html.unescape(document.split("<title>")[1].split("</title>")[0]))
-    for (_, width), (scrolled, visible, texts) in zip(frames, measured, strict=True):
+    for (_, width), (scrolled, visible, texts, right) in zip(frames, measured, strict=True):
         assert width - 20 <= visible <= width  # less a scroll bar
         assert scrolled <= visible
         assert texts > 100
+        assert right <= visible  # a figure is as wide as there is room, and nobody scrolls sideways to see its end
