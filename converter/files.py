@@ -1,14 +1,15 @@
-"""Read and write JSON and texts; say what the operating system said; refuse what Git LFS leaves in place of a file."""
+"""Read and write JSON and texts; say in a user's words which file is damaged, and what the system said of it."""
 
 from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from converter.errors import CheckpointError, ConfigError
+from converter.errors import CheckpointError, ConfigError, GPT2Error
 
 LFS_POINTER = b"version https://git-lfs"  # how the text begins that a clone without Git LFS has for a large file
 
@@ -36,6 +37,22 @@ def read_json(file: Path) -> dict[str, Any]:
 def write_json(file: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON file that people can read."""
     file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def naming_originals(copies: Mapping[Path, Path]) -> Iterator[None]:
+    """Let errors name the files that the user knows, and not our copies of them.
+
+    Args:
+        copies: copy → original; a file before the folder that it is in.
+    """
+    try:
+        yield
+    except GPT2Error as error:
+        text = str(error)
+        for copy, original in copies.items():
+            text = text.replace(str(copy), str(original))
+        raise type(error)(text) from error
 
 
 def reason(error: OSError) -> str:

@@ -51,7 +51,10 @@ def things(tmp_path_factory: pytest.TempPathFactory, head_model: Head) -> Path:
     check(here / SOURCES[0], here / "gpt2-onnx")
     for out, head in HEADS.items():
         convert(save(f"{head}-source", head), here / out)
-    (save("chatty-source") / "chat_template.jinja").write_text(TEMPLATE)
+    templates = save("chatty-source") / "additional_chat_templates"
+    templates.mkdir()
+    for file in (templates / "tool_use.jinja", here / "chatty-source" / "chat_template.jinja"):
+        file.write_text(TEMPLATE)
     convert(here / "chatty-source", here / "chatty-onnx")
     write_adapter(here / "my-lora", pairs(MODULES))  # whose sizes are those of SIZES
     write_nanogpt(here / "nanogpt" / "ckpt.pt")

@@ -16,7 +16,7 @@ from typing import Any
 from converter import tokenizer
 from converter.checkpoint.source import Checkpoint
 from converter.errors import OutputError
-from converter.files import read_json, write_json
+from converter.files import naming_originals, read_json, write_json
 from converter.folder import card, manifest
 from converter.folder.clients import config_json, genai_config, genai_remarks, token_ids
 from converter.folder.staging import second_graph
@@ -103,7 +103,7 @@ def write_companions(
     described = config_json(checkpoint.config_values, config, [PRECISIONS[name] for name in there])
     write_json(stage / "config.json", described)  # may name the tokenizer's class
     manifest.carry(checkpoint, stage)
-    with manifest.naming_the_source(checkpoint, stage):
+    with naming_originals(manifest.originals(checkpoint, stage)):
         remarks = tokenizer.complete(stage, config.n_positions, keep, config.vocab_size)
     generation = read_json(stage / "generation_config.json") if (stage / "generation_config.json").is_file() else {}
     write_json(stage / "config.json", described)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from converter.checkpoint.source import Checkpoint
 from converter.checkpoint.tensor import Computed
-from converter.errors import GPT2Error, ModelFolderError
+from converter.errors import ModelFolderError
 from converter.files import read_json, refuse_damaged, write_json
 from converter.folder.staging import MANIFEST, files_in
 from converter.version import VERSION
@@ -38,17 +37,10 @@ def carry(checkpoint: Checkpoint, folder: Path) -> None:
         checkpoint.tokenizer(folder)
 
 
-@contextmanager
-def naming_the_source(checkpoint: Checkpoint, folder: Path) -> Iterator[None]:
-    """Let errors name the user's files, and not the copies of them in ``folder``."""
-    try:
-        yield
-    except GPT2Error as error:
-        text = str(error)
-        for name, file in checkpoint.companions.items():
-            text = text.replace(str(folder / name), str(file))
-        own = checkpoint.folder / checkpoint.weight_file if checkpoint.tokenizer else checkpoint.folder
-        raise type(error)(text.replace(str(folder), str(own))) from error
+def originals(checkpoint: Checkpoint, folder: Path) -> dict[Path, Path]:
+    """Return which file of the source each file is that ``carry`` puts into ``folder``, for ``naming_originals``."""
+    own = checkpoint.folder / checkpoint.weight_file if checkpoint.tokenizer else checkpoint.folder
+    return {folder / name: file for name, file in checkpoint.companions.items()} | {folder: own}
 
 
 def describe(

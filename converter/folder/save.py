@@ -19,7 +19,7 @@ from converter.checkpoint.options import SourceOptions
 from converter.checkpoint.source import Checkpoint
 from converter.checkpoint.tensor import LazyTensor
 from converter.errors import ConfigError
-from converter.files import read_json, write_json
+from converter.files import naming_originals, read_json, write_json
 from converter.folder import manifest
 from converter.folder.clients import DEFAULT_TOKEN_ID, known_ids
 from converter.folder.convert import Conversion, Progress
@@ -155,7 +155,7 @@ def _write(
     written = counter.part(sum(layout.nbytes for layout in layouts.values()), data_file.WRITE_EFFORT)
     with staged(out, force) as stage:
         manifest.carry(checkpoint, stage)
-        with manifest.naming_the_source(checkpoint, stage):
+        with naming_originals(manifest.originals(checkpoint, stage)):
             tokenizer.load(stage)  # a damaged one is refused
         _correct_generation(checkpoint, stage, ledger.config)
         for name, values in contents.texts.items():

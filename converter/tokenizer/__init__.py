@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from converter.files import naming_originals
 from converter.tokenizer.byte_level import END_OF_TEXT
 from converter.tokenizer.completion import complete
 from converter.tokenizer.frame import prompt_ids
@@ -125,4 +126,5 @@ def files_of(companions: Mapping[str, Path], write: Callable[[Path], None] | Non
             shutil.copyfile(file, folder / name)
         if write is not None:
             write(folder)
-        yield folder
+        with naming_originals({folder / name: file for name, file in companions.items()}):
+            yield folder

@@ -29,13 +29,14 @@ SHARDED = {
 }
 NOT_NEEDED = dict.fromkeys(
     ("README.md", "flax_model.msgpack", "tf_model.h5", "onnx/model.onnx", "onnx/config.json", ".gitattributes",
-     "three.safetensors", "training_args.bin", "my-LICENSE"), b"not needed",
+     "three.safetensors", "training_args.bin", "my-LICENSE", "chat_templates/x.jinja"), b"not needed",
 )  # fmt: skip
 Hub = Any  # the fixture's class, in conftest.py
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
+    found = (file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in found}
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,7 @@ def test_only_what_is_needed_is_fetched(
         torch.save({"a": A}, tmp_path / "x")
         needed = needed | {"pytorch_model.bin": (tmp_path / "x").read_bytes()}
     needed = needed | {"tokenizer.json": b"{}", "merges.txt": b"x y", "LICENSE": b"MIT"}
+    needed["additional_chat_templates/tool_use.jinja"] = b"{{ messages }}"
     digest = hub.repo("user/my-gpt2").commit(needed | beside | NOT_NEEDED, "main")
     opened = hub.open("user/my-gpt2")
     assert (opened.error, opened.message) == ("", "")

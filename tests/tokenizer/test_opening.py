@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer, pre_tokenizers
 
 from converter import check, convert, load, to_huggingface, tokenizer
+from converter.checkpoint.openai import companions
 from converter.data import CHECKPOINT
 from converter.errors import GPT2Error
 from tests.checkpoint.writers.openai import write as write_openai
@@ -233,9 +234,10 @@ def test_a_damaged_vocabulary_is_refused_by_the_name_that_its_format_gives_it(
     shutil.copyfile(vocabulary / "vocab.json", folder / "encoder.json")
     shutil.copyfile(vocabulary / "merges.txt", folder / "vocab.bpe")
     (folder / name).write_text(content)
-    with pytest.raises(GPT2Error, match=re.escape(str(folder / name))) as refused:
-        convert(folder, tmp_path / "out")
-    assert ".gpt2onnx-" not in str(refused.value)
+    for use in (lambda: convert(folder, tmp_path / "out"), lambda: tokenizer.from_source(companions(folder))):
+        with pytest.raises(GPT2Error, match=re.escape(str(folder / name))) as refused:
+            use()
+        assert "gpt2onnx-" not in str(refused.value)  # as our own folders are called
 
 
 @pytest.mark.parametrize(
