@@ -150,7 +150,8 @@ def test_a_report_shows_its_verdict_in_a_line_and_its_legs_in_a_notebook(report:
     assert "RMS ÷ floor" in text
     for leg in report.legs:
         assert leg.name in text
-    assert shown.count("<tr>") == len(report.legs) + 3
+    assert f"{report.files} files" in text
+    assert shown.count("<tr>") == len(report.legs) + 4
     assert repr(verify(bundled)).startswith(f"Verification({bundled} is what was checked on ")
 
 
