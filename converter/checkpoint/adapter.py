@@ -36,6 +36,7 @@ from converter.checkpoint.adapter_names import (
     ORIGINAL,
     PARTS,
     REPLACED,
+    TIED,
 )
 
 WEIGHT_FILES: tuple[tuple[str, Reader], ...] = (  # in PEFT's own order
@@ -238,7 +239,7 @@ def _refuse_ambiguous(adapter: Adapter, checkpoint: Checkpoint) -> bool:
     PEFT gives such an update two meanings: before merging it changes only one of the two, after merging both.
     """
     tied = checkpoint.config.tie_word_embeddings and checkpoint.config.head_spec.predicts
-    shared = [module for module in ("wte", "lm_head") if module in adapter.updates]
+    shared = [module for module in TIED if module in adapter.updates]
     if tied and shared and adapter.values.get("ensure_weight_tying"):
         raise CheckpointError(
             f"{adapter.config} sets ensure_weight_tying for an update of {shared[0]}, which cannot be merged; merge "

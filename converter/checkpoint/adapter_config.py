@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.adapter_names import CONV1D, LINEAR, PLAIN, REPLACED
+from converter.checkpoint.adapter_names import CONV1D, PLAIN, REPLACED, TIED
 from converter.checkpoint.names import canonical
 from converter.errors import CheckpointError
 
@@ -38,10 +38,10 @@ DEFAULT_TARGETS = ["c_attn"]
 def replaces(values: Mapping[str, Any], known: str, module: str, part: str) -> bool:
     """Tell whether the config says that this tensor was trained as a whole, and so replaces the base's."""
     if part == "base_layer.weight":
-        return module in ("wte", *LINEAR)  # if one is targeted, PEFT saves the base weights of both
+        return module in TIED  # if one is targeted, PEFT saves the base weights of both
     if REPLACED[part] == "bias" and values.get("bias", "none") != "none":
         return True
-    return part in PLAIN and (module in ("wte", *LINEAR) or saves(values, known))
+    return part in PLAIN and (module in TIED or saves(values, known))
 
 
 def saves(values: Mapping[str, Any], known: str) -> bool:
@@ -51,8 +51,8 @@ def saves(values: Mapping[str, Any], known: str) -> bool:
     """
     parts = known.split(".")
     inside = [".".join(parts[: i + 1]) for i in range(len(parts))]
-    if values.get("ensure_weight_tying") and parts[-1] in ("wte", *LINEAR):
-        inside += ["transformer.wte", *LINEAR]
+    if values.get("ensure_weight_tying") and parts[-1] in TIED:
+        inside += ["transformer.wte", "lm_head"]
     return any(path.endswith(name) for path in inside for name in values.get("modules_to_save") or ())
 
 

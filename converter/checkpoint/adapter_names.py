@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 
+from reference.head import HEADS
+
 ADAPTER_PREFIX = "base_model.model."  # what PEFT puts before every name
 
 # The modules that an adapter can update. A weight of Conv1D is [in, out], of an embedding [rows, n_embd], of Linear
 # [out, in]. In the first two, a row of the weight belongs to a column of lora_A.
 CONV1D = re.compile(r"h\.(?:0|[1-9][0-9]*)\.(?:attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)")
-EMBEDDINGS, LINEAR = ("wte", "wpe"), ("lm_head",)
+EMBEDDINGS = ("wte", "wpe")
+LINEAR = ("lm_head", *(head.known_by.removesuffix(".weight") for head in HEADS.values() if head.known_by))
+TIED = ("wte", "lm_head")  # one matrix in most models, for which PEFT has rules of its own
 
 # End of a tensor's name, after the name of its module → kind of tensor.
 PARTS = {

@@ -13,7 +13,6 @@ import transformers
 import converter
 from converter.checkpoint.open import open_checkpoint
 from converter.checkpoint.options import SourceOptions
-from converter.errors import CheckpointError
 from converter.weights.ledger import Role, account
 from tests.checkpoint.adapters import (
     SIZES,
@@ -99,15 +98,27 @@ def test_the_base_s_own_labels_stay_if_the_adapter_has_as_many(tmp_path: Path) -
         assert account(found).config.num_labels == count
 
 
-def test_an_update_of_a_head_is_refused(tmp_path: Path) -> None:
-    source = save_classifier(tmp_path / "base")
-    tensors = pairs(MODULES) | {
-        "base_model.model.score.lora_A.weight": np.ones((3, 32), np.float32),
-        "base_model.model.score.lora_B.weight": np.ones((3, 3), np.float32),
-    }
-    adapter = write(tmp_path / "adapter", tensors, target_modules=["c_attn", "mlp.c_proj", "score"])
-    with pytest.raises(CheckpointError, match="an update of score, which no LoRA adapter of a GPT-2 can update"):
-        account(open_checkpoint(source, SourceOptions(adapter=adapter)))
+# head → the module of it that an adapter may update
+UPDATED = {
+    "GPT2ForSequenceClassification": "score",
+    "GPT2ForTokenClassification": "classifier",
+    "GPT2ForQuestionAnswering": "qa_outputs",
+    "GPT2DoubleHeadsModel": "multiple_choice_head.summary",
+}
+
+
+@pytest.mark.parametrize("name", UPDATED)
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_a_head_may_be_updated_as_peft_updates_it(tmp_path: Path, name: str, dora: bool) -> None:
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(2)
+    klass = getattr(transformers, name)
+    klass(transformers.GPT2Config(**SIZES, num_labels=1 if "Double" in name else 2)).save_pretrained(tmp_path / "base")
+    settings = peft.LoraConfig(r=3, target_modules=["c_attn", UPDATED[name]], use_dora=dora)
+    trained = peft.get_peft_model(klass.from_pretrained(tmp_path / "base"), settings)
+    randomize(trained)
+    trained.save_pretrained(tmp_path / "adapter")
+    assert_close(merged(tmp_path / "base", tmp_path / "adapter"), state_of(trained.merge_and_unload()))
 
 
 def test_an_embedding_of_a_classifier_is_replaced_and_ties_nothing(tmp_path: Path) -> None:
