@@ -74,6 +74,19 @@ REBUILD_WITH_STATE = (
     Global("torch._tensor", "_rebuild_from_type_v2"),  # (builder, type, its arguments, attributes)
     Global("torch._utils", "_rebuild_parameter_with_state"),  # (tensor, …, attributes)
 )
+# Classes of the standard library whose objects lie beside the weights; torch.save writes the names of Python 2.
+PLAIN_CLASSES = {
+    **dict.fromkeys(
+        ("builtins", "__builtin__"),
+        "bytearray complex dict float frozenset int list long object range set slice str tuple unicode xrange",
+    ),
+    "collections": "Counter defaultdict deque",
+    "datetime": "date datetime time timedelta timezone",
+    "decimal": "Decimal",
+    "functools": "partial",
+    "typing": "Any",
+    "uuid": "UUID",
+}
 NUMPY_CORES = ("numpy.core.multiarray", "numpy._core.multiarray")
 INERT = {
     Global("argparse", "Namespace"), Global("torch", "device"), Global("torch", "Tensor"),
@@ -81,10 +94,13 @@ INERT = {
     Global("numpy", "dtype"), Global("numpy", "ndarray"),
     *(Global(core, name) for core in NUMPY_CORES for name in ("scalar", "_reconstruct")),
     *(Global("torch", dtype) for dtype in DTYPES),
+    *(Global(module, name) for module, names in PLAIN_CLASSES.items() for name in names.split()),
     *(Global(module, f"{system}Path") for module in ("pathlib", "pathlib._local") for system in ("Posix", "Windows")),
 }  # fmt: skip
 # The packages whose objects lie beside the weights: arguments of a training, configs, hyper-parameters.
-INERT_PACKAGES = ("megatron.", "lightning.", "lightning_fabric.", "pytorch_lightning.", "transformers.")
+INERT_PACKAGES = (
+    "megatron.", "lightning.", "lightning_fabric.", "pytorch_lightning.", "omegaconf.", "transformers.", "accelerate.",
+)  # fmt: skip
 TRAINING_GLOBALS = {*KNOWN_GLOBALS, *INERT, TORCH_SIZE, *REBUILD_WITH_STATE}
 
 
@@ -239,13 +255,20 @@ class TrainingMachine(Machine):
             super().call(function, arguments)
 
     def set_items(self, pairs: list[Any]) -> None:
-        """Fill the dict on top of the stack, or an inert object that is a dict of a class of its own."""
-        if not isinstance(self.stack[-1], Inert):
-            super().set_items(pairs)
-            return
-        self.stack.append(self.stack[-1].attributes)
-        super().set_items(pairs)
+        """Fill the dict on top of the stack, or an inert object that is a dict of a class of its own.
+
+        What has no name as its key is dropped: no weight is found under it.
+        """
+        named = [pair for pair in zip(pairs[::2], pairs[1::2], strict=True) if isinstance(pair[0], str | int)]
+        target = self.stack[-1]
+        self.stack.append(target.attributes if isinstance(target, Inert) else target)
+        super().set_items([value for pair in named for value in pair])
         self.stack.pop()
+
+    def extend(self, values: list[Any]) -> None:
+        """Fill the list on top of the stack. Drop what would go into an inert object."""
+        if not isinstance(self.stack[-1], Inert):
+            super().extend(values)
 
     def build(self) -> None:
         """Keep the attributes of an inert object if they are a plain dict. Drop others, such as a numpy array's."""
