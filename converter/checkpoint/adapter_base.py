@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint.folder import companions
+from converter.checkpoint.foreign import IN_SHARDS
 from converter.errors import CheckpointError
 from reference.head import HEADS
 
@@ -80,6 +81,8 @@ def vocab_size(file: Path, checkpoint: Checkpoint, tensors: Mapping[str, LazyTen
 
 def mend(module: str, tensor: LazyTensor, expected: tuple[int, ...]) -> str:
     """Return what to do about a part of an update that does not fit, as the end of a sentence; empty if unknown."""
+    if 0 in tensor.shape:
+        return f": {IN_SHARDS}"
     differing = [n for n, asked in zip(tensor.shape, expected, strict=False) if n != asked]
     vocabulary = (f"{module}.weight" in VOCABULARY) and len(differing) == 1 and differing[0] > max(expected)
     return f": {_resized(differing[0])}" if vocabulary else ""

@@ -19,10 +19,16 @@ SHARDS = {
         "which writes pytorch_model.bin there, beside config.json"
     ),
     ("*.distcp",): (
-        "holds shards of torch.distributed.checkpoint; put them together with python -m "
-        "torch.distributed.checkpoint.format_utils dcp_to_torch {path} FILE.pt, and convert FILE.pt beside config.json"
+        "holds shards of torch.distributed.checkpoint; put them together with "
+        "python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} FILE.pt, and convert FILE.pt beside "
+        "config.json"
     ),
 }
+
+# What a weight without numbers tells: a training with ZeRO-3 keeps them in shards, and saves empty tensors beside.
+IN_SHARDS = "its numbers lie in shards of DeepSpeed, so put them together with zero_to_fp32.py, which lies beside them"
+
+FSDP_FOLDERS = "pytorch_model_fsdp_[0-9]*"  # in which accelerate, and so the Trainer, puts shards of torch
 
 DEEPSPEED_PART = "mp_rank_"  # beside shards: the model, whole or only its buffers
 
@@ -35,9 +41,12 @@ def refuse(path: Path) -> None:
     """
     if starts_with(path, *GGML_MAGICS):
         raise CheckpointError(f"{path} {GGML}")
+    for folder in sorted(path.glob(FSDP_FOLDERS)) if path.is_dir() and not has_weights(path) else ():
+        refuse(folder)
     names = [entry.name for entry in path.iterdir()] if path.is_dir() else [path.name]
     for patterns, sentence in SHARDS.items():
         shards = {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
         parts = {name for name in names if name.startswith(DEEPSPEED_PART)}
         if shards and not (path.is_dir() and has_weights(path, shards | parts)):
-            raise CheckpointError(f"{path} {sentence.format(path=path)}")
+            folder = path if path.is_dir() else path.parent
+            raise CheckpointError(f"{path} {sentence.format(folder=folder)}")

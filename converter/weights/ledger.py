@@ -10,6 +10,7 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import NoReturn
 
+from converter.checkpoint.foreign import IN_SHARDS
 from converter.checkpoint.names import canonical, outer_name, outer_names
 from converter.checkpoint.open import open_checkpoint
 from converter.checkpoint.options import SourceOptions
@@ -280,6 +281,8 @@ def _refuse_missing(
 def _cause(name: str, expected: tuple[int, ...], config: GPT2Config, found: Mapping[str, LazyTensor]) -> str:
     """Return what a shape tells of its cause, as the end of a sentence; nothing if it tells nothing."""
     shape, heads = found[name].shape, config.n_head
+    if 0 in shape:
+        return f": {IN_SHARDS}"
     rows = {found[matrix].shape[:1] for matrix in VOCABULARY if matrix in found}
     if len(shape) != 2 or len(expected) != 2:
         return ""

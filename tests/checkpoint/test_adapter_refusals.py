@@ -72,6 +72,7 @@ A, B = (f"base_model.model.{MODULES[0]}.lora_{part}.weight" for part in "AB")
         (lambda t: None, {"exclude_modules": ["c_attn"]}, "has an update of h.0.attn.c_attn, which .* not target"),
         (lambda t: None, {"r": 4}, r"is \[3, 32\]; expected \[4, 32\], as r is 4"),
         (lambda t: t.update({A: t[A].T}), {}, r"is \[32, 3\]; expected \[3, 32\]"),
+        (lambda t: t.update({A: t[A][:0]}), {}, r"is \[0, 32\]; .*: its numbers lie in shards .* zero_to_fp32\.py"),
         (lambda t: t.update({B: t[B][:95]}), {}, r"is \[95, 3\]; expected \[96, 3\]"),
         (lambda t: t.update({A: t[A].astype(np.float64)}), {}, "is float64; expected float32"),
         (lambda t: t.update({"base_model.model.x": t[A]}), {}, "tensor base_model.model.x is none of the tensors that"),

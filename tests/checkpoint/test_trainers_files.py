@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import collections
+import datetime
+import decimal
+import functools
 import json
 import pickle
 import sys
 import types
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,6 +116,25 @@ def test_objects_beside_the_weights_are_neither_created_nor_imported(
         torch.save({"state_dict": state} | beside, folder / "last.ckpt")
     assert holds(folder, state)
     assert "lightning" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {1, 2}, frozenset("a"), 1j, bytearray(b"x"), slice(1, 2), range(3), collections.Counter("aab"), float, str,
+        collections.deque([1], maxlen=3), collections.defaultdict(list, a=[1]), datetime.datetime(2026, 1, 2),
+        datetime.timedelta(1), decimal.Decimal(1), uuid.UUID(int=1), functools.partial(int, base=2),
+        {1.5: 2, None: 3, (1, 2): 4, b"x": 5},
+    ],
+    ids=repr,
+)  # fmt: skip
+@both
+def test_values_of_the_standard_library_may_lie_beside_the_weights(
+    bare: tuple[Path, State], value: object, container: str
+) -> None:
+    folder, state = bare
+    torch_save({"hyper_parameters": {"x": value, "more": [value]}, "state_dict": state}, folder / "x.ckpt", container)
+    assert holds(folder, state)
 
 
 def test_a_pickle_of_pickle_is_saved_with_torch_as_advised(bare: tuple[Path, State]) -> None:
@@ -235,12 +259,21 @@ def test_shards_of_torch_are_put_together_as_advised(bare: tuple[Path, State], t
     folder, state = bare
     dcp.save({"model": state}, checkpoint_id=folder / "shards", no_dist=True)
     for source in (folder / "shards", next((folder / "shards").glob("*.distcp"))):
-        with pytest.raises(
-            CheckpointError, match=r"of torch\.distributed\.checkpoint; put .*dcp_to_torch \S+ FILE\.pt"
-        ):
+        with pytest.raises(CheckpointError, match=rf"put .*dcp_to_torch {folder / 'shards'} FILE\.pt, and convert"):
             open_checkpoint(source)
     dcp_to_torch_save(folder / "shards", folder / "FILE.pt")
     assert holds(folder / "FILE.pt", state)
+
+
+def test_shards_that_the_trainer_puts_into_a_folder_of_their_own_are_found(bare: tuple[Path, State]) -> None:
+    folder, state = bare
+    shards = folder / "pytorch_model_fsdp_0"
+    dcp.save({"model": state}, checkpoint_id=shards, no_dist=True)
+    torch.save({}, folder / "rng_state_0.pth")
+    with pytest.raises(CheckpointError, match=rf"put .*dcp_to_torch {shards} FILE\.pt, and convert FILE\.pt beside"):
+        open_checkpoint(folder)
+    dcp_to_torch_save(shards, folder / "FILE.pt")
+    assert holds(folder, state)
 
 
 def test_without_a_config_the_sentence_asks_for_one(bare: tuple[Path, State]) -> None:

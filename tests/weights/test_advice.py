@@ -157,6 +157,19 @@ def test_projections_of_linear_are_transposed_as_advised(save: Save) -> None:
     assert account(open_checkpoint(put(folder, turn))).weights
 
 
+def test_empty_tensors_of_a_training_in_shards_are_told_from_a_wrong_config(save: Save) -> None:
+    """DeepSpeed's script wants DeepSpeed; here the file stands for it that the script writes."""
+    folder = save()
+    whole = load_file(folder / "model.safetensors")
+    put(folder, lambda state: {name: tensor.new_zeros(0) for name, tensor in state.items()})
+    assert refusal(folder).endswith(
+        ": its numbers lie in shards of DeepSpeed, so put them together with zero_to_fp32.py, which lies beside them"
+    )
+    (folder / "model.safetensors").unlink()
+    torch.save(whole, folder / "pytorch_model.bin")
+    assert account(open_checkpoint(folder)).weights
+
+
 def test_pruned_heads_are_told_by_the_config_or_by_a_shape(save: Save) -> None:
     folder = save()
 
