@@ -167,7 +167,7 @@ def generate(
         refuse_no_conversation(out, chat, ids)
     elif system is not None:
         raise click.UsageError("--system is for conversations: add --chat")
-    refuse_together(prompts, file, as_json, options["logprobs"], chat)
+    refuse_together(prompts, file, ids, as_json, options["logprobs"], chat)
     lines = prompt_files.read(file) if file is not None else []
     texts = prompts or (() if file is not None else (standard_input("a prompt"),))
     with progress.line(f"opening {out}", not quiet):
@@ -236,7 +236,7 @@ def is_given(name: str) -> bool:
 
 
 def refuse_together(
-    prompts: tuple[str, ...], file: Path | None, as_json: bool, logprobs: int | None, chat: str | None
+    prompts: tuple[str, ...], file: Path | None, ids: bool, as_json: bool, logprobs: int | None, chat: str | None
 ) -> None:
     """Refuse options that would not be used."""
     if file is None and is_given("batch_size"):
@@ -247,6 +247,8 @@ def refuse_together(
         raise click.UsageError("--chat takes its conversations from the command line: omit --prompts FILE")
     if file is not None and prompts:
         raise click.UsageError("--prompts FILE has the prompts: omit PROMPT")
+    if file is not None and ids:
+        raise click.UsageError("--prompts FILE holds token ids as lists of numbers: omit --ids")
     if file is not None and as_json:
         raise click.UsageError("--prompts FILE prints a line of JSON for each text: omit --json")
 

@@ -39,7 +39,7 @@ OLD_MAX_LENGTH = 20
 
 DRAWN = ("temperature", "top_k", "top_p", "min_p")  # what says nothing unless tokens are drawn
 
-CHECKS = sampling.CHECKS | options.CHECKS
+CHECKS = sampling.CHECKS | options.CHECKS | {DO_SAMPLE: (lambda value: isinstance(value, bool), "True or False")}
 
 # What changes transformers' texts and is not to be had here → the value that changes nothing.
 UNSUPPORTED: dict[str, Any] = {
@@ -126,8 +126,8 @@ class GenerationConfig:
             ConfigError: what the file says is out of range.
         """
         draws = _draws(self.options, given)
-        file = {key: value for key, value in self.options.items() if draws or key not in DRAWN}
-        file = {key: value for key, value in file.items() if key not in given}
+        meant = {key: value for key, value in self.options.items() if draws or key not in DRAWN}
+        file = {key: value for key, value in meant.items() if key not in given}
         self._refuse_unsound(file)
         asked = {key: value for key, value in given.items() if key != DO_SAMPLE}
         if given.get(DO_SAMPLE) is False:
@@ -138,6 +138,7 @@ class GenerationConfig:
         return GenerationOptions(**({key: value for key, value in file.items() if key not in aside} | asked))
 
     def _refuse_unsound(self, kept: Mapping[str, Any]) -> None:
+        """Refuse values that make no sense. Options that nothing asks for may have any."""
         for key, name in NAMES.items():
             if name not in kept or key not in self.values:
                 continue
@@ -198,7 +199,7 @@ def renamed(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return options under our names. An option that is None is not given.
 
     Raises:
-        PromptError: there is no such option, or it is given under both names.
+        PromptError: there is no such option, it is given under both names, or its value makes no sense.
     """
     asked, also = dict[str, Any](), ANOTHER_NAME | {SPECULATE: "speculate"}
     for key, value in given.items():
@@ -210,6 +211,9 @@ def renamed(given: Mapping[str, Any]) -> dict[str, Any]:
         if name in asked:
             theirs = next(key for key, ours in also.items() if ours == name)
             raise PromptError(f"{theirs} and {name} mean the same: give one of them")
+        sound, expected = CHECKS[name]
+        if not sound(value):
+            raise PromptError(f"{key} is {value!r}; expected {expected}")
         asked[name] = value
     return asked
 

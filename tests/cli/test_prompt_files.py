@@ -103,6 +103,7 @@ def test_a_line_that_cannot_be_continued_is_named_before_anything_is_printed(
     [
         (["The", "--prompts", "FILE"], "omit PROMPT"),
         (["--prompts", "FILE", "--json"], "omit --json"),
+        (["--prompts", "FILE", "--ids"], "omit --ids"),
         (["The", "--batch-size", "2"], "--batch-size is for --prompts FILE"),
         (["The", "--logprobs", "2"], "add --json, or give --prompts FILE"),
         (["The", "--json", "--logprobs", "-1"], "logprobs is -1; expected 0 or more"),
