@@ -1,1 +1,1 @@
-"""The check: whether a model folder computes what its source computes, and if not, why."""
+"""Check whether a model folder computes what its source computes; if it does not, find the cause."""

@@ -1,6 +1,6 @@
-"""The source's side of a check: the truth, the noise floor, and what Hugging Face and the reference make of it.
+"""Measure the source: its float64 truth, the noise floor, and the legs of Hugging Face and of the reference.
 
-None of it depends on the model folder; one baseline serves any number of folders.
+Nothing here depends on the model folder. One baseline serves any number of folders.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from converter.weights.ledger import Ledger, Role
 
 @dataclass(frozen=True)
 class LegSpec(Identity):
-    """A leg that is to be run.
+    """A leg that has not run yet.
 
     Attributes:
-        open: opens what computes it.
+        open: opens the leg, which then computes logits.
         limit: see ``MeasuredLeg``.
-        cases: which cases it is run on.
-        truths: the logits that it is held against, by case, if they are not those of the source's own weights.
-        note: after the run, a sentence that qualifies the verdict; None if there is nothing to say.
+        cases: tells whether the leg runs a case.
+        truths: returns the logits to compare with, by case; None means those of the source's own weights.
+        note: called after the run; returns a sentence that qualifies the verdict, or None.
     """
 
     open: Callable[[], Leg]
@@ -53,32 +53,32 @@ class LegSpec(Identity):
 
 
 def short(case: Case) -> bool:
-    """All but the longest case."""
+    """Tell whether a case is neither long nor there for its shape."""
     return not case.long and not case.shape
 
 
 def usual(case: Case) -> bool:
-    """All but those that are there for their shape."""
+    """Tell whether a case is a normal one, not there for its shape."""
     return not case.shape
 
 
 def prefill(case: Case) -> bool:
-    """One row at once: enough to see what the number of threads does."""
+    """Tell whether a case feeds one row at once. That is enough to see the effect of the number of threads."""
     return case.name in ("prefill", "one text")
 
 
 @dataclass
 class Baseline:
-    """A source, measured.
+    """The measurements of a source.
 
     Attributes:
         checkpoint, ledger: the source.
-        cases, text: what is fed, and what it is.
-        limits, level: as the check was asked for.
+        cases, text: the token ids to feed, and a description of their text.
+        limits, level: the options of the check.
         truths: the float64 logits of each case.
-        scale: of the logits.
-        legs: the source's legs, measured.
-        notes: what qualifies them.
+        scale: the scale of the logits; see ``metrics.scale``.
+        legs: the legs of the source, measured.
+        notes: sentences that qualify the verdict.
     """
 
     checkpoint: Checkpoint
@@ -94,12 +94,12 @@ class Baseline:
 
     @property
     def judge(self) -> Judge:
-        """Holds legs against the noise that was measured."""
+        """Return the judge that compares legs with the measured noise."""
         return Judge.from_legs(self.scale, self.legs, self.limits)
 
     def measure(self, row: LegSpec) -> MeasuredLeg:
-        """Run a leg."""
-        release_memory(self.ledger.parameters)  # a model and its logits go before the next come in
+        """Run a leg; returns its distances from the truth."""
+        release_memory(self.ledger.parameters)  # free the last model and its logits first
         began = time.monotonic()
         leg = row.open()
         cases = [case for case in self.cases if row.cases(case)]
@@ -121,11 +121,11 @@ def measure_source(
     step: Callable[[str], None],
     huggingface: HuggingFace | None = None,
 ) -> Baseline:
-    """Compute the truth, and measure the source's own legs against it.
+    """Compute the truth, and measure the source's own legs against it; returns the baseline.
 
     Args:
-        step: told what is about to be computed: the truth, then each of ``source_rows``.
-        huggingface: the source as transformers opens it, if it was made before.
+        step: called with the name of what is computed next: the truth, then each of ``source_rows``.
+        huggingface: the source as transformers opens it; made here if None.
 
     Raises:
         CheckError: the text cannot be used, or the source's logits are not finite.
@@ -153,7 +153,10 @@ def measure_source(
 
 
 def source_rows(huggingface: HuggingFace, ledger: Ledger, limits: Limits, level: Level) -> Sequence[LegSpec]:
-    """The source's legs, in an order in which Hugging Face's model is only ever widened."""
+    """Return the legs of the source.
+
+    Hugging Face's 16-bit legs come after its others, because its model must be loaded again after a 16-bit type.
+    """
 
     def hf(dtype: str, attention: str, kind: LegKind, **options: Any) -> LegSpec:
         name = f"Hugging Face {dtype} {'SDPA' if attention == 'sdpa' else attention}"

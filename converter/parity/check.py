@@ -1,4 +1,4 @@
-"""Proves that a model folder is its source: ``check``. Needs torch and transformers; imports them when called."""
+"""Compare a model folder with its source: ``check``. It needs torch and transformers, and imports them when called."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 NEEDED = ("torch", "transformers")
 PAGE_NEEDED, PLOT_NEEDED = ("jinja2", "matplotlib"), ("matplotlib",)
 
-Progress = Callable[[str, int, int], None]  # told what is about to be computed, how many steps are done, of how many
+Progress = Callable[[str, int, int], None]  # called with the name of the next step, the steps done, and their total
 
 
 def available() -> bool:
-    """Whether ``check`` can run: whether the extra ``check`` is installed."""
+    """Tell whether ``check`` can run, that is, whether the extra ``check`` is installed."""
     return all(importlib.util.find_spec(name) for name in NEEDED)
 
 
 def require(needed: Sequence[str] = NEEDED, what: str = "check") -> None:
-    """Raise if something cannot run.
+    """Check that the packages in ``needed`` are installed; ``what`` needs them.
 
     Raises:
-        CheckError: a package that it needs is missing.
+        CheckError: a package is missing.
     """
     if not all(importlib.util.find_spec(name) for name in needed):
         raise CheckError(f"{what} needs {' and '.join(needed)}; install them with: pip install 'gpt2onnx[check]'")
@@ -62,31 +62,33 @@ def check(
     own_process: bool = False,
     progress: Progress = lambda step, done, total: None,
 ) -> Report:
-    """Judge whether the model folder ``out`` computes what ``source`` computes.
+    """Judge whether the model folder ``out`` computes what ``source`` computes; returns the report.
 
-    Weights are compared bit for bit, mathematics in float64 (Hugging Face, the from-scratch reference and the shipped
-    graph), and float32 by how far Hugging Face's own float32 is from that truth. On a mismatch the operation that is
-    wrong is looked for, and hypotheses are tried there.
+    Weights are compared bit for bit. The mathematics of Hugging Face, the from-scratch reference and the shipped graph
+    is compared in float64. A float32 leg is compared with the noise floor: how far Hugging Face's own float32 is from
+    the float64 truth. On a mismatch, the operation that is wrong is searched for, and hypotheses about its cause are
+    tried.
 
     Args:
-        source: as for ``convert``.
-        level: ``quick``, or ``full``: every leg on every case, half precisions, more text.
+        source: see ``convert``.
+        level: ``quick``, or ``full``, which runs every leg on every case, half precisions, and more text.
         ignore: the globs that ``convert`` was given.
-        provider: of ONNX Runtime, for the shipped graph.
-        text: a file whose text is fed, plain or JSONL; by default held-out text that ships with gpt2onnx.
-        limits: what ``converter.parity.verdict.Limits`` allows, otherwise than by default.
-        files: compare initializers, config and tokenizer; without, the logits alone decide.
+        provider: the provider of ONNX Runtime for the shipped graph.
+        text: a file with the text to feed, plain or JSONL. The default is a held-out text that comes with gpt2onnx.
+        limits: values that replace defaults of ``converter.parity.verdict.limits.Limits``, by name.
+        files: also compare initializers, config and tokenizer; otherwise the logits alone decide.
         allow: files, or keys of JSON files (``FILE:KEY``), that may differ from what ``convert`` writes.
-        layers: compare every operation, even if nothing is wrong.
-        also: other ONNX files, with the inputs and outputs that Optimum gives them, to hold against the source.
-        activation, adapter, head: as for ``convert``.
+        layers: compare every operation, even on a match.
+        also: other ONNX files to compare with the source. Their inputs and outputs have the names that Optimum gives
+            them.
+        activation, adapter, head: see ``convert``.
         certify: write the verdict and the files' hashes into the folder's manifest, for ``verify``.
-        own_process: the process does nothing else, and its memory allocator may be set for the check.
+        own_process: whether the process does nothing else, so that its memory allocator may be set for the check.
         progress: called before each step.
 
     Raises:
         CheckError: torch or transformers is missing, or ``out`` is a model of other dimensions.
-        GPT2Error: source or folder cannot be opened, or its manifest cannot be read.
+        GPT2Error: the source or the folder cannot be opened, or the manifest cannot be read.
     """
     require()
     from converter.parity.baseline import measure_source, source_rows
@@ -116,7 +118,7 @@ def check(
     # What cannot be compared is refused before anything is computed.
     graphs_of(folder, ledger.per_graph[0].config.head)
     compare_config(folder, checkpoint, ledger)
-    # Another file is held against the first graph only.
+    # Other files are compared with the first graph only.
     first, *others = ledger.per_graph
     parts = [(first, replace(examination, whole=ledger)), *((part, replace(examination, also=())) for part in others)]
     opened = [HuggingFace(checkpoint, part) for part, _ in parts]
@@ -130,23 +132,23 @@ def check(
     report = together(reports, [part.config.head for part, _ in parts])
     report = replace(report, source=os.fspath(source), seconds=time.monotonic() - began)
     certify = certify and files and (folder / MANIFEST).is_file()
-    # A check against another source says nothing about a certificate that was earned by these very files.
+    # A mismatch with another source must not replace the certificate that these files have earned.
     certify = certify and (report.passed or not certificate.holds(folder))
     return _certified(report, checkpoint, ledger) if certify else report
 
 
-# Steps of a check that are no legs: the truth, comparing the files, and the verdict with its causes.
+# The steps of a check that are not legs: the truth, comparing the files, and the verdict with its causes.
 BESIDE_LEGS = 3
 
 
 def _counter(progress: Progress, total: int) -> Callable[[str], None]:
-    """Return a function that counts the steps that it is told."""
+    """Return a function that takes the name of a step, counts it, and calls ``progress``."""
     done = count()
     return lambda step: progress(step, next(done), total)
 
 
 def _certified(report: Report, checkpoint: Checkpoint, ledger: Ledger) -> Report:
-    """The report, once its certificate is written; with a note if the folder cannot be written to."""
+    """Write the certificate; returns the report, with a note if the folder cannot be written to."""
     read = {weight.file for weight in ledger.weights.values()} | checkpoint.described_by
     legs = [{"name": leg.name, "rms": leg.rms, "maximum": leg.maximum, "fault": leg.fault} for leg in report.legs]
     from converter.parity.report.quality import recorded

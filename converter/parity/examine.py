@@ -1,4 +1,4 @@
-"""The folder's side of a check: its files and its graph against a source's baseline, and if they differ, why."""
+"""Compare a model folder, its files and its graph, with the baseline of a source; if they differ, find out why."""
 
 from __future__ import annotations
 
@@ -62,18 +62,18 @@ from reference.head import HEADS, LM
 
 @dataclass(frozen=True)
 class Examination:
-    """How a folder is examined.
+    """How to examine a folder.
 
     Attributes:
-        provider: of ONNX Runtime, for the shipped graph.
-        files: compare the files too; without, the logits alone decide.
-        whole: the ledger of the whole model, from which every file of the folder is derived and compared; None for
-            the second graph of a model, whose files were compared with the first.
-        allowed: files and keys that may differ, as ``parse_allowed`` gives them.
-        layers: localise even if nothing is wrong.
-        until_fault: run no more legs once one fails: a proof that defects are caught need not know what else fails.
-        shipped_truths: by precision the float64 logits of its own numbers, where they are known from before.
-        also: other ONNX files with Optimum's inputs and outputs, to be held against the same source.
+        provider: the provider of ONNX Runtime for the shipped graph.
+        files: also compare the files; otherwise the logits alone decide.
+        whole: the ledger of the whole model, from which every file of the folder is derived and compared. None for the
+            second graph of a model, as the files were compared with the first.
+        allowed: files and keys that may differ, as ``parse_allowed`` returns them.
+        layers: compare every operation, even on a match.
+        until_fault: stop after the first leg that fails, which is enough to prove that a defect is caught.
+        shipped_truths: precision → float64 logits of its own numbers, if they are kept between examinations.
+        also: other ONNX files to compare with the source; they have Optimum's inputs and outputs.
     """
 
     provider: str = "cpu"
@@ -88,7 +88,7 @@ class Examination:
 
 @dataclass
 class TapCache:
-    """The taps of the source, by case: the truth's and Hugging Face's in float32."""
+    """The taps of the source by case: the truth's, and Hugging Face's in float32. They are computed on first use."""
 
     baseline: Baseline
     known: dict[str, tuple[Taps, Taps]] = field(default_factory=dict)
@@ -103,7 +103,9 @@ class TapCache:
 
 
 def graphs_of(out: Path, head: str) -> dict[str, Path]:
-    """The graphs of a model folder that have this head, by precision; a folder without our manifest has one."""
+    """Return the graphs of a model folder that have this head, by precision. A folder without our manifest has one
+    graph.
+    """
     there = manifest.read(out).get("precisions")
     names = list(there) if isinstance(there, dict) and there else [None]
     files = {name or FULL: model_file(out, name) for name in names}
@@ -113,11 +115,11 @@ def graphs_of(out: Path, head: str) -> dict[str, Path]:
 def examine(
     baseline: Baseline, out: Path, asked: Examination, step: Callable[[str], None], cache: TapCache | None = None
 ) -> Report:
-    """Hold a model folder against its source.
+    """Compare a model folder with its source; returns the report.
 
     Args:
-        step: told what is about to be done: comparing the files, each of ``folder_rows``, the verdict.
-        cache: the source's taps, where they are known from an examination before.
+        step: called with the name of the next step: comparing the files, each of ``folder_rows``, the verdict.
+        cache: the taps of the source, if an earlier examination computed them.
 
     Raises:
         CheckError: the folder is a model of other dimensions, or ONNX Runtime cannot run its graph.
@@ -173,7 +175,7 @@ def examine(
 
 
 def _noise_floor(baseline: Baseline, leg: MeasuredLeg, judge: Judge) -> tuple[float, float]:
-    """Return RMS and maximum of the noise over all cases but the longest, as shares of the logits' scale."""
+    """Return RMS and maximum of the noise over the short cases, as shares of the logits' scale."""
     rms, maximum = judge.floor({case.name: leg.distances[case.name] for case in baseline.cases if short(case)})
     return rms / baseline.scale, maximum / baseline.scale
 
@@ -181,7 +183,11 @@ def _noise_floor(baseline: Baseline, leg: MeasuredLeg, judge: Judge) -> tuple[fl
 def compare_files(
     baseline: Baseline, out: Path, graphs: Mapping[str, Path], asked: Examination, step: Callable[[str], None]
 ) -> tuple[list[str], Exactness, Reproduction]:
-    """Compare the files of a folder with the source's: config and tokenizer, initializers, and all that is derived."""
+    """Compare the files of a folder with the source's; returns the results.
+
+    The first result is about config and tokenizer, the second about initializers, the third about all files that are
+    derived.
+    """
     step("every initializer, bit for bit")
     beside = compare_config(out, baseline.checkpoint, baseline.ledger)
     if not asked.files:
@@ -194,8 +200,8 @@ def compare_files(
     return beside, Exactness(sum(one.compared for one in found), faults), derived
 
 
-# What ONNX Runtime and the protobuf library raise of a graph that cannot be run; and what else an edited one may raise,
-# where something is not as a converter writes it.
+# REFUSED is what ONNX Runtime and the protobuf library raise for a graph that cannot be run. An edited graph may cause
+# the other errors of UNRUNNABLE too, where something is not as a converter writes it.
 REFUSED = (*OPEN_ERRORS, DecodeError, legs.InterfaceError)
 UNRUNNABLE = (*REFUSED, ModelFolderError, ValueError, LookupError, TypeError)
 
@@ -203,10 +209,10 @@ UNRUNNABLE = (*REFUSED, ModelFolderError, ValueError, LookupError, TypeError)
 def folder_rows(
     ledger: Ledger, limits: Limits, level: Level, out: Path, asked: Examination, settings: dict[str, Any]
 ) -> Sequence[tuple[Path, LegSpec]]:
-    """List the legs of the shipped graphs and of other files, each with its file. Nothing is opened yet.
+    """Return the legs of the shipped graphs and of other files, each with its file. Nothing is opened yet.
 
     Args:
-        settings: takes in how ONNX Runtime was set, once a leg is opened.
+        settings: filled with the settings of ONNX Runtime when a leg is opened.
     """
     config = ledger.config
     graphs = graphs_of(out, config.head)
@@ -243,9 +249,9 @@ def folder_rows(
     for precision, file in graphs.items():
         if precision != FULL:
             rows += [(file, widened(precision)), (file, shipped(precision))]
-    if config.head == LM and asked.provider == "cpu":  # as ``generate`` runs it
+    if config.head == LM and asked.provider == "cpu":  # as in ``generate``
         can = ((file, in_place(precision)) for precision, file in graphs.items() if can_be_rewritten(file))
-        rows += islice(can, 1)  # one precision stands for all, whose weights alone differ
+        rows += islice(can, 1)  # one precision is enough: only the weights differ
     rows += [(file, _other(file, config)) for file in asked.also]
     if "fp16" in graphs:
         rows.append((graphs["fp16"], _rounded(ledger)))
@@ -253,8 +259,10 @@ def folder_rows(
 
 
 def _in_float64(case: Case, everything: bool) -> bool:
-    """Tell whether a case is fed to a graph in float64: the long ones only if everything is, and never all tokens of
-    the vocabulary, which cost as much as all else."""
+    """Tell whether a case is fed to a graph in float64.
+
+    Long texts are fed only if ``everything`` is. The whole vocabulary never is: it costs as much as all other cases.
+    """
     return not case.long or (everything and usual(case))
 
 
@@ -266,9 +274,10 @@ def _widened(
     level: Level,
     known: dict[str, Mapping[str, np.ndarray]] | None,
 ) -> LegSpec:
-    """A shipped graph in float64, held against the reference with the same numbers for weights.
+    """Return the leg of a shipped graph in float64. It is compared with the reference that has the same numbers for
+    weights.
 
-    What rounding the weights costs is left to the budget of a precision; here its mathematics is judged alone.
+    So the mathematics is judged alone. The budget of a precision limits the error of the rounded weights.
 
     Args:
         known: see ``Examination.shipped_truths``.
@@ -297,13 +306,13 @@ def _widened(
 
 
 def _other(file: Path, config: GPT2Config) -> LegSpec:
-    """A graph of another exporter, with Optimum's names of inputs and outputs."""
+    """Return the leg of another exporter's graph, with Optimum's names of inputs and outputs."""
     name = os.fspath(file)
     return LegSpec(name, LegKind.OTHER, lambda: legs.graph(graph_session(file), config), graph=name)
 
 
 def _rounded(ledger: Ledger) -> LegSpec:
-    """What float16 makes of the model where every operation rounds to it; notes what overflows."""
+    """Return the leg in which every operation rounds to float16. Its note says what overflows."""
     rounded = Rounded(ledger.config, ledger.weights)
     return LegSpec(
         "float16, every operation rounded",
@@ -324,11 +333,11 @@ def _legs(
     edited: bool,
     until_fault: bool,
 ) -> tuple[list[MeasuredLeg], list[str], list[str]]:
-    """Measure legs; return them, the sentences that qualify the verdict, and one for each graph that cannot be run.
+    """Measure legs; returns them, sentences that qualify the verdict, and a sentence for each graph that cannot be run.
 
     Args:
-        edited: whether the folder's files are known not to be what a conversion writes.
-        until_fault: stop at the first leg that fails.
+        edited: whether the files of the folder are known to differ from what a conversion writes.
+        until_fault: stop after the first leg that fails.
     """
     measured, notes, unrunnable = [], [], []
     for file, row in rows:
@@ -346,10 +355,10 @@ def _legs(
 
 
 def _cannot_be_run(file: Path, error: Exception, edited: bool, how: str) -> str:
-    """Return the sentence on a graph that cannot be run.
+    """Return the sentence about a graph that cannot be run.
 
     Raises:
-        CheckError: nobody edited it, so that there is no verdict.
+        CheckError: nobody edited the graph, so there is no verdict.
     """
     said = f"{file} cannot be run{how} by ONNX Runtime ({error})"
     if edited:
@@ -360,7 +369,7 @@ def _cannot_be_run(file: Path, error: Exception, edited: bool, how: str) -> str:
 
 
 def _to_explain(graphs: Mapping[str, Path], guilty: Sequence[MeasuredLeg], layers: bool) -> str:
-    """Return the precision whose graph is looked into, the full one if it can be blamed; nothing if none is."""
+    """Return the precision whose graph is diagnosed, the full one if it can be blamed; empty if none is."""
     blamed = [leg.precision for leg in guilty if leg.runner is Runner.WIDENED]
     if FULL in graphs and (layers or (guilty and not blamed) or FULL in blamed):
         return FULL
@@ -375,7 +384,7 @@ def _explain(
     judge: Judge,
     cache: TapCache,
 ) -> tuple[Localisation, Diagnosis | None]:
-    """Where the error arises, and of a mismatch the cause. Of a lossy graph the mathematics is looked into alone."""
+    """Return where the error begins and, on a mismatch, its cause. In a lossy graph only the mathematics is examined."""
     config, case = baseline.ledger.config, _telling_case(baseline, guilty, judge)
     ledger = as_shipped(baseline.ledger, graph_file, precision)
     exact = graph_taps(graph_file, config, case, float64=True)
@@ -403,7 +412,7 @@ def _explain(
 
 
 def _agree(a: Taps, b: Taps, tap: str, case: Case, limit: float) -> bool:
-    """Whether two models put out the same in the end, where it is not padding."""
+    """Tell whether two models give the same values at a tap, padding left out."""
     if tap not in a or tap not in b or a[tap].shape != b[tap].shape:
         return False
     real = case.real_of(a[tap].shape[1])
@@ -411,9 +420,9 @@ def _agree(a: Taps, b: Taps, tap: str, case: Case, limit: float) -> bool:
 
 
 def _telling_case(baseline: Baseline, guilty: list[MeasuredLeg], judge: Judge) -> Case:
-    """The first case in which a guilty leg is further off than it may be, the simple ones first.
+    """Return the first case in which a leg that failed is beyond its limit.
 
-    Of heads that pool a batch: a single row can be explained by anything.
+    For a head that pools, batches come before single rows, because almost any hypothesis explains a single row.
     """
     for case in sorted(baseline.cases, key=lambda case: case.last is not None and len(case.last) == 1):
         for leg in guilty:
@@ -427,7 +436,7 @@ def _telling_case(baseline: Baseline, guilty: list[MeasuredLeg], judge: Judge) -
 
 
 def describe(session: onnxruntime.InferenceSession) -> dict[str, Any]:
-    """With what the figures were made: versions, machine, and how ONNX Runtime was set."""
+    """Return what the figures were made with: versions, machine, and the settings of ONNX Runtime."""
     provider = session.get_providers()[0]
     options = session.get_session_options()
     provider_options = session.get_provider_options().get(provider, {})
@@ -444,7 +453,7 @@ def describe(session: onnxruntime.InferenceSession) -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "provider": provider,
         "provider_options": provider_options,
-        # Multiplies in 10 bits of mantissa where it is on; only CUDA has it.
+        # TF32 multiplies with 10 bits of mantissa; only the CUDA provider has it.
         "tf32": provider_options["use_tf32"] != "0" if "use_tf32" in provider_options else None,
         "graph_optimization": options.graph_optimization_level.name,
         "execution_mode": options.execution_mode.name,

@@ -1,1 +1,1 @@
-"""What is run: the cases, and everything that computes logits of them."""
+"""Define the cases, and compute their logits in every way."""

@@ -1,4 +1,4 @@
-"""What every leg is run on: a grid of ways in which a language model is used."""
+"""Define the cases that every leg runs: the ways in which a language model is used."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from converter.texts import read_texts
 from reference.config import GPT2Config
 from reference.head import LM
 
-# Enough tokens for statistics over thousands of logits, few enough for a decode step each.
+# Enough tokens for statistics over thousands of logits, and few enough to decode one by one.
 SHORT_TOKENS = 48
 
-DECODE_STEPS = 8  # single tokens in a case; a fault in the cache shows at the first
-# At full length the logits of this many last positions are compared: they depend on all others, and a wide vocabulary
+DECODE_STEPS = 8  # in a case; a fault in the cache shows at the first
+
+# At full length only the logits of this many last positions are compared. They depend on all positions before. Logits
 # at every position would cost more than the rest of the model, in time and above all in memory.
 FULL_LENGTH_KEPT = 128
 
-# At the level ``full``, as many windows of text as this are read at full length, so that perplexities mean something.
+# At the level ``full`` this many windows of text are read at full length, so that perplexities mean something.
 FULL_WINDOWS = 4
 
-HEAD_ROWS = 16  # in a batch for a head, which may give no more than one number for a row
+HEAD_ROWS = 16  # in a batch for a head, which may give only one number a row
 
-
-RANDOM_SEED = 0  # for token ids where there is no tokenizer
+RANDOM_SEED = 0  # for random token ids
 
 
 class Level(StrEnum):
-    """How much is run."""
+    """How much a check runs."""
 
-    QUICK = "quick"  # every kind of leg and case; the longest case only where it decides
+    QUICK = "quick"  # every kind of leg and case; long cases only for the legs that they can fail
     FULL = "full"  # every leg on every case, half precisions, more text
 
     @classmethod
     def parse(cls, name: str) -> Level:
-        """Return the level of this name.
+        """Return the level with this name.
 
         Raises:
             CheckError: there is no such level.
@@ -58,16 +58,16 @@ class Case:
     """Token ids and how they are fed.
 
     Attributes:
-        name: as it stands in the report.
+        name: the name in the report.
         input_ids: ``[batch, tokens]`` int64.
-        attention_mask: likewise, 0 for padding on the left.
-        chunks: how many tokens go in at a time, the cache carrying what came before.
-        keep: of how many last positions of each chunk logits are compared; 0 for all.
-        long: whether it is as long as the model allows, which costs more than all other cases together.
-        scored: whether perplexity is measured on it; no token of a text that is long enough counts twice.
-        predicts: whether each position predicts the token after it; the language model's head alone does.
-        shape: whether it is there for its shape, by which only a graph can go wrong.
-        last: of a head that pools, the position in each row that answers for it, ``[batch]``.
+        attention_mask: ``[batch, tokens]`` int64, 0 for padding.
+        chunks: the number of tokens in each step; the cache carries the tokens before.
+        keep: the number of last positions in each chunk whose logits are compared; 0 for all.
+        long: whether it costs more than all short cases together: the full length, or a part of the vocabulary.
+        scored: whether perplexity is measured on it; no token of a long enough text counts twice.
+        predicts: whether each position predicts the next token, which only the language model's head does.
+        shape: whether it is there for its shape, which only a graph can get wrong.
+        last: for a head that pools, the position that answers in each row, ``[batch]``.
     """
 
     name: str
@@ -83,16 +83,16 @@ class Case:
 
     @cached_property
     def position_ids(self) -> np.ndarray:
-        """Return the positions, counted over the tokens that are not padding."""
+        """Return the position of each token, counted without padding."""
         return np.maximum(self.attention_mask.cumsum(axis=1) - 1, 0)
 
     @property
     def real(self) -> np.ndarray:
-        """Mask of the real tokens among the compared positions."""
+        """Return the mask of the real tokens among the compared positions."""
         return self.real_of(self.keep if self.last is None else 1)
 
     def real_of(self, positions: int) -> np.ndarray:
-        """Mask of the real tokens for an array with `positions` columns; 0 stands for all tokens."""
+        """Return the mask of the real tokens for an array with ``positions`` columns; 0 stands for all tokens."""
         if self.last is not None and positions == 1:
             return np.ones((len(self.last), 1), bool)
         return self.attention_mask[:, -positions:].astype(bool)
@@ -108,20 +108,19 @@ class Case:
 
     @property
     def following(self) -> np.ndarray:
-        """Return the token after each compared position, -1 after the last."""
+        """Return the token after each compared position; -1 if there is none."""
         if not self.predicts:
             return np.full(self.real.shape, -1)
         return self.kept(np.pad(self.input_ids[:, 1:], ((0, 0), (0, 1)), constant_values=-1))
 
 
 def grid(config: GPT2Config, tokens: np.ndarray, level: Level = Level.QUICK) -> list[Case]:
-    """Return the cases of a language model: prefill, decode with the cache, chunked prefill, a left-padded batch, full
-    length.
+    """Return the cases of a language model: prefill, decode steps, chunked prefill, a left-padded batch, full length.
 
-    The truth of each is computed without cache, padding or company, so that the batch also proves batch invariance.
+    The truth of each row is computed alone, without cache or padding. So the batch also proves batch invariance.
 
     Args:
-        tokens: at least ``n_positions`` of them.
+        tokens: at least ``n_positions`` token ids.
         level: ``full`` reads several windows of text at full length.
     """
     if config.head != LM:
@@ -129,7 +128,7 @@ def grid(config: GPT2Config, tokens: np.ndarray, level: Level = Level.QUICK) -> 
     length = min(config.n_positions, SHORT_TOKENS)
     short = tokens[None, :length]
     ones = np.ones_like(short)
-    # The long case keeps its last positions: the first tokens are scored here unless it scores them itself.
+    # The long case scores its last positions only. The first tokens are scored here, if they are not among those.
     alone = config.n_positions <= length or config.n_positions - FULL_LENGTH_KEPT >= length
     cases = [Case("prefill", short, ones, (length,), scored=alone)]
     if length > 1:
@@ -146,21 +145,21 @@ def grid(config: GPT2Config, tokens: np.ndarray, level: Level = Level.QUICK) -> 
     return cases
 
 
-# Sizes of batches of short rows, up to one that no kernel's block of 32 holds.
+# Sizes of the batches of short rows. The largest does not fit a kernel's block of 32.
 BATCHES = (1, 2, 3, 5, 8, 17, 33)
-ROW_TOKENS = 3  # at most, in a row of such a batch: the vocabulary's logits cost most of the time
+ROW_TOKENS = 3  # at most in a row of such a batch, because the logits take most of the time
 
-# Lengths around these powers of two are fed: kernels and caches work in blocks of such sizes.
+# Lengths around these powers of two are fed, because kernels and caches work in blocks of such sizes.
 POWERS, FULL_POWERS = range(6), range(15)
 
-KEPT = (1, 2)  # logits asked for: ``generate`` asks for one
-SPECIAL_TOKENS = 24  # at most, between tokens of the text
+KEPT = (1, 2)  # numbers of logits to ask for; ``generate`` asks for one
+SPECIAL_TOKENS = 24  # at most in a case, in turn with tokens of the text
 
 
 def shapes(config: GPT2Config, tokens: np.ndarray, special: Sequence[int], level: Level = Level.QUICK) -> list[Case]:
     """Return cases that differ in shape: few logits kept, batches and lengths of many sizes, special tokens.
 
-    A graph can be wrong for some shapes alone, where it decides by them. At the level ``full`` every token of the
+    A graph that branches on shapes can be wrong for some of them only. At the level ``full`` every token of the
     vocabulary is fed once.
 
     Args:
@@ -188,13 +187,15 @@ def shapes(config: GPT2Config, tokens: np.ndarray, special: Sequence[int], level
 
 
 def _row(name: str, tokens: np.ndarray, keep: int = 0) -> Case:
-    """One row at once."""
+    """Return a case that feeds one row at once."""
     ids = tokens[None]
     return Case(name, ids, np.ones_like(ids), (len(tokens),), min(keep, len(tokens)), shape=True)
 
 
 def _short_rows(config: GPT2Config, tokens: np.ndarray, rows: int) -> Case:
-    """Rows of one token and more, padded on the left with token 0, the last token on its own where there are more."""
+    """Return a batch of rows with one to ``ROW_TOKENS`` tokens, padded on the left with token 0. The last column is a
+    decode step, if the rows are wider than one token.
+    """
     width = min(ROW_TOKENS, config.n_positions)
     ids = np.zeros((rows, width), np.int64)
     mask = np.zeros_like(ids)
@@ -206,9 +207,7 @@ def _short_rows(config: GPT2Config, tokens: np.ndarray, rows: int) -> Case:
 
 
 def _head_grid(config: GPT2Config, tokens: np.ndarray) -> list[Case]:
-    """Return the cases of another head: one text, batches padded on either side, and the full length. There is no
-    cache.
-    """
+    """Return the cases of another head: one text, batches padded on either side, full length. There is no cache."""
     length = min(config.n_positions, SHORT_TOKENS)
     cases = [_at_once("one text", tokens[None, :length], config)]
     cases += [_padded_for_head(f"{side}-padded batch", config, tokens, length, side) for side in ("right", "left")]
@@ -218,7 +217,9 @@ def _head_grid(config: GPT2Config, tokens: np.ndarray) -> list[Case]:
 
 
 def _padded_for_head(name: str, config: GPT2Config, tokens: np.ndarray, length: int, side: str) -> Case:
-    """Rows of every length and different text, enough of them that few numbers a row make a sample."""
+    """Return a batch of rows of every length with different texts. The rows are enough to be a sample, even with few
+    numbers a row.
+    """
     filler = config.pad_token_id if config.pad_token_id in range(config.vocab_size) else tokens[0]
     ids = np.full((HEAD_ROWS, length), filler)
     mask = np.zeros_like(ids)
@@ -240,7 +241,7 @@ def _at_once(name: str, ids: np.ndarray, config: GPT2Config, mask: np.ndarray | 
 
 
 def _full_length(size: int, tokens: np.ndarray, window: int) -> Case:
-    """All positions at once, on one window of the text after the other."""
+    """Return a case that feeds all positions at once: one window of the text."""
     ids = tokens[None, size * window : size * (window + 1)]
     name = f"full length, window {window + 1}" if window else "full length"
     kept = FULL_LENGTH_KEPT if size > FULL_LENGTH_KEPT else 0
@@ -248,12 +249,12 @@ def _full_length(size: int, tokens: np.ndarray, window: int) -> Case:
 
 
 def _padded(tokens: np.ndarray, length: int) -> Case:
-    """Three rows of unequal length and different text, padded on the left, the last tokens one by one."""
+    """Return three rows of different length and text, padded on the left. The last tokens are decode steps."""
     lengths = (max(1, length // 3), length, max(1, 2 * length // 3))
     ids = np.full((len(lengths), length), tokens[0])
     mask = np.zeros_like(ids)
     for row, size in enumerate(lengths):
-        text = np.roll(tokens, -7 * row)  # other text in every row, so that rows cannot stand in for each other
+        text = np.roll(tokens, -7 * row)  # another text in every row, so that swapped rows show
         ids[row, length - size :] = text[:size]
         mask[row, length - size :] = 1
     steps = min(4, length - 1)
@@ -261,17 +262,17 @@ def _padded(tokens: np.ndarray, length: int) -> Case:
 
 
 def tokens_of(file: Path, tokenizer: Tokenizer | None, config: GPT2Config) -> tuple[np.ndarray, str]:
-    """``n_positions`` token ids or more of a user's text, and what they are.
+    """Return token ids of a user's text, ``n_positions`` or more, and a description of it.
 
     Args:
-        file: plain text, or JSONL whose objects have their text under ``text``.
+        file: plain text, or JSONL with the text of each object under ``text``.
 
     Raises:
         TextError: the file cannot be read.
-        CheckError: it is too short, or there is no tokenizer to read it with.
+        CheckError: the text is too short, or there is no tokenizer.
     """
     if tokenizer is None:
-        raise CheckError(f"{file} cannot be used: the model folder has no tokenizer to turn text into tokens")
+        raise CheckError(f"{file} cannot be used: the source has no tokenizer to turn text into tokens")
     text = "\n\n".join(read_texts(file))
     ids = [i for i in tokenizer.encode(text, add_special_tokens=False).ids if i < config.vocab_size]
     needed = min(config.n_positions, SHORT_TOKENS)
@@ -282,7 +283,7 @@ def tokens_of(file: Path, tokenizer: Tokenizer | None, config: GPT2Config) -> tu
 
 
 def special_ids(tokenizer: Tokenizer | None, values: Mapping[str, Any]) -> list[int]:
-    """Return the ids of special tokens: those that ``config.json`` names, and those that the tokenizer added."""
+    """Return the ids of special tokens: those in ``config.json``, and those that the tokenizer added."""
     named = [values.get(f"{name}_token_id") for name in ("bos", "eos", "pad")]
     flat = [one for value in named for one in (value if isinstance(value, list) else [value])]
     added = sorted(tokenizer.get_added_tokens_decoder()) if tokenizer is not None else []
@@ -290,7 +291,10 @@ def special_ids(tokenizer: Tokenizer | None, values: Mapping[str, Any]) -> list[
 
 
 def held_out_tokens(tokenizer: Tokenizer | None, config: GPT2Config) -> tuple[np.ndarray, str]:
-    """``n_positions`` token ids or more, and where they are from: the held-out text, or without a tokenizer chance."""
+    """Return token ids, ``n_positions`` or more, and a description of them.
+
+    They are the held-out text, or random if there is no tokenizer or it gives too few tokens.
+    """
     ids = tokenizer.encode(HELD_OUT.read_text(encoding="utf-8"), add_special_tokens=False).ids if tokenizer else []
     ids = [i for i in ids if i < config.vocab_size]
     if len(ids) < SHORT_TOKENS:

@@ -1,6 +1,6 @@
-"""Half precision as hardware for it computes: every operation's result rounded to float16.
+"""Compute in half precision as its hardware does: the result of every operation is rounded to float16.
 
-ONNX Runtime's CPU widens to float32 in between and hides what a GPU would lose, above all numbers that are too large.
+ONNX Runtime's CPU widens to float32 in between. That hides what a GPU would lose, above all numbers that are too large.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ FLOAT16_MAXIMUM = torch.finfo(torch.float16).max  # 65504
 
 @dataclass
 class Rounded:
-    """The from-scratch model, rounding as it goes.
+    """The from-scratch model, with the result of every operation rounded.
 
     Attributes:
-        overflow: the first operation that put out what float16 does not hold, and the largest number of it.
+        overflow: the first operation whose result float16 does not hold, and its largest number.
     """
 
     config: GPT2Config
@@ -38,7 +38,7 @@ class Rounded:
     _model: nn.Module | None = field(default=None, repr=False)
 
     def open(self) -> legs.Leg:
-        """The leg; logits, and what else is a head's, stay in float32."""
+        """Return the leg. The logits, or the outputs of another head, stay in float32."""
         given = {name: to_torch(weight).half() for name, weight in self.weights.items()}
         model = CLASSES[self.config.head].from_weights(self.config, given, torch.float32)
         for path, module in model.named_modules():
@@ -49,18 +49,18 @@ class Rounded:
         return legs.of_reference(model, self.config.head)
 
     def rounding(self, path: str) -> Callable[..., Any]:
-        """Rounds what a module puts out."""
+        """Return a forward hook that rounds the output of a module."""
         return lambda module, args, output: self.round(path, output) if isinstance(output, Tensor) else None
 
     def round(self, path: str, x: Tensor) -> Tensor:
-        """To the nearest number that float16 holds, or infinity."""
+        """Round to the nearest number that float16 holds, or to infinity. The first overflow is kept."""
         rounded = x.half().float()
         if self.overflow is None and bool(rounded.isinf().any()):
             self.overflow = path, float(x.abs().nan_to_num(posinf=np.inf).max())
         return rounded
 
     def attend(self, path: str, module: ScaledDotProduct, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """Attention as ONNX defines it: half of the scale on either side, softmax in float32."""
+        """Compute attention as ONNX defines it: the root of the scale on q and on k, softmax in float32."""
         q, k = (self.round(path, x * module.scale**0.5) for x in (q, k))
         scores = self.round(f"{path} (q·k)", q @ k.transpose(-1, -2)).masked_fill(~mask, torch.finfo(torch.float32).min)
         weights = self.round(path, scores.softmax(dim=-1))
@@ -68,7 +68,7 @@ class Rounded:
 
     @property
     def sentence(self) -> str | None:
-        """What overflowed, if anything did."""
+        """Return a sentence about the overflow; None if there is none."""
         if self.overflow is None:
             return None
         path, largest = self.overflow

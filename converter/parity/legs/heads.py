@@ -1,4 +1,4 @@
-"""What heads other than the language model's put out, brought into one form: ``[batch, positions, numbers]``."""
+"""Bring the outputs of all heads but the language model's into one form: ``[batch, positions, numbers]``."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ STACKED: dict[str, Callable[[Any], np.ndarray]] = {
 
 
 def choices(head: str, array: np.ndarray) -> np.ndarray:
-    """The rows of a batch as the choices of one question, for the head that compares them."""
+    """Return the rows of a batch as the choices of one question, if the head compares choices."""
     return array[None] if HEADS[head].compares else array

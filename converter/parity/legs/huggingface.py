@@ -1,4 +1,4 @@
-"""transformers' own GPT-2, opened by transformers' own loader."""
+"""Run transformers' own GPT-2, opened by transformers' own loader."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ from converter.weights.table import TABLE
 from reference.config import HEAD_FIELDS
 from reference.head import HEADS, LM
 
-HALF = (torch.float16, torch.bfloat16)  # dtypes that there is no way back from
+HALF = (torch.float16, torch.bfloat16)  # they lose digits: the model must be loaded again after them
 
 
 class HuggingFace:
-    """transformers' GPT-2 with its own reading of the config; loaded once, and turned from one dtype into the next.
+    """transformers' GPT-2 with its own reading of the config. It is loaded once, and converted from one dtype to the
+    next.
 
-    Every source widens to float32 and float64 exactly, and is rounded to 16 bits from there as from the file.
+    Every source widens to float32 and float64 exactly. Rounding to 16 bits gives the same from there as from the file.
 
-    Where that loader does not find every weight (a checkpoint saved through a wrapper, say), transformers' code is
-    given the weights as the ledger maps them, and ``note`` says that the mapping is not proven by a second reader.
+    If transformers' loader does not find every weight (a checkpoint saved through a wrapper, say), transformers' code
+    gets the weights as the ledger maps them. ``note`` then says that no second reader proves the mapping.
     """
 
     def __init__(self, checkpoint: Checkpoint, ledger: Ledger) -> None:
@@ -52,33 +53,35 @@ class HuggingFace:
         self._upcast: bool | None = None
 
     def open(self, dtype: torch.dtype, attention: str) -> Leg:
-        """The leg in one dtype, with ``eager`` or ``sdpa`` attention; those opened before it end."""
+        """Return the leg in one dtype, with ``eager`` or ``sdpa`` attention. Legs that were opened before can no longer
+        be used.
+        """
         model = self.model(dtype, attention)
         return partial(run, step_of(model)) if self.head == LM else partial(answer, model, self.head)
 
     def model(self, dtype: torch.dtype, attention: str) -> transformers.PreTrainedModel:
-        """The model itself."""
-        # transformers raises in float64 when the flag is set, which is about rounding and not about mathematics.
+        """Return the model in one dtype, with one kind of attention."""
+        # With this flag transformers raises an error in float64. The flag changes the rounding, not the mathematics.
         upcast = self.ledger.config.reorder_and_upcast_attn and dtype != torch.float64
         narrowed = self._model is not None and self._model.dtype in HALF and self._model.dtype != dtype
         if self._model is None or narrowed or upcast is not self._upcast:
-            self._model = None  # it goes before the next one comes
+            self._model = None  # free it before the next one is loaded
             self._model, self._upcast = self._load(upcast), upcast
         if self._model.dtype != dtype:
             for module in (*self._model.base_model.h, self._model):
                 module.to(dtype)
-                forget_pages(self.files)  # else what was read stays resident beside what it became
+                forget_pages(self.files)  # else the file's pages stay in memory beside the copy
         self._model.set_attn_implementation(attention)
         return self._model
 
     def close(self) -> None:
-        """Forget the model."""
+        """Drop the model."""
         self._model = None
 
     def _load(self, upcast: bool) -> transformers.PreTrainedModel:
         config = self._config()
         config.reorder_and_upcast_attn = upcast
-        config._attn_implementation = "eager"  # whatever config.json asks for
+        config._attn_implementation = "eager"  # even if config.json asks for another
         if self.note is None:
             model, fault = self._from_pretrained(config)
             if model is not None:
@@ -90,30 +93,30 @@ class HuggingFace:
         return self._mapped(config)
 
     def _config(self) -> transformers.GPT2Config:
-        """transformers' own reading of the keys of a config that shape the model, and of no others.
+        """Return transformers' own reading of the config keys that shape the model; other keys are left out.
 
-        What else a config says, or says wrongly, changes no number: how texts are generated, which attention is used.
+        The others change no number, right or wrong: they say how texts are generated, or which attention is used.
         """
         config = self.ledger.config
         shaping = {field.name: field.type for field in fields(config) if field.name not in HEAD_FIELDS}
         values = {key: value for key, value in self.values.items() if key in shaping or key in ALIASES}
-        values |= {key: float(values[key]) for key in values if shaping.get(key) == "float"}  # it takes no 0 for 0.0
+        values |= {key: float(values[key]) for key in values if shaping.get(key) == "float"}  # it refuses 0 for 0.0
         values |= {key: getattr(config, key) for key in HEAD_FIELDS if key != "head"}
         return transformers.GPT2Config(**values, bos_token_id=None, eos_token_id=None)
 
     def _from_pretrained(self, config: transformers.GPT2Config) -> tuple[transformers.PreTrainedModel | None, str]:
-        """The model as transformers' loader opens it, or None and what that does not manage."""
+        """Return the model as transformers' loader opens it; or None, and what the loader cannot do."""
         try:
             with quiet_transformers():
                 model, found = self.klass.from_pretrained(
                     self.folder,
                     config=config,
-                    generation_config=transformers.GenerationConfig(),  # the folder's may be of any sort
+                    generation_config=transformers.GenerationConfig(),  # the folder's may be invalid
                     local_files_only=True,
                     output_loading_info=True,
                     dtype=torch.float32,
                 )
-        except Exception as error:  # whatever its loader says of a file that it does not know
+        except Exception as error:  # its loader raises many kinds for a file that it does not know
             return None, f"cannot open {self.folder} ({type(error).__name__})"
         missing = sorted(found["missing_keys"])
         if missing:
@@ -136,10 +139,10 @@ class HuggingFace:
 
 @torch.inference_mode()
 def answer(model: transformers.PreTrainedModel, head: str, case: Case) -> np.ndarray:
-    """What another head than the language model's says, ``[batch, positions, numbers]``.
+    """Return the output of a head other than the language model's, ``[batch, positions, numbers]``.
 
-    It is told the positions, as it counts them over the padding by itself. Without a ``pad_token_id`` that is a token
-    transformers classifies one text at a time, and takes its last position whatever the mask says.
+    Position ids are fed, because transformers would count padding too. If ``pad_token_id`` is not a token, transformers
+    classifies one text at a time, at its last position, whatever the mask says. Rows are then fed one by one.
     """
     fed = {name: torch.tensor(getattr(case, name)) for name in ("input_ids", "attention_mask", "position_ids")}
     if HEADS[head].pools and not HEADS[head].compares and not knows_padding(model):
@@ -154,18 +157,18 @@ def answer(model: transformers.PreTrainedModel, head: str, case: Case) -> np.nda
 
 
 def knows_padding(model: transformers.PreTrainedModel) -> bool:
-    """Whether its ``pad_token_id`` is a token, with which a batch can be filled up."""
+    """Tell whether ``pad_token_id`` is a token, with which a batch can be filled up."""
     return model.config.pad_token_id in range(model.config.vocab_size)
 
 
 def _array(head: str, outputs: Any) -> np.ndarray:
-    """One form for all heads, no narrower than float32."""
+    """Return the outputs in the one form for all heads, no narrower than float32."""
     widened = {n: x.float() if x.dtype.itemsize < 4 else x for n, x in outputs.items() if isinstance(x, torch.Tensor)}
     return STACKED[head]({name: x.numpy() for name, x in widened.items()})
 
 
 def step_of(model: transformers.PreTrainedModel) -> Step:
-    """One call of transformers' GPT-2."""
+    """Return a function that computes one step with transformers' GPT-2."""
 
     @torch.inference_mode()
     def step(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any, keep: int) -> tuple[np.ndarray, Any]:
@@ -184,7 +187,7 @@ def step_of(model: transformers.PreTrainedModel) -> Step:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """transformers without its bars and warnings; afterwards as talkative as before."""
+    """Turn off the progress bars and warnings of transformers in a ``with`` block."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""Which leg a leg is: what computes it, in which precision, and what it is there for."""
+"""Identify a leg: what computes it, in which precision, and what it is for."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 
 
 class LegKind(StrEnum):
-    """What a leg is there for."""
+    """What a leg is for."""
 
-    SEMANTICS = "semantics"  # float64 against float64: does it mean the same
+    SEMANTICS = "semantics"  # float64 against float64: is the mathematics the same
     NUMERICS = "numerics"  # a float32 leg: is it as close as rounding allows
-    NOISE = "noise floor"  # Hugging Face in float32: how far rounding alone leads
-    HALF = "half precision"  # Hugging Face in 16 bits: what its users are used to
+    NOISE = "noise floor"  # Hugging Face in float32: how large the error of rounding alone is
+    HALF = "half precision"  # Hugging Face in 16 bits: the error that its users accept
     LOSSY = "precision"  # a graph of the folder with fewer bits: does it keep its budget
     OTHER = "another file"  # a graph of another exporter, judged as a float32 leg
 
 
-# Legs that are held against the noise floor.
+# Legs that are compared with the noise floor.
 FLOAT32 = (LegKind.NUMERICS, LegKind.OTHER)
 
-# Legs that are held against a budget.
+# Legs that have a budget.
 LOSSY = (LegKind.HALF, LegKind.LOSSY)
 
-# Legs for which multiples of the noise floor say something.
+# Legs for which multiples of the noise floor mean something.
 FLOORED = (*FLOAT32, LegKind.NOISE)
 
 
@@ -40,16 +40,16 @@ class Runner(StrEnum):
 
 @dataclass(frozen=True)
 class Identity:
-    """Which leg it is.
+    """The identity of a leg.
 
     Attributes:
-        name: as it is shown; no code reads anything from it.
-        kind: what the leg is there for.
+        name: the name that is shown; no code reads anything from it.
+        kind: what the leg is for.
         runner: what computes it.
-        precision: of a graph of the folder its precision, such as ``fp32``; else the dtype, such as ``float64``.
+        precision: for a graph of the folder its precision, such as ``fp32``; else the dtype, such as ``float64``.
         in_place: whether the graph runs with its cache in place, as ``generate`` runs it.
-        graph: the file of the graph, if the leg runs one.
-        budget: the name of a row of ``Limits.budgets``, if the leg is held against one.
+        graph: the graph's file, if the leg runs a graph.
+        budget: the name of a row of ``Limits.budgets``, if the leg has a budget.
     """
 
     name: str
@@ -62,13 +62,13 @@ class Identity:
 
     @property
     def has_floors(self) -> bool:
-        """Tell whether multiples of the noise floor say something: not of a leg in float64 or in half precision."""
+        """Tell whether multiples of the noise floor mean something; they do not in float64 or in half precision."""
         return self.kind in FLOORED
 
     def identity(self) -> dict[str, Any]:
-        """Return these fields, for a leg that goes on in another form."""
+        """Return these fields, to be passed on to another form of the same leg."""
         return {each.name: getattr(self, each.name) for each in fields(Identity)}
 
     def ships(self, precision: str) -> bool:
-        """Tell whether this leg is a graph of the folder, in this precision, as other clients run it."""
+        """Tell whether this leg is the folder's graph in this precision, run as other clients run it."""
         return self.runner is Runner.RUNTIME and self.precision == precision and not self.in_place

@@ -1,7 +1,7 @@
-"""Legs: everything that computes logits of the same model, behind one call.
+"""Define the legs: everything that computes logits of the same model, behind one call.
 
-A leg is a function of a ``Case`` that returns its logits, ``[batch, compared tokens, vocab_size]``. ``run`` feeds the
-case chunk by chunk; a leg only says how one step is computed.
+A leg is a function that takes a ``Case`` and returns its logits, ``[batch, compared tokens, vocab_size]``. ``run``
+feeds the case chunk by chunk. A leg only defines how one step is computed.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from reference.heads import CLASSES
 
 Leg = Callable[[Case], np.ndarray]
 
-KNOWN = ("input_ids", "attention_mask", "position_ids")  # inputs that a graph may take, beside its cache
-PAST, PRESENT = "past_key_values.", "present."  # how the names of the cache begin
+KNOWN = ("input_ids", "attention_mask", "position_ids")  # inputs that a graph may have besides its cache
+PAST, PRESENT = "past_key_values.", "present."  # prefixes of the cache's names
 
 
 class InterfaceError(Exception):
-    """A graph takes something that there is nothing to feed to."""
+    """A graph has an input that GPT-2 does not have."""
 
 
 # (input_ids, attention_mask, position_ids, cache or None, logits to keep) → the logits of a chunk, the longer cache.
@@ -40,7 +40,7 @@ Step = Callable[[np.ndarray, np.ndarray, np.ndarray, Any, int], tuple[np.ndarray
 
 
 def run(step: Step, case: Case) -> np.ndarray:
-    """Feed a case chunk by chunk, and put the logits together."""
+    """Feed a case chunk by chunk; returns the logits of all chunks."""
     parts, cache, begin = [], None, 0
     for size in case.chunks:
         end = begin + size
@@ -53,13 +53,13 @@ def run(step: Step, case: Case) -> np.ndarray:
 
 
 def reference(config: GPT2Config, weights: Mapping[str, LazyTensor], dtype: torch.dtype) -> Leg:
-    """The from-scratch GPT-2 as users run it, with the weights as the ledger maps them."""
+    """Return the leg of the from-scratch GPT-2, with the weights as the ledger maps them."""
     given = {name: to_torch(weight) for name, weight in weights.items()}
     return of_reference(CLASSES[config.head].from_weights(config, given, dtype), config.head)
 
 
 def of_reference(model: Any, head: str) -> Leg:
-    """A from-scratch model, opened."""
+    """Return the leg of a from-scratch model that has its weights."""
 
     @torch.inference_mode()
     def step(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any, keep: int) -> tuple[np.ndarray, Any]:
@@ -75,7 +75,7 @@ def of_reference(model: Any, head: str) -> Leg:
 
 
 def single_threaded(leg: Leg) -> Leg:
-    """A leg of torch on one thread: sums are cut into other pieces then, and round otherwise."""
+    """Return a leg of torch that runs on one thread. It splits sums in other places, and so rounds differently."""
 
     def alone(case: Case) -> np.ndarray:
         with one_thread():
@@ -86,7 +86,7 @@ def single_threaded(leg: Leg) -> Leg:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """torch on one thread."""
+    """Run torch on one thread in a ``with`` block."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -96,7 +96,7 @@ def one_thread() -> Iterator[None]:
 
 
 def shipped(model: Model) -> Leg:
-    """The shipped graph in ONNX Runtime, as it is or, opened with its cache in place, as ``generate`` runs it."""
+    """Return the leg of the shipped graph in ONNX Runtime. ``model`` may hold its cache in place, as ``generate`` does."""
 
     def step(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any, keep: int) -> tuple[np.ndarray, Any]:
         cache = model.empty_cache(len(ids)) if cache is None else cache
@@ -106,17 +106,17 @@ def shipped(model: Model) -> Leg:
 
 
 def shipped_head(model: HeadModel) -> Leg:
-    """The shipped graph of another head in ONNX Runtime, as ``run`` runs it."""
+    """Return the leg of a shipped graph with another head, in ONNX Runtime, as the command ``run`` runs it."""
     head = model.config.head
     return lambda case: STACKED[head](model.outputs(choices(head, case.input_ids), choices(head, case.attention_mask)))
 
 
 def graph(opened: OpenedGraph, config: GPT2Config, dtype: Any = np.float32) -> Leg:
-    """Any graph with Optimum's names of inputs and outputs; what it does not take it is not fed."""
+    """Return the leg of any graph with Optimum's names of inputs and outputs. Inputs that it lacks are not fed."""
     session = opened.session
     names = [value.name for value in session.get_inputs()]
     if odd := sorted(name for name in names if name not in KNOWN and not name.startswith(PAST)):
-        raise InterfaceError(f"it takes the input {odd[0]}, which is none of a GPT-2's")
+        raise InterfaceError(f"it has the input {odd[0]}, which GPT-2 does not have")
     if config.head != LM:
         return _head_graph(opened, config.head, names)
     fed = feeder(opened, config, ["logits"], dtype)
@@ -136,7 +136,7 @@ def feeder(opened: OpenedGraph, config: GPT2Config, outputs: Sequence[str], dtyp
     """Return a function that runs one step of a graph with Optimum's names of inputs and outputs.
 
     Args:
-        outputs: the values that it returns beside the longer cache.
+        outputs: the values that it returns besides the longer cache.
         dtype: the element type of the cache.
     """
     session = opened.session
@@ -151,7 +151,7 @@ def feeder(opened: OpenedGraph, config: GPT2Config, outputs: Sequence[str], dtyp
         empty = np.empty((len(ids), config.n_head, 0, config.head_dim), dtype)
         given = zip(KNOWN, (ids, mask, positions), strict=True)
         feeds = {name: np.ascontiguousarray(choices(config.head, array)) for name, array in given if name in names}
-        if keep and "num_logits_to_keep" in optional:  # else the graph's own default, which other clients get
+        if keep and "num_logits_to_keep" in optional:  # else the graph's default, as in other clients
             feeds["num_logits_to_keep"] = np.array(keep)
         feeds |= dict(zip(pasts, cache or [empty] * len(pasts), strict=True))
         found = opened.session.run([*outputs, *presents], feeds)  # ``opened`` keeps the weights alive
@@ -161,8 +161,8 @@ def feeder(opened: OpenedGraph, config: GPT2Config, outputs: Sequence[str], dtyp
 
 
 def _head_graph(opened: OpenedGraph, head: str, names: list[str]) -> Leg:
-    """A graph with the names that Optimum gives a head's outputs."""
-    outputs = list(HEADS[head].outputs)  # what it takes or gives otherwise, ONNX Runtime complains of
+    """Return the leg of a graph with the names that Optimum gives to the outputs of a head."""
+    outputs = list(HEADS[head].outputs)  # ONNX Runtime raises an error if the graph has others
 
     def leg(case: Case) -> np.ndarray:
         fed = (name for name in KNOWN if name in names)

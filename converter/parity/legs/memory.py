@@ -1,4 +1,4 @@
-"""Memory that nobody needs any more goes back to the system at once: models of many gigabytes follow one another."""
+"""Give memory that is no longer needed back to the system at once: models of many gigabytes follow one another."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 LARGE_BLOCK = 2**30
 
-# Parameters from which blocks are not kept: weights would lie scattered among them and could not be given back.
+# From this many parameters on blocks are not kept: weights would lie among them and could not be given back.
 LARGE_MODEL = 500_000_000
 
-# Parameters from which it pays to look for memory to give back: 64 MB in float32, for about 0.1 s of looking.
+# From this many parameters on it pays to look for memory to give back: 64 MB in float32, for about 0.1 s.
 WORTH_RELEASING = 16_000_000
 
 
 def keep_large_blocks() -> None:
-    """Have glibc reuse blocks of up to a gigabyte instead of mapping, zeroing and unmapping them for every operation,
-    which takes a fifth of the time of a check; ``release_memory`` still gives them back. For a process of one's own."""
+    """Make glibc reuse blocks of up to a gigabyte; ``release_memory`` still gives them back.
+
+    Otherwise glibc maps, zeroes and unmaps such blocks for every operation, which takes a fifth of the time of a check.
+    Only for a process that does nothing else.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
@@ -31,9 +34,9 @@ def keep_large_blocks() -> None:
 
 
 def release_memory(parameters: int) -> None:
-    """Give back what the legs of a model with so many parameters have freed.
+    """Give back what the legs of a model with this many parameters have freed.
 
-    glibc would keep every block below 32 MB, which is a whole model's worth of them. Small models are left alone.
+    glibc would keep every block below 32 MB, which adds up to a whole model. Small models are left alone.
     """
     if parameters < WORTH_RELEASING:
         return
@@ -44,10 +47,10 @@ def release_memory(parameters: int) -> None:
 
 
 def forget_pages(files: Collection[Path]) -> None:
-    """Unload what has been read of these mapped files; the mappings stay, and read again what is looked at again.
+    """Unload what has been read of these mapped files. The mappings stay, and read again what is used again.
 
-    Nothing here writes to a mapped weight, so that no page holds anything else than the file does. Linux only;
-    elsewhere the system takes such pages back when it needs them.
+    Nothing here writes to a mapped weight, so every page holds what the file holds. This is for Linux only; other
+    systems take such pages back when they need them.
     """
     if sys.platform != "linux":
         return

@@ -1,4 +1,4 @@
-"""The numbers that a graph is shipped with, in float64: what an exact computation of that graph would use."""
+"""Read the numbers that a graph is shipped with, in float64, as an exact computation of that graph would use them."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ class InMemory(LazyTensor):
 
 
 def as_shipped(ledger: Ledger, graph_file: Path, precision: Precision) -> Ledger:
-    """Return a ledger with the weights that a graph computes with; those of fp32 are the source's own."""
+    """Return a ledger with the weights that a graph computes with. For fp32 these are the source's own."""
     if precision.name == FULL:
         return ledger
     return replace(ledger, weights=ShippedWeights(graph_file, ledger, precision))
 
 
 class ShippedWeights(Mapping[str, LazyTensor]):
-    """The weights of a graph by their canonical names, in the source's layout and float64; made as they are asked for.
+    """The weights of a graph by their canonical names, in the source's layout and in float64. Each is made on use.
 
     Raises:
         ModelFolderError: the graph lacks a weight, or has another one in its place.

@@ -1,7 +1,7 @@
-"""The truth: the from-scratch GPT-2 in float64, a layer in memory at a time.
+"""Compute the truth: the from-scratch GPT-2 in float64, with one layer in memory at a time.
 
-A layer is widened from the mapped file, all token sequences go through it, and it is forgotten before the next one:
-a model of any size takes the memory of its embedding and of one layer.
+A layer is widened from the mapped file, all token sequences go through it, and it is dropped before the next one. So a
+model of any size takes the memory of its embedding and of one layer.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from reference.config import GPT2Config
 from reference.heads import CLASSES, HeadModel
 from reference.model import GPT2, Body, Conv1D, causal_mask
 
-Observe = Callable[[str, Tensor], None]  # told the path and the output of every module
+Observe = Callable[[str, Tensor], None]  # called with the path and the output of every module
 
 DTYPE = torch.float64
 
-BODY = ("wte", "wpe", "drop", "h")  # what is done with when the head's turn comes
+BODY = ("wte", "wpe", "drop", "h")  # modules that have run before the head
 
 
 def to_torch(weight: LazyTensor) -> Tensor:
-    """A weight as a tensor that lies in the mapped file."""
+    """Return a weight as a tensor that lies in the mapped file."""
     mapped = weight.memmap()
     if weight.dtype == "bfloat16":
         return torch.from_numpy(mapped.view(np.int16)).view(torch.bfloat16)
@@ -37,10 +37,11 @@ def to_torch(weight: LazyTensor) -> Tensor:
 def stream(
     config: GPT2Config, weights: Mapping[str, LazyTensor], cases: list[Case], observe: Observe | None = None
 ) -> list[np.ndarray]:
-    """The logits of each case in float64, ``[batch, kept, vocab_size]``, all its tokens fed at once; of other heads
-    what they answer, ``[batch, positions, numbers]``."""
+    """Return the logits of each case in float64, ``[batch, kept, vocab_size]``; other heads give ``[batch, positions,
+    numbers]``. All tokens of a case are fed at once.
+    """
     with torch.device("meta"):
-        model = CLASSES[config.head](config, Conv1D).eval()  # Conv1D: the weights stay as they lie in the file
+        model = CLASSES[config.head](config, Conv1D).eval()  # Conv1D has the weights as the file has them
     if observe is not None:
         _observe(model, observe)
     for name in ("wte", "wpe"):
@@ -62,7 +63,7 @@ def stream(
 
 
 def _answer(model: Body, x: Tensor, case: Case) -> Tensor:
-    """What the head makes of the last block's output."""
+    """Return what the head computes from the output of the last block."""
     if isinstance(model, HeadModel):
         return model.head(model.ln_f(model.select(x, torch.tensor(case.input_ids), torch.tensor(case.attention_mask))))
     assert isinstance(model, GPT2)
@@ -70,7 +71,7 @@ def _answer(model: Body, x: Tensor, case: Case) -> Tensor:
 
 
 def _materialise(model: Body, path: str, weights: Mapping[str, LazyTensor]) -> None:
-    """Give a module its weights in float64."""
+    """Load the weights of a module in float64."""
     module = model.get_submodule(path)
     names = [name for name, _ in module.named_parameters()]
     state = {name: to_torch(weights[f"{path}.{name}"]).to(DTYPE) for name in names}
@@ -78,7 +79,7 @@ def _materialise(model: Body, path: str, weights: Mapping[str, LazyTensor]) -> N
 
 
 def _observe(model: Body, observe: Observe) -> None:
-    """Have every module report what it computes."""
+    """Make every module report its output."""
 
     def report(path: str) -> Callable[..., None]:
         return lambda module, args, output: observe(path, output[0] if isinstance(output, tuple) else output)
@@ -89,7 +90,7 @@ def _observe(model: Body, observe: Observe) -> None:
 
 
 def truths(config: GPT2Config, weights: Mapping[str, LazyTensor], cases: list[Case]) -> dict[str, np.ndarray]:
-    """The truth of each case: each row by itself, without cache, padding or company, which may change nothing.
+    """Return the truth of each case. Each row is computed alone, without cache or padding, which must not change it.
 
     Rows that feed the same tokens share their computation.
     """
@@ -102,7 +103,7 @@ def truths(config: GPT2Config, weights: Mapping[str, LazyTensor], cases: list[Ca
 
 
 def _together(case: Case, rows: Mapping[tuple[bytes, int], np.ndarray]) -> np.ndarray:
-    """A case's rows one below the other, padding where it has padding."""
+    """Return the rows of a case as one array, with padding where the case has it."""
     logits = [rows[_key(ids, mask, case.keep)][0] for ids, mask in _rows(case)]
     if len(logits) == 1:
         return logits[0][None]

@@ -1,6 +1,6 @@
-"""The shipped graph with every float32 made float64: the same nodes, computed without float32's rounding.
+"""Widen the shipped graph from float32 to float64: the same nodes, without the rounding of float32.
 
-What is left of an error then is not rounding but meaning: a wrong GELU, a wrong epsilon, a wrong scale.
+An error that is left is then not rounding but wrong mathematics: a wrong GELU, a wrong epsilon, a wrong scale.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from reference.config import GPT2Config
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
-# Smaller weights go into the graph itself: ONNX Runtime's optimizers look at vectors, and would look for them in the
-# float32 file.
+# Smaller weights go into the graph itself: ONNX Runtime's optimizers read vectors, and would read them from the float32
+# file.
 INLINE_BYTES = 64 * 1024
 
-# Nodes of the quadrature behind erf, and where erf is 1 in float64: together exact to 4e-15 everywhere.
+# The nodes of the quadrature for erf, and from where erf is 1 in float64. The result is exact to 4e-15 everywhere.
 ERF_NODES, ERF_END = 24, 6.0
 
 
 @dataclass(frozen=True)
 class OpenedGraph:
-    """A session, and the weights that it uses where they are and does not own."""
+    """A session, and the weights that it uses but does not own; they must live as long as the session."""
 
     session: onnxruntime.InferenceSession
     weights: list[Any]
@@ -46,7 +46,7 @@ Edit = Callable[[onnx.GraphProto], None]  # changes a graph in memory
 
 
 def graph_session(file: Path, edit: Edit = lambda graph: None) -> OpenedGraph:
-    """The graph in ``file`` as it is but for an edit, on the CPU."""
+    """Open the graph in ``file`` on the CPU, after an edit in memory."""
     model = onnx.load(file, load_external_data=False)
     edit(model.graph)
     session = session_of(model.SerializeToString(), session_options(), file.parent, CPU_PROVIDER)
@@ -54,10 +54,11 @@ def graph_session(file: Path, edit: Edit = lambda graph: None) -> OpenedGraph:
 
 
 def widened_session(file: Path, edit: Edit = lambda graph: None, config: GPT2Config | None = None) -> OpenedGraph:
-    """The graph in ``file``, widened, on the CPU.
+    """Open the graph in ``file``, widened, on the CPU.
 
     Args:
-        config: says which constants of the mathematics a graph in float16 had to round; they are made whole.
+        config: tells which constants of the mathematics a graph in float16 had to round; they are replaced by the exact
+            ones.
     """
     model = onnx.load(file, load_external_data=False)
     edit(model.graph)
@@ -95,7 +96,7 @@ def widened_session(file: Path, edit: Edit = lambda graph: None, config: GPT2Con
 def make_constants_whole(graph: onnx.GraphProto, config: GPT2Config) -> None:
     """Replace constants in float16 by the numbers that they were rounded from, such as 1.702 of quick_gelu.
 
-    A constant that is the rounding of none of the model's is left as it is, and betrays itself.
+    A constant that is no rounded constant of the model is left as it is, and so shows as an error.
     """
     constants = [attribute.t for node in graph.node if node.op_type == "Constant" for attribute in node.attribute]
     constants += [tensor for tensor in graph.initializer if not external_data_helper.uses_external_data(tensor)]
@@ -112,7 +113,7 @@ def make_constants_whole(graph: onnx.GraphProto, config: GPT2Config) -> None:
 
 
 def _constants(config: GPT2Config) -> set[float]:
-    """Return the constants of the model's graph in float32, in every way to write it."""
+    """Return the scalar float32 constants of the model's graph, in the oldest and in the newest opset."""
     found = set()
     for opset in (MIN_OPSET, MAX_OPSET):
         graph = onnx.load_from_string(build(config, lambda name: ("", 0, 0), opset)).graph
@@ -173,12 +174,12 @@ class Writer:
         return lambda *inputs: self.node(op_type, *inputs)
 
     def node(self, op_type: str, *inputs: str | float, **attributes: Any) -> str:
-        """Numbers among the inputs become float64 constants."""
+        """Add a node and return the name of its output. Numbers among the inputs become float64 constants."""
         names = [value if isinstance(value, str) else self.constant(value) for value in inputs]
         return self._add(helper.make_node(op_type, names, [""], **attributes))
 
     def constant(self, value: float) -> str:
-        """A float64 scalar."""
+        """Add a float64 scalar and return its name."""
         return self._add(helper.make_node("Constant", [], [""], value=numpy_helper.from_array(np.array(float(value)))))
 
     def _add(self, node: NodeProto) -> str:
@@ -188,7 +189,7 @@ class Writer:
 
 
 def erf(write: Writer, x: str) -> str:
-    """erf(x) = 2x/√π · ∫₀¹ exp(−x²t²) dt, by Gauss and Legendre."""
+    """Write erf(x) = 2x/√π · ∫₀¹ exp(−x²t²) dt, by Gauss-Legendre quadrature."""
     x = write.Max(write.Min(x, ERF_END), -ERF_END)
     square = write.Mul(x, x)
     places, weights = leggauss(ERF_NODES)
@@ -199,7 +200,7 @@ def erf(write: Writer, x: str) -> str:
 
 
 def gelu(write: Writer, x: str, approximate: bytes = b"none") -> str:
-    """Gelu as ONNX defines it, with constants of float64."""
+    """Write Gelu as ONNX defines it, with float64 constants."""
     if approximate == b"tanh":
         cubic = write.Mul(x, write.Add(write.Mul(write.Mul(x, x), 0.044715), 1))
         inner = write.Tanh(write.Mul(cubic, math.sqrt(2 / math.pi)))
@@ -209,12 +210,12 @@ def gelu(write: Writer, x: str, approximate: bytes = b"none") -> str:
 
 
 def softplus(write: Writer, x: str) -> str:
-    """log(1 + eˣ), without overflow."""
+    """Write log(1 + eˣ), without overflow."""
     return write.Add(write.Relu(x), write.Log(write.Add(write.Exp(write.Neg(write.Abs(x))), 1)))
 
 
 def hard_swish(write: Writer, x: str) -> str:
-    """x · clip(x/6 + 1/2, 0, 1)."""
+    """Write x · clip(x/6 + 1/2, 0, 1)."""
     return write.Mul(x, write.Max(write.Min(write.Add(write.Div(x, 6), 0.5), 1), 0))
 
 
@@ -230,8 +231,11 @@ SPELLED_OUT: dict[str, Callable[..., str]] = {
 
 
 def spell_out(graph: onnx.GraphProto) -> None:
-    """Replace what is in ``SPELLED_OUT``; and let a Mul before it do Attention's scaling, since the operator takes the
-    square root of its ``scale`` in float32 in every precision, which would stand in for an error of meaning."""
+    """Replace the operators in ``SPELLED_OUT``, and let a Mul before Attention do its scaling.
+
+    Attention takes the square root of its ``scale`` in float32 in every precision. That would look like wrong
+    mathematics.
+    """
     nodes: list[NodeProto] = []
     for node in graph.node:
         write = Writer(nodes, node.output[0])
