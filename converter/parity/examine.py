@@ -384,7 +384,7 @@ def _explain(
     judge: Judge,
     cache: TapCache,
 ) -> tuple[Localisation, Diagnosis | None]:
-    """Return where the error begins and, on a mismatch, its cause. In a lossy graph only the mathematics is examined."""
+    """Return where the error begins and, on a mismatch, its cause. Of a lossy graph, only the mathematics."""
     config, case = baseline.ledger.config, _telling_case(baseline, guilty, judge)
     ledger = as_shipped(baseline.ledger, graph_file, precision)
     exact = graph_taps(graph_file, config, case, float64=True)

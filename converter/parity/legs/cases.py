@@ -272,7 +272,7 @@ def tokens_of(file: Path, tokenizer: Tokenizer | None, config: GPT2Config) -> tu
         CheckError: the text is too short, or there is no tokenizer.
     """
     if tokenizer is None:
-        raise CheckError(f"{file} cannot be used: the source has no tokenizer to turn text into tokens")
+        raise CheckError(f"{file} cannot be used: the model folder has no tokenizer to turn text into tokens")
     text = "\n\n".join(read_texts(file))
     ids = [i for i in tokenizer.encode(text, add_special_tokens=False).ids if i < config.vocab_size]
     needed = min(config.n_positions, SHORT_TOKENS)

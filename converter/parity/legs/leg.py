@@ -96,7 +96,7 @@ def one_thread() -> Iterator[None]:
 
 
 def shipped(model: Model) -> Leg:
-    """Return the leg of the shipped graph in ONNX Runtime. ``model`` may hold its cache in place, as ``generate`` does."""
+    """Return the leg of the shipped graph in ONNX Runtime; ``model`` may hold its cache in place."""
 
     def step(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any, keep: int) -> tuple[np.ndarray, Any]:
         cache = model.empty_cache(len(ids)) if cache is None else cache
@@ -116,7 +116,7 @@ def graph(opened: OpenedGraph, config: GPT2Config, dtype: Any = np.float32) -> L
     session = opened.session
     names = [value.name for value in session.get_inputs()]
     if odd := sorted(name for name in names if name not in KNOWN and not name.startswith(PAST)):
-        raise InterfaceError(f"it has the input {odd[0]}, which GPT-2 does not have")
+        raise InterfaceError(f"it takes the input {odd[0]}, which is none of a GPT-2's")
     if config.head != LM:
         return _head_graph(opened, config.head, names)
     fed = feeder(opened, config, ["logits"], dtype)
