@@ -71,7 +71,7 @@ def check(
 
     Args:
         source: see ``convert``.
-        level: ``quick``, or ``full``, which runs every leg on every case, half precisions, and more text.
+        level: ``quick``, or ``full``, which runs every leg on every case, adds half precisions, and reads more text.
         ignore: the globs that ``convert`` was given.
         provider: the provider of ONNX Runtime for the shipped graph.
         text: a file with the text to feed, plain or JSONL. The default is a held-out text that comes with gpt2onnx.

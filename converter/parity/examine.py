@@ -144,7 +144,7 @@ def examine(
                 baseline, graphs[explained], PRECISIONS[explained], guilty, judge, cache or TapCache(baseline)
             )
         except UNRUNNABLE as error:
-            unrunnable += [_cannot_be_run(graphs[explained], error, edited, ", looked into,")]
+            unrunnable += [_cannot_be_run(graphs[explained], error, edited, " for the diagnosis")]
     floor_rms, floor_maximum = _noise_floor(baseline, measured[0], judge)
     return Report(
         source=os.fspath(baseline.checkpoint.name),

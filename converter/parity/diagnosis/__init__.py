@@ -1,1 +1,1 @@
-"""Why not: the operation that diverges, and the cause that explains it."""
+"""Explain a mismatch: find the operation that diverges, and the cause."""

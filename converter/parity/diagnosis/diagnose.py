@@ -67,7 +67,7 @@ class Finding:
         """Return the figures that support the sentence."""
         if self.cause == "unexplained":
             return f"off by {self.error:.1e} of its size at most"
-        return f"off by {self.error:.1e} of its size at most; granted that, by {self.left:.1e}"
+        return f"off by {self.error:.1e} of its size at most; with this cause repaired, by {self.left:.1e}"
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,8 @@ def _unexplained(op: Operation) -> Cause:
         return Cause("shape", f"{op.tap} has the shape {found}; its input gives {wanted}")
     lost = ~op.output[op.real].isfinite()
     if not bool(lost.any()):
-        return Cause("unexplained", f"{op.tap} ({op.sort}) does not put out what its input and weights give")
+        why = "has another output than its inputs and weights give, and no known cause explains it"
+        return Cause("unexplained", f"{op.tap} ({op.sort}) {why}")
     what = "NaN" if bool(op.output.isnan().any()) else "infinite"
     columns, count = lost.any(dim=0), int(lost.any(dim=0).sum())
     where = f"column {int(columns.float().argmax())}" if count == 1 else f"{count} columns"

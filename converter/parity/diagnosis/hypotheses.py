@@ -113,7 +113,7 @@ def orders(op: Operation, given: Operations) -> Iterator[Hypothesis]:
         return
     for order in ORDERS:
         told = ", ".join(PARTS[at] for at in order)
-        cause = Cause("order", f"q, k and v are mixed up in {{}}: it computes with {told} in their places")
+        cause = Cause("order", f"q, k and v are in another order in {{}}: it computes with {told} in their places")
         yield cause, _reordered(op, partial(_thirds, order=order))
     for unit, axes in (("head", (-2, -3, -1)), ("dimension", (-2, -1, -3))):
         cause = Cause("interleaved", f"q, k and v lie side by side for each {unit} in {{}}, not one after the other")
@@ -326,7 +326,7 @@ def single_elements(op: Operation, given: Operations) -> Iterator[Hypothesis]:
 
 
 def other_places(op: Operation, given: Operations) -> Iterator[Hypothesis]:
-    """Another position answers for a text."""
+    """Yield: another position answers for a text."""
     case = given.case
     assert op.last is not None
     end = torch.full_like(op.last, case.input_ids.shape[1] - 1)

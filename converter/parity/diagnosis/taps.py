@@ -1,6 +1,6 @@
-"""Taps: what every operation of the model puts out, in the truth, in Hugging Face and in the shipped graph.
+"""Record taps: the output of every operation in the truth, in Hugging Face and in the shipped graph.
 
-A tap is called what the module is called in ``reference/`` and the value in the graph: ``h.3.mlp.act``. All are
+A tap has the name of the module in ``reference/`` and of the value in the graph, such as ``h.3.mlp.act``. Its shape is
 ``[batch, tokens, width]``.
 """
 
@@ -31,67 +31,67 @@ from reference.head import HEADS, LM
 
 Taps = dict[str, np.ndarray]
 
-# What a layer computes, in the order in which data flows.
+# The operations of a layer, in the order of the data flow.
 OPERATIONS = (
     "ln_1", "attn.c_attn", "attn.q", "attn.k", "attn.v", "attn.sdpa", "attn.c_proj", "attn_residual",
     "ln_2", "mlp.c_fc", "mlp.act", "mlp.c_proj", "mlp_residual",
 )  # fmt: skip
 BEFORE = ("wte", "wpe", "drop")
 
-# A single operation of ONNX Runtime may be this many times as far from the truth as Hugging Face's; more varies
-# between two ways to compute one operation than in the logits, where much averages out.
+# A single operation of ONNX Runtime may be this many times as far from the truth as Hugging Face's. Two ways to compute
+# one operation vary more than the logits, where much averages out.
 TAP_LIMIT = 16.0
 
-# Of the widened graph, as for logits.
+# The limit of the widened graph, the same as for logits.
 TAP_FLOAT64_LIMIT = 1e-6
 
 ANY_TOKEN = 0
 
-TAPS_BYTES = 2**30  # of a graph's taps at most this much is held at a time; the case is run again for the rest
+TAPS_BYTES = 2**30  # the most bytes of a graph's taps at a time; the case is run again for the rest
 
 
 def tap_names(config: GPT2Config) -> list[str]:
-    """Every tap, in the order in which data flows."""
+    """Return every tap, in the order of the data flow."""
     layers = (f"h.{i}.{name}" for i in range(config.n_layer) for name in OPERATIONS)
     return [*BEFORE, *layers, *config.head_spec.taps]
 
 
 def module_of(tap: str, head: str) -> str:
-    """The module that puts a tap out."""
+    """Return the name of the module whose output is a tap."""
     return HEADS[head].modules.get(tap, tap)
 
 
 def layer_of(tap: str) -> int | None:
-    """The layer that a tap is in."""
+    """Return the layer of a tap; None if it is in no layer."""
     return int(tap.split(".")[1]) if tap.startswith("h.") else None
 
 
 class Recorder:
-    """Collects what passes, chunk by chunk; of a long case only the positions that are compared."""
+    """Records taps chunk by chunk. Of a long case it keeps only the positions that are compared."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
         self.parts: dict[str, list[np.ndarray]] = defaultdict(list)
 
     def __call__(self, name: str, value: Tensor) -> None:
-        """Take in one tap."""
-        whole = name.endswith((".attn.k", ".attn.v"))  # attention needs those of all positions
+        """Record one tap."""
+        whole = name.endswith((".attn.k", ".attn.v"))  # attention needs all positions
         self.parts[name].append(np.array((value if whole else self.case.kept(value)).double().numpy()))
 
     def with_thirds(self, name: str, value: Tensor) -> None:
-        """Take in one tap, and of the projection to q, k and v its thirds, which torch does not name."""
+        """Record one tap. For the projection to q, k and v also record its thirds, which torch does not name."""
         self(name, value)
         if name.endswith(".attn.c_attn"):
             for part, third in zip("qkv", value.chunk(3, dim=-1), strict=True):
                 self(f"{name.removesuffix('c_attn')}{part}", third)
 
     def taps(self) -> Taps:
-        """The chunks put together."""
+        """Return the taps, with their chunks put together."""
         return {name: np.concatenate(parts, axis=1) for name, parts in self.parts.items()}
 
 
 def truth_taps(ledger: Ledger, case: Case) -> Taps:
-    """The from-scratch reference in float64."""
+    """Return the taps of the from-scratch reference in float64."""
     record, config = Recorder(case), ledger.config
     taps = {module_of(tap, config.head): tap for tap in tap_names(config)}
 
@@ -104,12 +104,12 @@ def truth_taps(ledger: Ledger, case: Case) -> Taps:
 
 
 def huggingface_taps(huggingface: HuggingFace, case: Case, dtype: torch.dtype) -> Taps:
-    """transformers, by hooks on its modules."""
+    """Return the taps of transformers, recorded by hooks on its modules."""
     model, head, record = huggingface.model(dtype, "eager"), huggingface.head, Recorder(case)
     handles = [*_hooks(model, record), *_head_hooks(model, head, case, record)]
     padding = model.config.pad_token_id
     if head != LM and not knows_padding(model):
-        model.config.pad_token_id = ANY_TOKEN  # else a batch goes row by row; what transformers pools is not looked at
+        model.config.pad_token_id = ANY_TOKEN  # else a batch goes row by row; the result is not used
     try:
         leg = partial(legs.run, step_of(model)) if head == LM else partial(answer, model, head)
         leg(case)
@@ -121,7 +121,10 @@ def huggingface_taps(huggingface: HuggingFace, case: Case, dtype: torch.dtype) -
 
 
 def _head_hooks(model: Any, head: str, case: Case, record: Recorder) -> Iterator[Any]:
-    """What comes after the blocks; transformers' heads see all positions, of which the one that answers is taken."""
+    """Hook the modules after the blocks; yields the handles.
+
+    The heads of transformers see all positions; only the one that answers is recorded.
+    """
 
     def picked(value: Tensor) -> Tensor:
         rows = value.reshape(len(case.input_ids), -1, value.shape[-1])
@@ -153,14 +156,14 @@ def _hooks(model: Any, record: Recorder) -> Iterator[Any]:
     for i, block in enumerate(body.h):
         for name in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.act", "mlp.c_proj"):
             yield block.get_submodule(name).register_forward_hook(output(f"h.{i}.{name}"))
-        # Where transformers has no module, the next one is told.
+        # transformers has no module for these; the input of the next module is recorded.
         yield block.attn.c_proj.register_forward_pre_hook(taken_in(f"h.{i}.attn.sdpa"))
         yield block.ln_2.register_forward_pre_hook(taken_in(f"h.{i}.attn_residual"))
         yield block.register_forward_hook(output(f"h.{i}.mlp_residual"))
 
 
 def graph_taps(file: Path, config: GPT2Config, case: Case, float64: bool) -> Taps:
-    """The graph in ``file``, every tap that it has a value for made an output of a copy in memory."""
+    """Return the taps of the graph in ``file``. They are made outputs of a copy in memory."""
     nodes = onnx.load(file, load_external_data=False).graph.node
     held = {name for node in nodes for name in node.output}
     wanted = [name for name in tap_names(config) if name in held]
@@ -175,14 +178,14 @@ def graph_taps(file: Path, config: GPT2Config, case: Case, float64: bool) -> Tap
 
 
 def _expose(names: Iterable[str], graph: onnx.GraphProto) -> None:
-    """Make outputs of values; their types ONNX Runtime infers."""
+    """Make values outputs of the graph. ONNX Runtime infers their types."""
     known = {value.name for value in graph.output}
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
 
 
 def _groups(names: list[str], config: GPT2Config, case: Case) -> Iterator[list[str]]:
-    """The taps in portions that memory holds."""
-    width = 8 * case.input_ids.size * max(config.inner_dim, 3 * config.n_embd)  # the widest but for the logits
+    """Return the taps in groups that fit into memory."""
+    width = 8 * case.input_ids.size * max(config.inner_dim, 3 * config.n_embd)  # of the widest tap except the logits
     size = max(1, TAPS_BYTES // width)
     return (names[at : at + size] for at in range(0, len(names), size))
 
@@ -204,13 +207,13 @@ def _recording_step(
 
 @dataclass(frozen=True)
 class TapReport:
-    """One operation: RMS errors as shares of the RMS of what it should put out.
+    """The RMS errors of one operation, as shares of the RMS of its right output.
 
     Attributes:
-        name, layer: which.
-        onnx: of the shipped graph in ONNX Runtime; infinite if it is not finite.
-        onnx_float64: of the shipped graph widened to float64.
-        huggingface: of Hugging Face in float32.
+        name, layer: the tap, and its layer.
+        onnx: the shipped graph's in ONNX Runtime; infinite if the output is not finite.
+        onnx_float64: the shipped graph's when it is widened to float64.
+        huggingface: Hugging Face's in float32.
         largest: the largest absolute value of the truth, which float16 must hold.
     """
 
@@ -223,7 +226,7 @@ class TapReport:
 
     @property
     def diverges(self) -> bool:
-        """Whether the graph is further from the truth here than rounding leads."""
+        """Tell whether the graph's error is larger here than rounding explains."""
         if not self.onnx_float64 <= TAP_FLOAT64_LIMIT:
             return True
         return not self.onnx <= TAP_LIMIT * max(self.huggingface, FLOAT32_EPSILON)
@@ -231,13 +234,13 @@ class TapReport:
 
 @dataclass(frozen=True)
 class Localisation:
-    """How the error grows on its way through the model.
+    """How the error grows through the model.
 
     Attributes:
-        case: what was fed.
-        first: the first operation that diverges, or nothing.
-        missing: taps that the graph has no value for.
-        taps: every operation, in the order in which data flows.
+        case: the name of the case that was fed.
+        first: the first operation that diverges; empty if there is none.
+        missing: the taps that the graph has no value for.
+        taps: every operation, in the order of the data flow.
     """
 
     case: str
@@ -249,7 +252,7 @@ class Localisation:
 def localise(
     order: list[str], case: Case, truth: Taps, onnx: Taps, onnx_float64: Taps, huggingface: Taps
 ) -> Localisation:
-    """Compare all taps of one case, in the given order."""
+    """Compare all taps of one case, in the given order; returns how the error grows."""
     reports = []
     for name in (name for name in order if name in truth and name in onnx):
         true = truth[name]
@@ -270,7 +273,7 @@ def localise(
 
 
 def _share(true: np.ndarray, real: np.ndarray, found: np.ndarray) -> float:
-    """The RMS of the difference over that of the truth."""
+    """Return the RMS of the difference divided by that of the truth; infinite if they cannot be compared."""
     if found.shape[:2] != real.shape or found.shape[-1] != true.shape[-1]:
         return math.inf
     difference = found[real] - true

@@ -38,7 +38,7 @@ RANDOM_SEED = 0  # for random token ids
 class Level(StrEnum):
     """How much a check runs."""
 
-    QUICK = "quick"  # every kind of leg and case; long cases only for the legs that they can fail
+    QUICK = "quick"  # every kind of leg and case, but not every leg on long cases
     FULL = "full"  # every leg on every case, half precisions, more text
 
     @classmethod

@@ -1,1 +1,1 @@
-"""What was found, for people and for programs."""
+"""Present the result of a check to people and to programs."""

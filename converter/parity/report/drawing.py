@@ -1,4 +1,4 @@
-"""How figures are drawn: as SVG that takes its colours and its typeface from the page around it."""
+"""Draw figures as SVG that takes its colours and its typeface from the page around it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from converter.parity.legs.identity import LegKind, Runner
 from converter.parity.verdict.judge import MeasuredLeg
 from converter.weights.precisions import PRECISIONS
 
-# Figures are drawn in colours that stand for a variable of the page's stylesheet, which knows light from dark.
+# Each colour stands for a variable of the page's stylesheet, which has a value for light and one for dark.
 VARIABLES = (
     "ink", "faint", "bad", "good", "noise",
     "numerics", "semantics", "graph", "half-1", "half-2", "lossy-1", "lossy-2", "other-1", "other-2",
@@ -38,14 +38,14 @@ COLOURS = {
     LegKind.LOSSY: ("lossy-1", "lossy-2"),
     LegKind.OTHER: ("other-1", "other-2"),
 }
-# The graphs that the report is about keep their looks whatever else was run, and stand in front.
+# The folder's own graphs look the same whatever else was run, and are drawn in front.
 SHIPPED = {"linestyle": "-", "linewidth": 1.5, "zorder": 4}
 WIDENED = {"color": PAINT["graph"], "linestyle": "-", "zorder": 3}
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 
 STYLE: Any = {
-    "svg.fonttype": "none",  # text stays text: in the page's typeface, to be selected and read out
-    "svg.hashsalt": "gpt2onnx",  # names of clip paths would be random
+    "svg.fonttype": "none",  # text stays text, in the page's typeface: it can be selected and read out
+    "svg.hashsalt": "gpt2onnx",  # else the names of clip paths are random
     "text.parse_math": False,  # a $ in a file's name is a $
     "font.size": 9,
     "axes.labelsize": 9,
@@ -73,10 +73,10 @@ STYLE: Any = {
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 ONLY_IN_FILES = (f"{SVG}metadata", f"{SVG}style")
 
-# Inches, of figures that stand side by side and of those that do not; the page shows both at one scale.
+# Widths in inches, of figures side by side and of wide ones; the page shows both at one scale.
 HALF_WIDTH, FULL_WIDTH = 5.4, 11.2
 
-NAME_WIDTH = 36  # characters of a leg's name
+NAME_WIDTH = 36  # the most characters of a leg's name
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class Plot:
     """A figure of the page.
 
     Attributes:
-        svg: as it is put into the page.
-        label: what it shows, for those who do not see it.
+        svg: the markup for the page.
+        label: what it shows, in words.
         wide: whether it takes the whole width.
     """
 
@@ -95,16 +95,16 @@ class Plot:
 
 
 def draw(name: str, label: str, size: tuple[float, float], paint: Callable[[Figure], None]) -> Plot:
-    """A figure as SVG.
+    """Draw a figure; returns it as SVG.
 
     Args:
         name: unique on the page.
-        label: what it shows.
+        label: what it shows, in words.
         size: in inches.
         paint: draws into the figure.
     """
     with matplotlib.style.context(["default", STYLE]), np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a typeface that only measures text here
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # this typeface only measures text
         figure = Figure(figsize=size, layout="constrained")
         paint(figure)
         file = io.StringIO()
@@ -113,12 +113,15 @@ def draw(name: str, label: str, size: tuple[float, float], paint: Callable[[Figu
 
 
 def _for_the_page(svg: str, name: str, label: str) -> Markup:
-    """Return the figure without what only a file needs, with ids of its own and the page's colours and typeface."""
-    root = ElementTree.fromstring(svg)  # which drops comments
+    """Return the SVG for the page, without what only a file needs.
+
+    Its ids are unique, and its colours and typeface are the page's.
+    """
+    root = ElementTree.fromstring(svg)  # this drops comments
     for element in list(root.iter()):
         for child in [child for child in element if child.tag in ONLY_IN_FILES]:
             element.remove(child)
-        element.tag = element.tag.removeprefix(SVG)  # a page knows an svg element without its namespace
+        element.tag = element.tag.removeprefix(SVG)  # in HTML svg elements have no namespace
         element.attrib = {key.removeprefix(XLINK): _adapted(key, value, name) for key, value in element.items()}
     width, height = (math.ceil(float(side)) for side in root.attrib["viewBox"].split()[2:])
     size = {"viewBox": f"0 0 {width} {height}", "width": str(width)}
@@ -133,7 +136,7 @@ def _for_the_page(svg: str, name: str, label: str) -> Markup:
 
 
 def _adapted(key: str, value: str, name: str) -> str:
-    """Return an attribute's value with the names of ``name`` alone, and without a typeface."""
+    """Return the value of an attribute, with ids that begin with ``name`` and without a typeface."""
     if key == "id":
         return f"{name}-{value}"
     if key == "style":
@@ -144,14 +147,16 @@ def _adapted(key: str, value: str, name: str) -> str:
 
 
 def power_of_ten(value: float, _position: int = 0) -> str:
-    """A tick of a logarithmic axis: ``10⁻⁷``, ``5·10⁻⁷``."""
+    """Format a tick of a logarithmic axis: ``10⁻⁷``, ``5·10⁻⁷``."""
     digits, exponent = f"{value:.0e}".split("e")
     power = "10" + f"{int(exponent)}".translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return power if digits == "1" else f"{digits}·{power}"
 
 
 def logarithmic(axes: Axes, x: bool = False, y: bool = False) -> None:
-    """Powers of ten on one axis, or on both; where there are few of them, what is between too."""
+    """Make one axis or both logarithmic, with a tick at each power of ten. If there are few, ticks stand between them
+    too.
+    """
     for axis, set_scale in ((axes.xaxis, axes.set_xscale),) * x + ((axes.yaxis, axes.set_yscale),) * y:
         if not math.isfinite(axis.get_minpos()):
             axes.text(0.5, 0.5, "nothing above 0", transform=axes.transAxes, ha="center", va="center")
@@ -166,18 +171,18 @@ def logarithmic(axes: Axes, x: bool = False, y: bool = False) -> None:
 
 
 def leg_name(leg: MeasuredLeg) -> str:
-    """A leg's name in the space of a legend; other files are called by their paths, which end in what tells."""
+    """Return a leg's name, cut to fit a legend. Other files are named by their paths, whose end is kept."""
     name = "".join(c if c.isprintable() else "\ufffd" for c in leg.name)
     return name if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}"
 
 
 def legend(figure: Figure) -> None:
-    """Below the axes, two columns."""
+    """Add a legend below the axes, in two columns."""
     figure.legend(loc="outside lower center", ncols=2)
 
 
 def leg_styles(legs: Sequence[MeasuredLeg]) -> dict[str, dict[str, Any]]:
-    """The name of each leg → how its line is drawn, the same in every figure."""
+    """Return how the line of each leg is drawn, by the leg's name; the same in every figure."""
     seen: defaultdict[LegKind, int] = defaultdict(int)
     styles: dict[str, dict[str, Any]] = {}
     for leg in legs:

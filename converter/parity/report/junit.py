@@ -1,4 +1,7 @@
-"""The report of a check as JUnit XML, which CI systems show: a test case for each leg, and for what the files say."""
+"""Write the report of a check as JUnit XML, which CI systems show.
+
+Each leg is a test case, and so is each comparison of files.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from converter.files import reason
 from converter.parity.report.report import Report
 from converter.parity.verdict.judge import LegReport
 
-# What XML 1.0 cannot hold, however it is written; names of files and of tensors may.
+# Characters that XML 1.0 cannot hold, not even escaped. Names of files and of tensors may have them.
 FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -33,7 +36,7 @@ def write(report: Report, file: Path) -> None:
 
 
 def tree(report: Report) -> Element:
-    """``<testsuites>`` with the one suite that a check is."""
+    """Return ``<testsuites>`` with one suite: the check."""
     suites = Element("testsuites", name="gpt2onnx check")
     suite = SubElement(suites, "testsuite", name=clean(f"{report.out} is {report.source}"))
     properties = SubElement(suite, "properties")
@@ -53,7 +56,7 @@ def tree(report: Report) -> Element:
 
 
 def _files(suite: Element, report: Report) -> None:
-    """What comparing the files themselves found, if they were compared."""
+    """Add a test case for each comparison of files; they are skipped if files were not compared."""
     _case(suite, "initializers, bit for bit", report.exactness_faults, 0.0, f"{report.initializers} compared")
     _case(suite, "config and tokenizer", report.beside_faults, 0.0, "")
     _case(suite, "files as convert writes them", report.reproduction_faults, 0.0, f"{report.files} compared")
@@ -64,7 +67,7 @@ def _files(suite: Element, report: Report) -> None:
 
 
 def _case(suite: Element, name: str, faults: Sequence[str], took: float, said: str) -> None:
-    """A test case that fails for the reasons given, if there are any."""
+    """Add a test case, which fails if there are faults."""
     case = SubElement(suite, "testcase", classname="gpt2onnx.check", name=clean(name), time=seconds(took))
     if faults:
         others = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
@@ -75,7 +78,7 @@ def _case(suite: Element, name: str, faults: Sequence[str], took: float, said: s
 
 
 def figures(leg: LegReport) -> str:
-    """What a leg's verdict rests on, in lines."""
+    """Return what a leg's verdict is based on, in lines."""
     lines = [
         f"{leg.status}; {leg.kind}; {leg.positions} positions of {', '.join(leg.cases)}",
         f"RMS error {leg.rms:.3g}, max {leg.maximum:.3g} of the logits' scale, the latter in {leg.worst_case}",
@@ -89,7 +92,7 @@ def figures(leg: LegReport) -> str:
 
 
 def facts(report: Report) -> dict[str, str]:
-    """With what the figures were made, and what the verdict rests on."""
+    """Return what the figures were made with, and what the verdict is based on."""
     known = {"source": report.source, "out": report.out, "level": report.level, "text": report.text}
     numbers = {"scale": report.scale, "floor_rms": report.floor_rms, "floor_maximum": report.floor_maximum}
     settings = {name: str(value) for name, value in report.settings.items() if value is not None}
@@ -98,7 +101,7 @@ def facts(report: Report) -> dict[str, str]:
 
 
 def _sentences(report: Report) -> list[str]:
-    """The verdict, what was found to be wrong, and what qualifies it."""
+    """Return the verdict, the causes that were found, and what qualifies the verdict."""
     findings = report.diagnosis.findings if report.diagnosis is not None else ()
     return [
         f"{report.headline}: {report.verdict}",
@@ -108,10 +111,10 @@ def _sentences(report: Report) -> list[str]:
 
 
 def seconds(value: float) -> str:
-    """A ``time`` attribute, which has to be a number."""
+    """Return a ``time`` attribute, which has to be a number."""
     return f"{value if math.isfinite(value) else 0:.3f}"
 
 
 def clean(text: str) -> str:
-    """Without characters that XML cannot hold."""
+    """Replace the characters that XML cannot hold."""
     return FORBIDDEN.sub("\ufffd", text)

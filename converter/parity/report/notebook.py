@@ -1,4 +1,4 @@
-"""The report of a check as a notebook shows it: the verdict, a table of the legs, and what was found."""
+"""Show the report of a check in a notebook: the verdict, a table of the legs, and the causes."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from html import escape
 from converter.parity.report.report import Report
 from converter.parity.report.tables import ERRORS, files, table
 
-COLUMNS = ("RMS", "max", "RMS ÷ floor", "max ÷ floor")  # which the verdict rests on
+COLUMNS = ("RMS", "max", "RMS ÷ floor", "max ÷ floor")  # the verdict is based on these
 
 
 def html(report: Report) -> str:
-    """Return HTML without a style of its own: a notebook has one."""
+    """Return HTML without styles: a notebook has its own."""
     verdict = f"<b>{'MATCH' if report.passed else 'MISMATCH'}</b>: {escape(report.verdict)}"
     said = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences(report))
     return f"<p>{verdict}</p><table>{''.join(rows(report))}</table>{said}"
 
 
 def rows(report: Report) -> Iterator[str]:
-    """Yield the lines of the table."""
+    """Yield the rows of the table."""
     legs = table(("", {name: ERRORS[name] for name in COLUMNS}), report)
     yield _row("th", ("leg", "proves", *legs.headings, "verdict"))
     for leg in (*files(report, ("",) * len(COLUMNS)), *legs.rows):
@@ -27,7 +27,7 @@ def rows(report: Report) -> Iterator[str]:
 
 
 def sentences(report: Report) -> Iterator[str]:
-    """Yield what qualifies the verdict, or explains it."""
+    """Yield the sentences that qualify or explain the verdict."""
     yield from report.notes
     yield from report.other_faults
     if report.localisation is not None and report.localisation.first:

@@ -1,4 +1,4 @@
-"""The report of a check as one HTML page that needs nothing but itself: no network, no script, no other file."""
+"""Write the report of a check as one HTML page that is complete: no network, no script, no other file."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def write(report: Report, file: Path, command: str) -> None:
     """
     page = render(report, command)
     try:
-        file.write_bytes(page.encode("utf-8", "backslashreplace"))  # names of files may be no Unicode
+        file.write_bytes(page.encode("utf-8", "backslashreplace"))  # names of files may not be Unicode
     except OSError as error:
         raise OutputError(f"{file} cannot be written: {reason(error)}") from error
 
 
 def render(report: Report, command: str) -> str:
-    """The page."""
+    """Return the page as HTML."""
     environment = Environment(
         loader=PackageLoader("converter.parity", "report"),
         autoescape=True,
@@ -85,7 +85,7 @@ LIMITS = {
 
 
 def facts(report: Report) -> dict[str, str]:
-    """What stands below the verdict."""
+    """Return the lines below the verdict, each with its name."""
     known = {
         "Text": report.text,
         "Scale of the logits": f"{report.scale:.4g}",
@@ -107,7 +107,7 @@ def facts(report: Report) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot with what is to be said of it."""
+    """A plot with its title and caption."""
 
     title: str
     plot: Plot | None
@@ -115,7 +115,7 @@ class Figure:
 
 
 def figures(report: Report) -> list[Figure]:
-    """All plots but that of the maxima, in the order of the page."""
+    """Return all plots but that of the maxima, in the order of the page."""
     drawn = [operations(report)]
     details = report.details
     if details is None:
@@ -124,48 +124,48 @@ def figures(report: Report) -> list[Figure]:
         Figure(
             "Error along the text",
             plots.error_by_position(details),
-            "RMS over the vocabulary, over all cases with a token at a position; of a text of full length the last "
-            "positions are compared. A fault of the cache, of padding or of positions would show as a step.",
+            "RMS over the vocabulary and over all cases that have a token at a position. At full length only the last "
+            "positions are compared. A fault in the cache, the padding or the positions would show as a step.",
         ),
         Figure(
             "Errors of all logits",
             plots.histogram(details),
-            "Against the noise floor, filled: a leg that only rounds lies on it.",
+            "The filled area is the noise floor. A leg that only rounds lies on it.",
         ),
         Figure(
             "Agreement on the likeliest tokens",
             plots.agreement(details),
-            "Of the truth's k likeliest tokens, the share that is among the leg's k likeliest; at all positions, "
+            "The share of the truth's k likeliest tokens that are also among the leg's k likeliest, at all positions, "
             "near ties included.",
         ),
         Figure(
             "Divergence along the text",
             plots.kl_by_position(details),
-            "Mean over the cases that have a token at a position. What is exactly 0 is not drawn.",
+            "Mean over the cases that have a token at a position. Values of exactly 0 are not drawn.",
         ),
     ]
     return [*drawn, calibration(details)]
 
 
 def operations(report: Report) -> Figure:
-    """The map of errors by layer and operation, or why there is none."""
+    """Return the map of errors by layer and operation, or why there is none."""
     title, localisation = "Error by layer and operation", report.localisation
     if localisation is None:
-        return Figure(title, None, "Not compared: operations are on a mismatch, or when asked for (--layers).")
+        return Figure(title, None, "Not compared: operations are compared on a mismatch, or with --layers.")
     float64 = plots.shows_float64(localisation, report.passed)
     what = (
-        "RMS error of the shipped graph in float64, as a share of what the operation should put out. Blue: at most "
-        f"{TAP_FLOAT64_LIMIT:.0e}, which is rounding of constants; orange: beyond."
+        "RMS error of the shipped graph in float64, as a share of the operation's right output. Blue: at most "
+        f"{TAP_FLOAT64_LIMIT:.0e}, which is rounding of constants. Orange: more."
         if float64
         else "RMS error of the shipped graph in ONNX Runtime, in float32, as a multiple of Hugging Face's at the same "
-        f"operation. Orange: further from the truth, full at the limit of {TAP_LIMIT:g}; blue: nearer."
+        f"operation. Orange: further from the truth, darkest at the limit of {TAP_LIMIT:g}. Blue: nearer."
     )
     caption = " ".join([what, *_sentences(localisation, float64)])
     return Figure(title, plots.operations(localisation, report.passed), caption)
 
 
 def _sentences(localisation: Localisation, float64: bool) -> Iterator[str]:
-    """What the map has no place for."""
+    """Yield what the map does not show."""
     outside = [
         f"{tap.name} {error(tap.onnx_float64) if float64 else times(plots.ratio(tap))}"
         for tap in localisation.taps
@@ -181,18 +181,18 @@ def _sentences(localisation: Localisation, float64: bool) -> Iterator[str]:
 
 
 def calibration(details: Details) -> Figure:
-    """Probabilities against probabilities, or why they are not shown."""
+    """Return the plot of the leg's probabilities against the truth's, or why there is none."""
     title, leg = "Probability of the token that follows", shown_leg(details)
     if not len(plots.probabilities(leg)[0]):
-        return Figure(title, None, f"No token was scored, or {leg.name} gives none a finite probability.")
+        return Figure(title, None, f"No token was scored, or {leg.name} gives no token a finite probability.")
     caption = (
-        "Left: on the diagonal, the leg gives every token what the truth gives it. Right: by what share it does not."
+        "Left: on the diagonal, leg and truth give a token the same probability. Right: by what share they differ."
     )
     return Figure(title, plots.calibration(details, leg), caption)
 
 
 def maxima(report: Report) -> Figure:
-    """The largest values of each layer, or why they are not shown."""
+    """Return the plot of the largest values of each layer, or why there is none."""
     title, localisation = "Largest values, and what float16 holds", report.localisation
     if localisation is None:
         return Figure(title, None, "Operations were not compared.")
@@ -206,7 +206,7 @@ def maxima(report: Report) -> Figure:
 
 
 def ledger(details: Details) -> list[tuple[str, ...]]:
-    """A row for each tensor of the source."""
+    """Return a row for each tensor of the source."""
     return [
         (
             entry.tensor.name,
@@ -221,7 +221,9 @@ def ledger(details: Details) -> list[tuple[str, ...]]:
 
 
 def hashes(report: Report) -> list[tuple[str, str, str]]:
-    """Whose file, its name, its SHA-256; of the source's files that were read, and of the folder's."""
+    """Return the owner, the name and the SHA-256 of each file: of the source's files that were read, and of the
+    folder's.
+    """
     found: list[tuple[str, str, str]] = []
     if report.details is not None:
         baseline = report.details.baseline

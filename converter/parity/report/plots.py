@@ -1,4 +1,4 @@
-"""The figures of the HTML report."""
+"""Draw the figures of the HTML report."""
 
 from __future__ import annotations
 
@@ -38,26 +38,26 @@ from converter.parity.report.report import Details
 from converter.parity.verdict.judge import MeasuredLeg
 from converter.parity.verdict.metrics import BIN_SHIFT, FLOAT32_EPSILON, TOP_K, Distance, bin_edges, joined
 
-# An operation that is rounded once is off by about this share, in RMS; what is below it is as good as exact.
+# An operation that is rounded once is off by about this share, in RMS. Anything below counts as exact.
 ROUNDED_ONCE = FLOAT32_EPSILON / 4
 
-# In a histogram, bins to an octave; those of ``metrics`` are finer than the eye needs.
+# Bins an octave in a histogram; those of ``metrics`` are finer than the eye needs.
 BINS_PER_OCTAVE, FINE_BINS_PER_OCTAVE = 4, 2 ** (23 - BIN_SHIFT)  # float32 has 23 bits of mantissa
 
 
 def ratio(tap: TapReport) -> float:
-    """The graph's error in float32 as a multiple of Hugging Face's."""
+    """Return the graph's error in float32 as a multiple of Hugging Face's."""
     return max(tap.onnx, ROUNDED_ONCE) / max(tap.huggingface, ROUNDED_ONCE)
 
 
 def shows_float64(localisation: Localisation, passed: bool) -> bool:
-    """Whether the map shows the error in float64: on a mismatch, unless only float32 is wrong."""
+    """Tell whether the map shows the error in float64: on a mismatch, unless only float32 is wrong."""
     wrong = any(not tap.onnx_float64 <= TAP_FLOAT64_LIMIT for tap in localisation.taps)
     return not passed and (wrong or not any(tap.diverges for tap in localisation.taps))
 
 
 def operations(localisation: Localisation, passed: bool) -> Plot:
-    """The error at each operation of each layer, as a map."""
+    """Draw the error of each operation in each layer as a map."""
     float64 = shows_float64(localisation, passed)
     layers = 1 + max((tap.layer for tap in localisation.taps if tap.layer is not None), default=0)
     what = "the graph's error in float64" if float64 else "the graph's float32 error ÷ Hugging Face's"
@@ -68,7 +68,7 @@ def operations(localisation: Localisation, passed: bool) -> Plot:
 
 
 def _map(figure: Figure, localisation: Localisation, float64: bool) -> None:
-    """Cells whose colour says on which side of what is due an error is, and how far."""
+    """Draw the cells of the map. The colour tells on which side of the expected value an error is, and how far."""
     axes = figure.subplots()
     taps = [tap for tap in localisation.taps if tap.layer is not None]
     for tap in taps:
@@ -84,19 +84,19 @@ def _map(figure: Figure, localisation: Localisation, float64: bool) -> None:
 
 
 def _decades(value: float) -> float:
-    """The decimal logarithm, of 0 and of what is not finite too."""
+    """Return the decimal logarithm, limited to ±30; NaN gives 30."""
     return math.log10(min(max(value, 1e-30), 1e30)) if not math.isnan(value) else 30.0
 
 
 def _short(value: float) -> str:
-    """An error in the space of a cell: ``3e-9``."""
+    """Return an error as a text that fits into a cell: ``3e-9``."""
     if not math.isfinite(value):
         return "∞"
     return re.sub(r"e-0?", "e-", f"{value:.0e}") if value else "0"
 
 
 def _cell(axes: Axes, column: int, row: int, off: float, text: str, marked: bool = False) -> None:
-    """A cell: blue where ``off`` is below 0, orange where it is above, full at 1; nothing where it is 0."""
+    """Draw a cell: blue if ``off`` is below 0, orange if it is above. The colour is full at ±1, and absent at 0."""
     colour = PAINT["bad" if off > 0 else "good"]
     strength = 0.75 * min(1.0, abs(off))
     place = (column + 0.03, row + 0.06), 0.94, 0.88
@@ -108,7 +108,7 @@ def _cell(axes: Axes, column: int, row: int, off: float, text: str, marked: bool
 
 
 def _grid_axes(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
-    """A grid of cells, the first row on top."""
+    """Set up a grid of cells, with the first row on top."""
     axes.set_xlim(0, len(columns))
     axes.set_ylim(len(rows), 0)
     tilted = max(map(len, columns)) > 6
@@ -122,7 +122,7 @@ def _grid_axes(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
 
 
 def maxima(localisation: Localisation) -> Plot:
-    """The largest values of each layer, which float16 must hold."""
+    """Draw the largest values of each layer, which float16 must hold."""
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -145,14 +145,14 @@ def maxima(localisation: Localisation) -> Plot:
 
 
 def positions(case: Case) -> np.ndarray:
-    """The positions that are compared, in the order of a ``Distance``, ``[positions]``."""
+    """Return the positions that are compared, in the order of a ``Distance``, ``[positions]``."""
     if case.last is not None:
         return case.position_ids[np.arange(len(case.last)), case.last]
     return case.kept(case.position_ids)[case.real]
 
 
 def usable(leg: MeasuredLeg, cases: Sequence[Case]) -> list[tuple[Case, Distance]]:
-    """The cases of which a leg has a distance at every position."""
+    """Return the cases in which a leg has a distance at every position, with these distances."""
     return [
         (case, leg.distances[case.name])
         for case in cases
@@ -163,7 +163,10 @@ def usable(leg: MeasuredLeg, cases: Sequence[Case]) -> list[tuple[Case, Distance
 def _by_position(
     leg: MeasuredLeg, cases: Sequence[Case], value: Callable[[Distance], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Positions and the mean of a finite value there over all cases; NaN between stretches of positions."""
+    """Return positions, and the mean over all cases of the finite values there.
+
+    A NaN stands between stretches of positions.
+    """
     parts = [(positions(case), value(distance)) for case, distance in usable(leg, cases)]
     if not parts:
         return np.empty(0), np.empty(0)
@@ -180,7 +183,7 @@ def _by_position(
 
 
 def error_by_position(details: Details) -> Plot:
-    """The RMS error of each leg along the text."""
+    """Draw the RMS error of each leg along the text."""
     limits, floor = details.judge.limits, _floor(details)[0]
 
     def squares(distance: Distance) -> np.ndarray:
@@ -199,7 +202,7 @@ def error_by_position(details: Details) -> Plot:
 
 
 def kl_by_position(details: Details) -> Plot:
-    """The divergence of each leg's distribution along the text."""
+    """Draw the KL divergence of each leg along the text."""
 
     def paint(figure: Figure) -> None:
         for axes in _along(figure, details, lambda distance: distance.kl, np.asarray):
@@ -216,7 +219,10 @@ def _along(
     value: Callable[[Distance], np.ndarray],
     shown: Callable[[np.ndarray], np.ndarray],
 ) -> tuple[Axes, Axes]:
-    """Every leg along the text: above those that round, below those in float64, which would flatten them."""
+    """Draw every leg along the text; returns the upper and the lower axes.
+
+    The legs in float64 stand below, because one scale for all would flatten the others.
+    """
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     styles = leg_styles(details.measured)
     for leg in details.measured:
@@ -232,7 +238,7 @@ def _along(
 
 
 def _floor(details: Details) -> tuple[float, float]:
-    """RMS and maximum of the noise, as shares of the scale, over the cases of the leg that has most."""
+    """Return RMS and maximum of the noise, as shares of the scale, over the cases of the leg that has most."""
     longest = max(details.measured, key=lambda leg: len(leg.distances))
     rms, maximum = details.judge.floor(longest.distances)
     return rms / details.baseline.scale, maximum / details.baseline.scale
@@ -242,7 +248,7 @@ def _floor(details: Details) -> tuple[float, float]:
 
 
 def histogram(details: Details) -> Plot:
-    """How the errors of all logits are distributed."""
+    """Draw how the errors of all logits are distributed."""
     scale, maximum = details.baseline.scale, details.judge.limits.maximum * _floor(details)[1]
 
     def paint(figure: Figure) -> None:
@@ -264,9 +270,9 @@ def histogram(details: Details) -> Plot:
 
 
 def _density(total: Distance) -> tuple[np.ndarray, np.ndarray, float]:
-    """Share of all finite errors per octave, the edges of its bins in units of the logits, and what share is exactly 0.
+    """Return the share of errors per octave, the edges of the bins in units of the logits, and the share that is 0.
 
-    The first octave of the bins holds zeros and what float32 hardly tells from them, the last what is not finite.
+    The first octave of bins has zeros and what float32 hardly tells from 0. The last has what is not finite.
     """
     merged = FINE_BINS_PER_OCTAVE // BINS_PER_OCTAVE
     counts = total.histogram.reshape(-1, merged).sum(axis=1)[BINS_PER_OCTAVE:-BINS_PER_OCTAVE]
@@ -282,7 +288,7 @@ def _density(total: Distance) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def agreement(details: Details) -> Plot:
-    """Of the truth's k likeliest tokens the share that is among the leg's k likeliest, for every leg and k."""
+    """Draw the share of the truth's k likeliest tokens that are among the leg's k likeliest, for every leg and k."""
     truths = {case.name: likeliest(details.baseline.truths[case.name][case.real]) for case in details.baseline.cases}
 
     def paint(figure: Figure) -> None:
@@ -300,7 +306,7 @@ def agreement(details: Details) -> Plot:
 
 
 def likeliest(logits: np.ndarray) -> np.ndarray:
-    """The ``TOP_K`` likeliest tokens of each position, ``[positions, at most TOP_K]``."""
+    """Return the ``TOP_K`` likeliest tokens of each position, ``[positions, at most TOP_K]``."""
     few = min(TOP_K, logits.shape[-1])
     candidates = np.argpartition(-logits, few - 1, axis=-1)[:, :few]
     order = np.argsort(-np.take_along_axis(logits, candidates, axis=-1), axis=-1, kind="stable")
@@ -308,14 +314,17 @@ def likeliest(logits: np.ndarray) -> np.ndarray:
 
 
 def _shared(pairs: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> float:
-    """Over all positions, the share of the first ``k`` that is among the other's first ``k``; 0 of none."""
+    """Return the share of the first ``k`` tokens that are among the other's first ``k``, over all positions.
+
+    It is 0 if there are none.
+    """
     found = [(ours[:, :k, None] == theirs[:, None, :k]).any(axis=-1) for ours, theirs in pairs]
     hits, of = sum(int(part.sum()) for part in found), sum(part.size for part in found)
     return hits / of if of else 0.0
 
 
 def probabilities(leg: MeasuredLeg) -> tuple[np.ndarray, np.ndarray]:
-    """Of the tokens that follow in the text, what the truth gives them and what the leg does; each token once."""
+    """Return the probabilities that truth and leg give to the tokens that follow in the text; each token once."""
     scored = [distance for name, distance in leg.distances.items() if name in leg.scored]
     total = joined(scored)
     true, found = np.exp(total.log_p_true), np.exp(total.log_p)
@@ -324,7 +333,7 @@ def probabilities(leg: MeasuredLeg) -> tuple[np.ndarray, np.ndarray]:
 
 
 def calibration(details: Details, leg: MeasuredLeg) -> Plot:
-    """The probability of the token that follows: the leg's against the truth's, and by how much they differ."""
+    """Draw the leg's probability of the token that follows against the truth's, and by how much they differ."""
 
     def paint(figure: Figure) -> None:
         left, right = figure.subplots(1, 2, width_ratios=(2, 3))
@@ -351,6 +360,6 @@ def calibration(details: Details, leg: MeasuredLeg) -> Plot:
 
 
 def _yardsticks(details: Details, leg: MeasuredLeg) -> list[MeasuredLeg]:
-    """A leg, and before it the noise leg that was run on most."""
+    """Return a leg, and before it the noise leg that was run on most cases."""
     noise = [other for other in details.measured if other.kind is LegKind.NOISE and other is not leg]
     return [*sorted(noise, key=lambda other: len(other.distances))[-1:], leg]

@@ -1,4 +1,4 @@
-"""The worst positions of the leg that the HTML report is about, with the text before them."""
+"""Find the worst positions of the leg that the HTML report is about, with the text before them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 from converter.parity.report.words import error, text_of, times, unless_special
 
-WORST = 5  # positions that are shown with their text
-CONTEXT = 24  # tokens of it
+WORST = 5  # positions that are shown
+CONTEXT = 24  # tokens of text before each
 
 
 def shown_leg(details: Details) -> MeasuredLeg:
-    """The leg that the report is about: what ships, as it runs."""
+    """Return the leg that the report is about: the shipped fp32 graph as it runs, or else the last leg."""
     return next((leg for leg in details.measured if leg.ships(FULL)), details.measured[-1])
 
 
@@ -43,12 +43,12 @@ class Rank:
 
 @dataclass(frozen=True)
 class Position:
-    """A position of a case and what truth and leg make of it.
+    """A position of a case, and what the truth and the leg give there.
 
     Attributes:
-        case, row, position: where.
+        case, row, position: the place.
         before, token, following: the text around it; the logits are those after ``token``.
-        error, floors, kl: how far apart they are there.
+        error, floors, kl: how far the leg is from the truth there.
         ranks: the two lists of likeliest tokens.
     """
 
@@ -65,7 +65,10 @@ class Position:
 
 
 def worst_positions(details: Details) -> list[Position]:
-    """Where the leg that ships is furthest from the truth; of the cases with one text before it only the worst."""
+    """Return where the shown leg is furthest from the truth.
+
+    Of the cases with the same text before a position only the worst is kept.
+    """
     checkpoint = details.baseline.checkpoint
     leg, read = shown_leg(details), tokenizer.from_source(checkpoint.companions, checkpoint.tokenizer)
     found = [
@@ -82,7 +85,7 @@ def worst_positions(details: Details) -> list[Position]:
 
 
 def _place(case: Case, index: int) -> tuple[int, int]:
-    """TableRow and column in the case's token ids of a compared position."""
+    """Return the row and column of a compared position in the case's token ids."""
     if case.last is not None:
         return index, int(case.last[index])
     rows, columns = np.nonzero(case.real)
@@ -90,13 +93,13 @@ def _place(case: Case, index: int) -> tuple[int, int]:
 
 
 def _text_until(case: Case, index: int) -> np.ndarray:
-    """The token ids up to a compared position, padding left out."""
+    """Return the token ids up to a compared position, without padding."""
     row, column = _place(case, index)
     return case.input_ids[row, : column + 1][case.attention_mask[row, : column + 1].astype(bool)]
 
 
 def _position(details: Details, leg: MeasuredLeg, case: Case, index: int, read: Tokenizer | None) -> Position:
-    """What is shown of one position."""
+    """Return what is shown of one position."""
     distance, ids = leg.distances[case.name], _text_until(case, index)
     following = int(case.following[case.real][index])
     before = ids[:-1]
@@ -120,7 +123,7 @@ def _position(details: Details, leg: MeasuredLeg, case: Case, index: int, read: 
 
 
 def _ranks(truth: np.ndarray, found: np.ndarray, p_found: np.ndarray, read: Tokenizer | None) -> tuple[Rank, ...]:
-    """The likeliest tokens of the truth's logits, ``[vocab_size]``, beside the leg's, ``[TOP_K]``."""
+    """Return the likeliest tokens of the truth's logits, ``[vocab_size]``, beside the leg's, ``[TOP_K]``."""
     p = np.exp(truth - truth.max())
     p /= p.sum()
     ours = plots.likeliest(truth[None])[0]

@@ -1,4 +1,4 @@
-"""What a check measured of a folder's precisions, where users look: in its manifest and its model card."""
+"""Record what a check measured of a folder's precisions in its manifest and its model card."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from converter.parity.verdict.judge import LegReport
 
 
 def recorded(folder: Path, report: Report) -> dict[str, Any]:
-    """The folder's manifest with each precision's quality in it; the model card is written anew from it.
+    """Return the folder's manifest with the quality of each precision, and write the model card from it.
 
     Raises:
         OutputError: the card cannot be written.
@@ -35,7 +35,7 @@ def recorded(folder: Path, report: Report) -> dict[str, Any]:
 
 
 def measured(leg: LegReport, report: Report) -> dict[str, float | str]:
-    """What is said of a precision: divergence, agreement and perplexity, and on what."""
+    """Return what is recorded of a precision: divergence, agreement, perplexity, and the text."""
     return {
         "kl_mean": leg.kl_mean,
         "kl_999": leg.kl_999,

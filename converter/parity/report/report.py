@@ -1,4 +1,4 @@
-"""What a check found, as data; terminal, HTML, JSON and JUnit are views of it."""
+"""Hold what a check found as data; terminal, HTML, JSON and JUnit are views of it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from converter.parity.diagnosis.taps import Localisation
     from converter.parity.verdict.judge import Judge, MeasuredLeg
 
-# Of the JSON that ``check --json`` prints; docs/check.md describes it. The number changes when a key is renamed or
-# goes; new keys may come.
+# The schema of the JSON that ``check --json`` prints; docs/check.md describes it. The number changes when a key is
+# renamed or removed, but not when one is added.
 SCHEMA = "gpt2onnx/check/2"
 
 
-# Where the graph is not to blame, by ``Diagnosis.subject``.
+# What the verdict says if the graph is not to blame, by ``Diagnosis.subject``.
 DISAGREEMENTS = {
     "Hugging Face": "the graph and the from-scratch reference agree, and Hugging Face computes something else",
     "reference": "the graph and Hugging Face agree, and gpt2onnx's own reference does not: a fault of gpt2onnx",
@@ -29,7 +29,7 @@ DISAGREEMENTS = {
 
 @dataclass(frozen=True)
 class Details:
-    """What the HTML report draws and JSON leaves out: every position of every leg."""
+    """The measurements that the HTML report draws and JSON leaves out: every position of every leg."""
 
     baseline: Baseline
     measured: tuple[MeasuredLeg, ...]
@@ -41,28 +41,28 @@ class Report:
     """The verdict on a model folder.
 
     Attributes:
-        source, out: what was compared with what.
+        source, out: the source, and the model folder.
         level: how much was run.
-        text: what the token ids are.
+        text: a description of the text.
         settings: versions, machine, ONNX Runtime's provider and session options.
-        limits: what the verdict rests on.
-        scale: of the logits: RMS over positions of their standard deviation over the vocabulary.
+        limits: the limits of the verdict.
+        scale: the scale of the logits: the RMS over positions of their standard deviation over the vocabulary.
         floor_rms, floor_maximum: the noise floor, relative to the scale.
         exactness: whether the initializers were compared bit for bit.
-        initializers: how many were.
-        exactness_faults: a sentence for each that differs.
-        beside_faults: a sentence for each thing that the folder's config or tokenizer says otherwise than the source.
-        reproduction_faults: a sentence for each thing in a file that ``convert`` does not write for the source.
-        files: how many files were compared so; none of a folder without our manifest.
-        allowed: what differs and was allowed to.
-        unproven: what of the files is not compared or not judged, and why; else empty.
-        run_faults: a sentence for each graph that was edited and cannot be run any more.
-        legs: every leg.
-        localisation: how the error grows from operation to operation; on a mismatch, or when asked for.
-        diagnosis: what was found to be wrong, on a mismatch.
+        initializers: the number of initializers that were compared.
+        exactness_faults: a sentence for each initializer that differs.
+        beside_faults: a sentence for each thing in the folder's config or tokenizer that differs from the source.
+        reproduction_faults: a sentence for each thing in a file that ``convert`` does not write for this source.
+        files: the number of files that were compared in this way; 0 for a folder without our manifest.
+        allowed: the differences that were allowed.
+        unproven: what was not compared or not judged, and why, as a part of the verdict; else empty.
+        run_faults: a sentence for each graph that was edited and can no longer be run.
+        legs: all legs.
+        localisation: how the error grows from operation to operation; only on a mismatch or if asked for.
+        diagnosis: what was found to be wrong; only on a mismatch.
         notes: sentences that qualify the verdict.
-        seconds: that the check took.
-        details: for the HTML report.
+        seconds: the time that the check took.
+        details: the measurements for the HTML report.
     """
 
     source: str
@@ -100,7 +100,7 @@ class Report:
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """Every reason against a match, the most telling first."""
+        """Return every reason against a match, the most telling first."""
         return (
             self.exactness_faults
             + self.reproduction_faults
@@ -111,7 +111,7 @@ class Report:
 
     @property
     def other_faults(self) -> tuple[str, ...]:
-        """A sentence for each other file that is not the source either; they say nothing about the folder."""
+        """Return a sentence for each other file that differs from the source. They say nothing about the folder."""
         return tuple(
             f"{leg.name} is NOT {self.source}: it {leg.fault}"
             for leg in self.legs
@@ -120,12 +120,12 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether the folder is the source."""
+        """Tell whether the folder is the source."""
         return not self.faults
 
     @property
     def over_budget(self) -> tuple[LegReport, ...]:
-        """Return the legs over their budget, if that is all that is held against the folder."""
+        """Return the legs over their budget, if nothing else is wrong with the folder."""
         dear = tuple(leg for leg in self.legs if leg.fault and leg.costs_more)
         return dear if len(dear) == len(self.faults) else ()
 
@@ -157,7 +157,7 @@ class Report:
 
     @property
     def _proven(self) -> list[str]:
-        """Return what was found, part by part."""
+        """Return what was proven, part by part."""
         own = [leg for leg in self.legs if leg.runner in (Runner.RUNTIME, Runner.WIDENED)]
         # A precision may have been run in two ways.
         lossy = list(dict.fromkeys(leg.precision for leg in own if leg.kind is LegKind.LOSSY))
@@ -178,7 +178,7 @@ class Report:
         return list(dict.fromkeys(said.partition(":")[0] for said in self.allowed))
 
     def by_logits_alone(self) -> Report:
-        """Return the verdict that a check gives which compares no file: every leg is judged by its logits in both."""
+        """Return the verdict of a check that compares no files. The verdicts on the legs stay the same."""
         return replace(
             self,
             exactness=False,
@@ -192,7 +192,7 @@ class Report:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; docs/check.md says what each key means."""
+        """Return the report for JSON; docs/check.md says what each key means."""
         values = {name: value for name, value in vars(self).items() if name != "details"}
         plain = asdict(Report(**values))
         del plain["details"]
@@ -203,7 +203,7 @@ class Report:
 
 
 def together(reports: Sequence[Report], heads: Sequence[str]) -> Report:
-    """The reports on the graphs of one folder as one: that on the first, with the others' legs and faults."""
+    """Join the reports on the graphs of one folder; returns the first one, with the legs and faults of the others."""
     first, *others = reports
     for report, head in zip(others, heads[1:], strict=True):
         first = replace(

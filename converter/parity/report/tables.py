@@ -1,4 +1,4 @@
-"""The tables of the HTML report in which every leg has a row."""
+"""Build the tables of the HTML report in which every leg has a row."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Columns = Mapping[str, Callable[[LegReport], str]]
 
 @dataclass(frozen=True)
 class TableOfLegs:
-    """One of the tables in which every leg has a row.
+    """A table in which every leg has a row.
 
     Attributes:
         caption: what its numbers are.
-        judged: whether it says what a leg is there for, and the verdict.
-        headings: of its columns.
-        rows: what stands in them.
+        judged: whether it tells what a leg is for, and the verdict.
+        headings: the headings of its columns.
+        rows: its rows.
     """
 
     caption: str
@@ -36,12 +36,12 @@ class TableOfLegs:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A leg, or what the files themselves say.
+    """A leg, or a comparison of files.
 
     Attributes:
-        name, proves: which, and what it is there for.
-        cells: texts under the headings.
-        verdict: ``pass``, ``FAIL``, or what is said of a leg that is not judged.
+        name, proves: the leg, and what it is for.
+        cells: the texts under the headings.
+        verdict: ``pass``, ``FAIL``, or the status of a leg that is not judged.
     """
 
     name: str
@@ -51,12 +51,12 @@ class TableRow:
 
 
 def _floors(text: Callable[[LegReport], str]) -> Callable[[LegReport], str]:
-    """Leave the cell empty where multiples of float32's noise mean nothing."""
+    """Return a column that is empty where multiples of the noise floor mean nothing."""
     return lambda leg: text(leg) if leg.has_floors else ""
 
 
 def _budget(leg: LegReport) -> str:
-    """Say which budget is in force, and whether the leg keeps it."""
+    """Return the budget in force and whether the leg keeps it; empty if there is none."""
     if leg.allowed is None:
         return ""
     kept = "kept" if leg.within_budget else "EXCEEDED"
@@ -93,7 +93,7 @@ TEXT: Columns = {
     "budget": _budget,
     "seconds": lambda leg: f"{leg.seconds:.2f}",
 }
-WORDS = ("worst in", "budget")  # columns of words, the others are of numbers
+WORDS = ("worst in", "budget")  # columns of words; the others have numbers
 TABLES: tuple[tuple[str, Columns], ...] = (
     ("Errors of the logits, as shares of their scale", ERRORS),
     ("Decisions and distributions", DECISIONS),
@@ -103,21 +103,21 @@ TABLES: tuple[tuple[str, Columns], ...] = (
 KEYS = (
     (
         "RMS, max",
-        "distance of a leg's logits from the float64 truth; 50 %, 99 %, 99.9 %: what so many logits stay within",
+        "distance of a leg's logits from the float64 truth; 50 %, 99 %, 99.9 %: what so many of them do not exceed",
     ),
     ("÷ floor", "the same as multiples of the noise floor, which is Hugging Face's own float32"),
     (
         "other top-1",
-        "positions whose likeliest token is not the truth's; near ties, which an allowed error could swap, apart",
+        "positions whose likeliest token is not the truth's; near ties, which an allowed error could swap, count apart",
     ),
-    ("KL", "divergence of the leg's distribution from the truth's, by position, in nats"),
-    ("Δp", "by how much the probability of the token that follows in the text differs"),
-    ("±", "standard error; of a ratio that of the paired difference"),
+    ("KL", "divergence of the leg's distribution from the truth's at each position, in nats"),
+    ("Δp", "error in the probability of the token that follows in the text"),
+    ("±", "standard error; for a ratio, that of the paired difference"),
 )
 
 
 def table(titled: tuple[str, Columns], report: Report) -> TableOfLegs:
-    """A table with a row for each leg; that of errors also says what the files say."""
+    """Return a table with a row for each leg. The table of errors also has rows for the files."""
     caption, columns = titled
     rows = []
     for leg in report.legs:
@@ -129,7 +129,7 @@ def table(titled: tuple[str, Columns], report: Report) -> TableOfLegs:
 
 
 def files(report: Report, blank: tuple[str, ...]) -> list[TableRow]:
-    """What comparing the files themselves found."""
+    """Return a row for each comparison of files."""
     if not report.exactness:
         return [TableRow("weights, config, tokenizer", "the files", blank, "not compared")]
     written = "FAIL" if report.reproduction_faults else "pass"

@@ -1,1 +1,1 @@
-"""Would it notice: seeded defects, and the proof that each is caught and named."""
+"""Prove that the check notices: seed defects, and see whether each is caught and named."""

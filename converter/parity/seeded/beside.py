@@ -1,4 +1,4 @@
-"""Seeded defects that no logits show: what lies beside the graph, and numbers whose rounding a budget would forgive."""
+"""Define defects that no logits show: files beside the graph, and rounded numbers that a budget allows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Values = dict[str, Any]
 
 
 def key(file: str, *path: str, value: Any) -> Mutation:
-    """Set a key of a JSON file."""
+    """Return a defect that sets a key of a JSON file."""
     *parts, last = path
 
     def change(values: Values) -> None:
@@ -32,7 +32,7 @@ def key(file: str, *path: str, value: Any) -> Mutation:
 
 
 def _json(name: str, file: str, change: Callable[[Values], object], said: str) -> Mutation:
-    """Change a JSON file; nothing if the folder has none."""
+    """Return a defect that changes a JSON file. It changes nothing if the folder has no such file."""
 
     def apply(copy: Copy) -> None:
         if (copy.out / file).is_file():
@@ -44,14 +44,14 @@ def _json(name: str, file: str, change: Callable[[Values], object], said: str) -
 
 
 def added(file: str, content: str) -> Mutation:
-    """Add a file that clients would read."""
+    """Return a defect that adds a file that clients would read."""
     return Mutation(
         f"{file} added", (), lambda copy: _written(copy, file, content), said=f"{file}: is no file of the conversion"
     )
 
 
 def removed(file: str) -> Mutation:
-    """Remove a file."""
+    """Return a defect that removes a file."""
     return Mutation(
         f"{file} removed", (), lambda copy: (copy.out / file).unlink(missing_ok=True), said=f"{file}: is missing"
     )
@@ -121,7 +121,7 @@ BESIDE: tuple[Mutation, ...] = (
 
 
 def of_blocks(config: GPT2Config) -> Iterator[Mutation]:
-    """Yield changes of a quantized weight that keep every budget: one number by one step, one scale by 1 %."""
+    """Yield defects of a quantized weight that keep every budget: one number by one step, one scale by 1 %."""
     name = f"h.{config.n_layer // 2}.mlp.c_fc"
     for row in PRECISIONS.values():
         if row.scheme is not None:
@@ -139,7 +139,7 @@ def _stretch(scales: np.ndarray) -> None:
 
 
 def _edit(name: str, change: Callable[[np.ndarray], None]) -> Callable[[Copy], None]:
-    """Change an initializer of a quantized graph in its data file."""
+    """Return a function that changes an initializer of a quantized graph in its data file."""
 
     def apply(copy: Copy) -> None:
         file = model_file(copy.out)

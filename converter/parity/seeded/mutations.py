@@ -85,12 +85,12 @@ class Mutation:
     Attributes:
         name: its row in the matrix of defects.
         causes: the values of ``Finding.cause`` that name it.
-        apply: seeds it into a copy.
+        apply: seeds the defect into a copy.
         variant: rewrites the source, which is then converted anew; None if the source stays as it is.
-        possible: whether a model has a place for it.
-        needs: a weight that must not be all zeros, or the defect would change nothing; ``{i}`` is the middle layer.
-        precision: of the conversion that is spoilt.
-        said: of a defect that no logits show, how the sentence begins that names it.
+        possible: tells whether a model has a place for it.
+        needs: a weight that must not be all zeros, as the defect would change nothing; ``{i}`` is the middle layer.
+        precision: the precision of the conversion that is changed.
+        said: for a defect that no logits show, the beginning of the sentence that names it.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Mutation:
     said: str = ""
 
 
-# --- of weights -------------------------------------------------------------------------------------------------------
+# --- in weights -------------------------------------------------------------------------------------------------------
 
 
 def in_layer(name: str, change: Callable[[np.ndarray, GPT2Config], np.ndarray]) -> Apply:
@@ -192,11 +192,11 @@ def swap_layers(copy: Copy) -> None:
     copy.edit_graph(swap)
 
 
-# --- of the graph -----------------------------------------------------------------------------------------------------
+# --- in the graph -----------------------------------------------------------------------------------------------------
 
 
 def on_nodes(edit: Callable[[NodeProto, GPT2Config], None], everywhere: bool, *tails: str) -> Apply:
-    """Change the nodes that give a value of one of these names, in all layers or in the middle one."""
+    """Change the nodes whose output has one of these names, in all layers or in the middle one."""
 
     def apply(copy: Copy) -> None:
         layers = range(copy.config.n_layer) if everywhere else [copy.layer]
@@ -237,7 +237,7 @@ def epsilon(factor: float) -> Callable[[NodeProto, GPT2Config], None]:
 
 
 def scale(change: Callable[[float, int, GPT2Config], float]) -> Callable[[NodeProto, GPT2Config], None]:
-    """Change the attention scale: ``change`` takes the old one and the layer."""
+    """Change the attention scale: ``change`` takes the old one, the layer and the config."""
 
     def edit(node: NodeProto, config: GPT2Config) -> None:
         held = attribute(node, "scale")
@@ -347,12 +347,12 @@ def head_reads(name: str) -> Apply:
 
 
 def when(condition: Callable[[GraphProto], str], wrong: Callable[[GraphProto, str], None]) -> Apply:
-    """Make the graph wrong only where a condition holds, a boolean value that is computed beside it."""
+    """Make the graph wrong only if a condition holds. The condition is a boolean value that is added to the graph."""
     return lambda copy: copy.edit_graph(lambda graph: wrong(graph, condition(graph)))
 
 
 def kept_is(number: int) -> Callable[[GraphProto], str]:
-    """Hold when so many logits are asked for."""
+    """Return a condition that holds if this many logits are asked for."""
 
     def condition(graph: GraphProto) -> str:
         return _compared(graph, "Equal", "num_logits_to_keep", number)
@@ -361,7 +361,7 @@ def kept_is(number: int) -> Callable[[GraphProto], str]:
 
 
 def size_is(op_type: str, axis: int, number: int) -> Callable[[GraphProto], str]:
-    """Hold when a dimension of ``input_ids`` compares so with a number."""
+    """Return a condition that holds if ``op_type`` does, between a dimension of ``input_ids`` and a number."""
 
     def condition(graph: GraphProto) -> str:
         shape = helper.make_node("Shape", ["input_ids"], ["ids_size"], start=axis, end=axis + 1)
@@ -378,7 +378,7 @@ def _compared(graph: GraphProto, op_type: str, value: str, number: int, at: int 
 
 
 def larger_logits(graph: GraphProto, condition: str) -> None:
-    """Give logits that are a tenth too large."""
+    """Make the logits a tenth too large if the condition holds."""
     node = next(node for node in graph.node if "logits" in node.output)
     node.output[:] = ["right_logits"]
     graph.initializer.append(numpy_helper.from_array(np.array(1.1, np.float32), "seeded_factor"))
@@ -387,7 +387,7 @@ def larger_logits(graph: GraphProto, condition: str) -> None:
 
 
 def no_padding(graph: GraphProto, condition: str) -> None:
-    """See padding as if it were text."""
+    """Treat padding as text if the condition holds."""
     node = next(node for node in graph.node if node.op_type == "And")
     causal = next(node.output[0] for node in graph.node if node.op_type == "LessOrEqual")
     at = list(graph.node).index(node)
@@ -396,7 +396,7 @@ def no_padding(graph: GraphProto, condition: str) -> None:
     replace_input(graph, node.output[0], padding, "seen")
 
 
-# --- of the source ----------------------------------------------------------------------------------------------------
+# --- in the source ----------------------------------------------------------------------------------------------------
 
 
 def untie(folder: Path) -> None:
@@ -410,7 +410,7 @@ def untie(folder: Path) -> None:
 
 
 def flag(**values: Any) -> Apply:
-    """Set keys of both configs that the graph does not follow."""
+    """Set keys in both configs, but leave the graph as it is."""
     return lambda copy: copy.edit_config(**values)
 
 
@@ -472,7 +472,7 @@ MUTATIONS: tuple[Mutation, ...] = (
 )  # fmt: skip
 
 
-# What is done to graphs of every precision: operations that all of them have.
+# The defects for graphs of every precision: they change operations that all of these graphs have.
 OF_ALL_GRAPHS = (
     "k and v swapped in the graph",
     "q and k swapped at the attention",
@@ -491,7 +491,7 @@ OF_ALL_GRAPHS = (
 
 
 def lossy() -> Iterator[Mutation]:
-    """Yield the defects of graphs for every precision that is judged by a budget."""
+    """Yield the defects of graphs for every precision that has a budget."""
     for precision in PRECISIONS:
         for mutation in MUTATIONS:
             if precision != FULL and mutation.name in OF_ALL_GRAPHS:
@@ -499,7 +499,7 @@ def lossy() -> Iterator[Mutation]:
 
 
 def elements(config: GPT2Config) -> Iterator[Mutation]:
-    """Yield one changed number in each tensor of the middle layer and of the rest of the model."""
+    """Yield defects that change one number: one in each tensor of the middle layer and of the rest of the model."""
     for weight in TABLE:
         if weight.needed(config):
             name = weight.name.format(i=config.n_layer // 2)

@@ -1,4 +1,4 @@
-"""The check is checked: defects are seeded into copies of a conversion, and each must be caught and named."""
+"""Prove the check: seed defects into copies of a conversion, each of which must be caught and named."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from converter.weights.precisions import FULL, PRECISIONS
 from reference.config import GPT2Config
 from reference.head import LM
 
-# The smallest change of a weight matrix that is caught is looked for between these, to within this factor.
+# The smallest change of a weight matrix that is caught is searched for between these, to within this factor.
 CHANGE_LEAST, CHANGE_MOST, CHANGE_STEP = 1e-8, 1e-2, 2.0
 
 SMALL_MODEL = 10_000_000  # parameters, below which torch's threads cost more than they save
@@ -42,17 +42,17 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Trial:
-    """One defect, seeded.
+    """The result of one seeded defect.
 
     Attributes:
         defect: its name.
-        causes: what a diagnosis may call it.
-        caught: with all files compared; changed weights, by their bits.
-        caught_by_logits: with nothing but the logits to go by; None if no logits show it.
-        named, named_by_logits: whether the diagnosis named the cause, or the sentence on a file the place.
-        said: what the diagnosis said, from the logits alone; or the error that ended the trial.
-        verdict: with all files compared.
-        ended_in_error: whether the check gave no verdict at all, which is a miss.
+        causes: the causes that a diagnosis may name.
+        caught: whether it was noticed with all files compared; a changed weight must be noticed by its bits.
+        caught_by_logits: whether the logits alone showed it; None if it does not show in logits.
+        named, named_by_logits: whether the diagnosis named the cause, or the sentence about a file the place.
+        said: the diagnosis from the logits alone, or the error that ended the trial.
+        verdict: the verdict with all files compared.
+        ended_in_error: whether the check gave no verdict at all, which counts as a miss.
     """
 
     defect: str
@@ -67,22 +67,22 @@ class Trial:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing was missed."""
+        """Tell whether nothing was missed."""
         return self.caught and self.named and self.caught_by_logits is not False and self.named_by_logits is not False
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What became of all defects.
+    """The results of all defects.
 
     Attributes:
         source: the checkpoint.
-        sound: whether the conversion passed before it was spoilt.
+        sound: whether the conversion passed before any defect was seeded.
         trials: one for each defect.
-        skipped: defects that this model has no place for, or that would change nothing in it.
-        matrix: the weight whose smallest detectable change was looked for.
-        smallest: that change, relative, as the logits alone see it.
-        seconds: that it took.
+        skipped: defects that this model has no place for, or that change nothing in it.
+        matrix: the weight whose smallest detectable change was searched for.
+        smallest: that change, relative, as the logits alone show it.
+        seconds: the time that it took.
     """
 
     source: str
@@ -95,16 +95,16 @@ class Proof:
 
     @property
     def passed(self) -> bool:
-        """Whether every defect was caught and named, and the sound conversion passed."""
+        """Tell whether every defect was caught and named, and the sound conversion passed."""
         return self.sound and all(trial.passed for trial in self.trials)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the proof for JSON."""
         return {"schema": "gpt2onnx/proof/1", "passed": self.passed, **asdict(self)}
 
 
 class Laboratory:
-    """A source, its conversions and its baseline, of which copies are spoilt one after the other."""
+    """A source, its conversions and its baseline. Defects are seeded into copies of them, one after the other."""
 
     def __init__(self, source: Path, place: Path, step: Callable[[str], None]) -> None:
         self.source, self.place = source, place
@@ -115,7 +115,7 @@ class Laboratory:
         self.config = self.baseline.ledger.config
 
     def sound(self, precision: str = FULL) -> Path:
-        """Return the conversion to a precision, which is made when it is first asked for."""
+        """Return the conversion to a precision, which is made on first use."""
         out = self.place / precision
         if not out.is_dir():
             convert(self.source, out, precision=precision, scan=False)
@@ -135,12 +135,12 @@ class Laboratory:
         return copy
 
     def is_zero(self, name: str) -> bool:
-        """Whether a weight of the middle layer is all zeros, so that leaving it out changes nothing."""
+        """Tell whether a weight of the middle layer is all zeros, so that leaving it out changes nothing."""
         weight = self.baseline.ledger.weights[name.format(i=self.config.n_layer // 2)]
         return not any(chunk.any() for chunk in weight.chunks())
 
     def unspoilt(self, copy: Copy, precision: str) -> bool:
-        """Whether the defect changed nothing."""
+        """Tell whether the defect changed nothing."""
         sound = self.sound(precision)
         names = files_in(sound)
         return (
@@ -150,12 +150,12 @@ class Laboratory:
         )
 
     def weights_changed(self, copy: Copy, precision: str) -> bool:
-        """Whether the graph's initializers are not the sound ones any more."""
+        """Tell whether the graph's initializers are no longer the sound ones."""
         data = PRECISIONS[precision].data
         return not filecmp.cmp(self.sound(precision) / data, copy.out / data, shallow=False)
 
     def examine(self, copy: Copy, files: bool, precision: str = FULL) -> Report:
-        """The verdict on a copy, up to its first fault; a source that the defect changed is measured anew."""
+        """Return the report on a copy, up to its first fault. A source that the defect changed is measured again."""
         baseline, cache, known = self.baseline, self.cache, self.shipped_truths
         if not _same_files(self.source, copy.source):
             baseline = _baseline(copy.source)
@@ -166,19 +166,20 @@ class Laboratory:
         return examine(baseline, copy.out, asked, lambda step: None, cache)
 
     def faults_of_files(self, copy: Copy) -> tuple[str, ...]:
-        """What a check says of the files of a copy, before it runs a leg."""
+        """Return the faults that a check finds in the files of a copy, before it runs a leg."""
         asked, graphs = Examination(whole=self.baseline.ledger), graphs_of(copy.out, LM)
         beside, exactness, derived = compare_files(self.baseline, copy.out, graphs, asked, lambda step: None)
         return (*exactness.faults, *derived.faults, *beside)
 
 
 def defects(config: GPT2Config) -> list[Mutation]:
-    """Return every defect that is seeded into a model, whether it has a place for it or not."""
+    """Return every defect, whether a model has a place for it or not."""
     return [*MUTATIONS, *lossy(), *elements(config), *BESIDE, *of_blocks(config)]
 
 
 def prove(source: str | os.PathLike[str], progress: Progress = lambda step, done, total: None) -> Proof:
-    """Seed every defect into a conversion of ``source``, and see whether ``check`` notices and names it.
+    """Seed every defect into a conversion of ``source``, and see whether ``check`` notices and names it; returns the
+    results.
 
     Raises:
         CheckError: the source is not a local folder with a model.safetensors, which can be copied and changed.
@@ -219,7 +220,7 @@ def prove(source: str | os.PathLike[str], progress: Progress = lambda step, done
 
 
 def _trial(laboratory: Laboratory, mutation: Mutation) -> Trial | None:
-    """One defect, judged by everything and by the logits alone; nothing if it changes nothing."""
+    """Judge one defect by everything and by the logits alone; returns None if it changes nothing."""
     if mutation.needs and laboratory.is_zero(mutation.needs):
         return None
     copy = laboratory.spoilt(mutation)
@@ -232,7 +233,7 @@ def _trial(laboratory: Laboratory, mutation: Mutation) -> Trial | None:
 
 
 def _judged(laboratory: Laboratory, copy: Copy, mutation: Mutation) -> Trial:
-    """Judge a defect that the logits show."""
+    """Judge a defect that the logits show; returns the result."""
     bits = mutation.variant is None and laboratory.weights_changed(copy, mutation.precision)
     whole = laboratory.examine(copy, files=True, precision=mutation.precision)
     logits = whole.by_logits_alone()
@@ -249,7 +250,7 @@ def _judged(laboratory: Laboratory, copy: Copy, mutation: Mutation) -> Trial:
 
 
 def _judged_by_files(laboratory: Laboratory, copy: Copy, mutation: Mutation) -> Trial:
-    """Judge a defect that no logits show: its file and key must be said."""
+    """Judge a defect that no logits show; returns the result. Its file and key must be named."""
     faults = laboratory.faults_of_files(copy)
     said = next((fault for fault in faults if fault.startswith(mutation.said)), "")
     return Trial(
@@ -265,13 +266,13 @@ def _judged_by_files(laboratory: Laboratory, copy: Copy, mutation: Mutation) -> 
 
 
 def _named(report: Report, mutation: Mutation) -> bool:
-    """Whether the first thing that the diagnosis says is the defect."""
+    """Tell whether the first cause that the diagnosis finds is the defect."""
     findings = report.diagnosis.findings if report.diagnosis is not None else ()
     return bool(findings) and findings[0].cause in mutation.causes
 
 
 def _smallest_change(laboratory: Laboratory, matrix: str) -> float:
-    """By halving: the smallest factor off 1 of a whole matrix that the logits alone betray."""
+    """Return the smallest relative change of a whole matrix that the logits alone show, found by halving."""
     caught, change = CHANGE_MOST * CHANGE_STEP, CHANGE_MOST
     while change >= CHANGE_LEAST:
         copy = laboratory.spoilt(Mutation("scaled", ("scaled",), scaled_matrix(matrix, change)))
@@ -287,5 +288,5 @@ def _baseline(source: Path, step: Callable[[str], None] = lambda step: None) -> 
 
 
 def _same_files(a: Path, b: Path) -> bool:
-    """Whether config and weights of two folders are the same."""
+    """Tell whether config and weights of two folders are the same."""
     return all((a / name).read_bytes() == (b / name).read_bytes() for name in ("config.json", "model.safetensors"))

@@ -1,1 +1,1 @@
-"""When it matches: distances from the truth, and the limits they are held against."""
+"""Decide whether logits match: distances from the truth, and the limits for them."""

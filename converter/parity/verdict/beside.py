@@ -1,4 +1,4 @@
-"""What lies beside the graph and decides how a client uses it: the config and the tokenizer, against the source's."""
+"""Compare the config and the tokenizer of a folder with the source's. They decide how a client uses the graph."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # A folder that differs in one of these is another model, and nothing can be compared.
 DIMENSIONS = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "inner_dim", "num_labels")
 
-# One that differs in one of these claims to compute something else than its graph.
+# The config of a folder that differs in one of these does not describe its graph.
 FLAGS = (
     "activation_function",
     "layer_norm_epsilon",
@@ -33,11 +33,11 @@ FLAGS = (
     "summary_activation",
 )
 
-# Where a special or added token is looked for: alone, and within text.
+# Texts with a special or added token: alone, and within other text.
 PLACES = ("{}", "a{}b", "a {} b")
 
-# Texts that no tokenizer was trained on: held-out English with code, and other scripts, in which words, digits, marks
-# and spaces are told apart in other ways.
+# Texts that no tokenizer was trained on: held-out English with code, and other scripts, which separate words, digits,
+# marks and spaces in other ways.
 SCRIPTS = (
     "Größe, naïve façade, žluťoučký kůň — 3,14 €",
     "Съешь же ещё этих мягких булок; Ξεσκεπάζω τὴν ψυχοφθόρα βδελυγμία",
@@ -52,15 +52,15 @@ TEXTS = (*SCRIPTS, *HELD_OUT.read_text(encoding="utf-8").split("\n\n"))
 
 SHOWN = 40  # characters of a text in a message
 
-# By these the numbers of a classification become an answer.
+# These keys turn the numbers of a classification into an answer.
 ANSWERS = ("id2label", "problem_type")
 
 
 def compare_config(folder: Path, checkpoint: Checkpoint, ledger: Ledger) -> list[str]:
-    """What ``config.json`` of a model folder says otherwise than the source.
+    """Compare ``config.json`` of a model folder with the source; returns a sentence for each difference.
 
     Raises:
-        CheckError: it describes a model of other dimensions.
+        CheckError: it describes a model with another head or other dimensions.
     """
     values = read_json(folder / "config.json")
     config = parse_config(values, folder / "config.json")
@@ -78,7 +78,7 @@ def compare_config(folder: Path, checkpoint: Checkpoint, ledger: Ledger) -> list
     faults = []
     for name in FLAGS:
         ours, known = getattr(config, name), [getattr(ledger.config, name)]
-        if name == "tie_word_embeddings":  # in place the config is the source's own, whatever the tensors are
+        if name == "tie_word_embeddings":  # a folder converted in place keeps the source's own config
             known.append(checkpoint.config.tie_word_embeddings)
         if ours not in known:
             faults.append(f"config.json says {name} {ours!r}; the source has {known[0]!r}")
@@ -89,7 +89,9 @@ def compare_config(folder: Path, checkpoint: Checkpoint, ledger: Ledger) -> list
 
 
 def compare_tokenizer(folder: Path, checkpoint: Checkpoint) -> list[str]:
-    """Whether texts and conversations become the same tokens: as the source's files say, and as transformers says.
+    """Check that texts and conversations become the same tokens as with the source's files and in transformers.
+
+    Returns a sentence for each fault.
 
     Raises:
         CheckError: a library that reads the source's tokenizer is not installed.
@@ -104,12 +106,12 @@ def compare_tokenizer(folder: Path, checkpoint: Checkpoint) -> list[str]:
             # One fault is enough, as others follow from it.
             fault = _differs(ours, theirs) or _differs_from_transformers(ours, source, checkpoint)
         elif ours is not theirs:
-            fault = "the tokenizer is the source's only in part: one of the two has none"
+            fault = "only one of the source and the model folder has a tokenizer"
         return [*([fault] if fault else []), *_compare_templates(folder, source)]
 
 
 def _as_written(folder: Path) -> Tokenizer | None:
-    """Return what other clients read: the ``tokenizer.json`` of a model folder, without the files beside it."""
+    """Return the tokenizer that other clients read: ``tokenizer.json`` of a folder, without the files beside it."""
     file = folder / tokenizer.TOKENIZER
     if not file.is_file():
         return tokenizer.load(folder)
@@ -120,7 +122,7 @@ def _as_written(folder: Path) -> Tokenizer | None:
 
 
 def _differs(ours: Tokenizer, theirs: Tokenizer) -> str | None:
-    """Return how a tokenizer differs from the source's, as we read that."""
+    """Return how a tokenizer differs from the source's, as gpt2onnx reads it; None if it does not."""
     lost = sorted(theirs.get_vocab().keys() - ours.get_vocab().keys())
     if lost and not ours.get_vocab().keys() - theirs.get_vocab().keys():
         return f"tokenizer.json lacks {lost[0]}, which is a token of the source"
@@ -131,7 +133,10 @@ def _differs(ours: Tokenizer, theirs: Tokenizer) -> str | None:
 
 
 def _differs_from_transformers(ours: Tokenizer, source: Path, checkpoint: Checkpoint) -> str | None:
-    """Return how a tokenizer differs from the one that transformers makes of the source's files, if it can."""
+    """Return how a tokenizer differs from the one that transformers makes of the source's files.
+
+    None if it does not differ, or if transformers makes none.
+    """
     theirs = _transformers_own(source, checkpoint)
     if theirs is None:
         return None
@@ -145,12 +150,12 @@ def _differs_from_transformers(ours: Tokenizer, source: Path, checkpoint: Checkp
 def _first_difference(
     ours: Tokenizer, theirs: Any, texts: Sequence[str], framed: bool, misread: int | None = None
 ) -> str | None:
-    """Return a sentence on the first text that becomes other tokens.
+    """Return a sentence about the first text that becomes other tokens; None if there is none.
 
     Args:
-        framed: whether with the special tokens that stand around a text.
-        misread: the token that transformers makes of unknown characters, where the model was trained with another one;
-            texts with it tell nothing.
+        framed: whether to add the special tokens that stand around a text.
+        misread: the token that transformers makes of unknown characters, if the model was trained with another one.
+            Texts with it are skipped.
     """
     wanted = theirs(list(texts), add_special_tokens=framed, verbose=False)["input_ids"] if texts else []
     for text, ids in zip(texts, wanted, strict=True):
@@ -161,7 +166,7 @@ def _first_difference(
 
 
 def _transformers_own(source: Path, checkpoint: Checkpoint) -> Any:
-    """Return the tokenizer that transformers makes of the source's files; None if it makes none of them."""
+    """Return the tokenizer that transformers makes of the source's files; None if it makes none."""
     import transformers
 
     from converter.parity.legs.huggingface import quiet_transformers
@@ -173,12 +178,12 @@ def _transformers_own(source: Path, checkpoint: Checkpoint) -> Any:
             return transformers.AutoTokenizer.from_pretrained(
                 source, config=config, local_files_only=True, trust_remote_code=False
             )
-    except Exception:  # each class raises its own; what it cannot read, it cannot judge
+    except Exception:  # each class raises its own errors
         return None
 
 
 def _compare_templates(folder: Path, source: Path) -> list[str]:
-    """Which chat templates differ."""
+    """Return a sentence for each chat template that differs."""
     ours, theirs = templates(folder), templates(source)
     changed = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     return [f"the chat template {name!r} is not the source's" for name in changed]

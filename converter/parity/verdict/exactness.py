@@ -1,4 +1,4 @@
-"""Every initializer of the graph against the source's tensor, bit for bit."""
+"""Compare every initializer of the graph with the source's tensor, bit for bit."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ PART_TYPES = (TensorProto.UINT8, TensorProto.FLOAT, TensorProto.UINT8)  # number
 
 @dataclass(frozen=True)
 class Exactness:
-    """What the comparison found.
+    """The result of the comparison.
 
     Attributes:
-        compared: how many initializers were looked at.
-        faults: a sentence for each that is not the source's.
+        compared: the number of initializers that were compared.
+        faults: a sentence for each initializer that differs.
     """
 
     compared: int
@@ -40,10 +40,10 @@ class Exactness:
 
 
 def compare_initializers(graph_file: Path, ledger: Ledger, precision: Precision = PRECISIONS["fp32"]) -> Exactness:
-    """Compare the weights that ``graph_file`` points to with the source's, in the type that the precision gives them.
+    """Compare the weights that ``graph_file`` points to with the source's, in the type of the precision.
 
-    Quantized ones must be the numbers nearest to the source's (within half a step, but for what lies beyond a block's
-    ends), in the blocks that quantizing the source gives.
+    A quantized number must be the nearest to the source's: within half a step, except beyond the ends of a block. Its
+    block must be the one that quantizing the source gives.
 
     Raises:
         ModelFolderError: the graph cannot be read, or points at bytes that are not there.
@@ -80,7 +80,7 @@ def compare_initializers(graph_file: Path, ledger: Ledger, precision: Precision 
 def _compare_quantized(
     graph_file: Path, initializers: Mapping[str, TensorProto], name: str, weight: LazyTensor, blocks: Blocks
 ) -> str | None:
-    """What is wrong with a weight ``[outputs, inputs]`` in blocks, if anything is."""
+    """Return what is wrong with a weight ``[outputs, inputs]`` in blocks; None if nothing is."""
     parts = write.parts_of(name, blocks)
     missing = next((part for part in parts if part not in initializers), None)
     if missing is not None:
@@ -109,7 +109,7 @@ def _compare_quantized(
 
 
 def _other_blocks(found: Rows, expected: Rows, parts: Sequence[str], first: int) -> str | None:
-    """Say in which row the scales or zero points of blocks are not those that rounding the source gives."""
+    """Return a sentence about the first row that differs from the quantized source; None if no row does."""
     names = ("numbers", "scales", "zero_points")
     for part, name in zip(parts, names, strict=False):
         differs = (getattr(found, name) != getattr(expected, name)).any(axis=1)
@@ -119,7 +119,7 @@ def _other_blocks(found: Rows, expected: Rows, parts: Sequence[str], first: int)
 
 
 def _compare(graph_file: Path, tensor: TensorProto, weight: LazyTensor, dtype: str) -> str | None:
-    """What is wrong with an initializer, if anything is."""
+    """Return what is wrong with an initializer; None if nothing is."""
     if tuple(tensor.dims) != weight.shape or tensor.data_type != TYPES[dtype]:
         found_type = TensorProto.DataType.Name(tensor.data_type)
         return f"is {list(tensor.dims)} of type {found_type}; the source has {list(weight.shape)}"
@@ -139,9 +139,10 @@ def _compare(graph_file: Path, tensor: TensorProto, weight: LazyTensor, dtype: s
 
 
 def _compare_headers(graph_file: Path, tensors: list[TensorProto], sources: Mapping[str, str]) -> list[str]:
-    """Data files are safetensors files, which clients open by their own header: it must agree with the graph.
+    """Return a sentence for each weight that its data file's header puts in another place than the graph does.
 
-    The graph of a conversion in place points into the source's own file, where a weight has its name in ``sources``.
+    Data files are safetensors files, and clients may open them by their own header. The graph of a conversion in place
+    points into the source's own file, where a weight has its name in ``sources``.
     """
     headers: dict[str, dict[str, int]] = {}
     faults = []
@@ -155,8 +156,8 @@ def _compare_headers(graph_file: Path, tensors: list[TensorProto], sources: Mapp
                 entries = safetensors_file.read(graph_file.parent / location)
                 headers[location] = {n: e.offset for name, e in entries.items() for n in (name, canonical(name))}
         except CheckpointError as error:
-            return [f"{location} is no safetensors file any more: {error}"]
+            return [f"{location} is no longer a safetensors file: {error}"]
         known = headers[location]
         if known.get(tensor.name, known.get(sources[tensor.name])) != int(where.get("offset", 0)):
-            faults.append(f"{tensor.name} is elsewhere by the header of {location} than by the graph")
+            faults.append(f"{tensor.name} has another place in the header of {location} than in the graph")
     return faults

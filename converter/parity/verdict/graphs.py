@@ -1,4 +1,4 @@
-"""Compare two ONNX graphs node by node, and say each difference in words."""
+"""Compare two ONNX graphs node by node, and describe each difference in a sentence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 SHOWN = 60  # characters of a value; longer ones are cut
 
-# Parts of a model that hold no graph: how each is read, and what it is called.
+# The parts of a model outside its graph: name → how the part is read.
 MODEL_PARTS = {
     "IR version": lambda model: model.ir_version,
     "opset": lambda model: {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
@@ -20,14 +20,14 @@ MODEL_PARTS = {
 
 
 def differences(found: ModelProto, expected: ModelProto) -> Iterator[str]:
-    """Yield a sentence for each thing in which a graph is not what the source gives; nothing if they are the same.
+    """Yield a sentence for each difference between a graph and the one that the source gives; nothing if there is none.
 
-    The last resort compares the bytes of the two, so that no edit of any field passes.
+    The bytes are compared too, so that no edit of any field passes.
     """
     if found.SerializeToString(deterministic=True) == expected.SerializeToString(deterministic=True):
         return
     said = [*_parts(found, expected), *_graph(found.graph, expected.graph)]
-    yield from said or ["a field beside nodes, weights, inputs and outputs is not what the source gives"]
+    yield from said or ["a field other than nodes, weights, inputs and outputs is not what the source gives"]
 
 
 def _parts(found: ModelProto, expected: ModelProto) -> Iterator[str]:
@@ -54,7 +54,7 @@ def _graph(found: GraphProto, expected: GraphProto) -> Iterator[str]:
 
 
 def _by_name(nodes: Sequence[NodeProto]) -> dict[str, NodeProto]:
-    """Return nodes by the value that they write, which is unique in a graph."""
+    """Return nodes by the name of their first output, which is unique in a graph."""
     return {next((name for name in node.output if name), node.name): node for node in nodes}
 
 
@@ -68,7 +68,7 @@ def _node(found: NodeProto, expected: NodeProto) -> Iterator[str]:
         if ours != theirs:
             yield f"{found.op_type} {what}s {shown(ours)}; the source gives {shown(theirs)}"
     has_all, given_all = _attributes(found), _attributes(expected)
-    for name in sorted(has_all.keys() | given_all.keys(), key=str):  # one that is no UTF-8 is bytes
+    for name in sorted(has_all.keys() | given_all.keys(), key=str):  # a name that is not UTF-8 is bytes
         if has_all.get(name) != given_all.get(name):
             given = shown(given_all[name].value) if name in given_all else "none"
             has = shown(has_all[name].value) if name in has_all else "left out"
@@ -76,7 +76,7 @@ def _node(found: NodeProto, expected: NodeProto) -> Iterator[str]:
 
 
 class _Attribute:
-    """An attribute: its value for messages, and its bytes to be compared."""
+    """An attribute: its value for messages, and its bytes for the comparison."""
 
     def __init__(self, attribute: AttributeProto) -> None:
         self.value = _value(attribute)
@@ -118,7 +118,7 @@ def _values(kind: str, found: Sequence[ValueInfoProto], expected: Sequence[Value
             yield f"the {kind} {name} of the source is missing"
         elif ours[name] != theirs[name]:
             yield f"the {kind} {name} is {_type(ours[name])}; the source gives {_type(theirs[name])}"
-    yield from (f"the {kind} {name} is none that the source gives" for name in ours if name not in theirs)
+    yield from (f"the {kind} {name} is not one that the source gives" for name in ours if name not in theirs)
     if ours.keys() == theirs.keys() and (len(found) != len(ours) or [*ours] != [*theirs]):
         yield f"the {kind}s are in another order than the source gives them"
 

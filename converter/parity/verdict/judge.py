@@ -1,4 +1,4 @@
-"""When logits match: what is said of each leg that is held against the limits."""
+"""Judge whether logits match: compare every leg with its limits."""
 
 from __future__ import annotations
 
@@ -17,38 +17,39 @@ from converter.weights.precisions import Budget
 
 
 class Status(StrEnum):
-    """What is said of a leg in a word, the same on every view of a report."""
+    """The verdict on a leg in a word, the same in every view of a report."""
 
     PASS = "pass"
     FAULT = "FAIL"
     IN_BUDGET = "in budget"
     OVER_BUDGET = "over budget"
-    YARDSTICK = "yardstick"  # it measures, and is not judged
+    YARDSTICK = "yardstick"  # a measure for other legs, not judged itself
 
 
 @dataclass(frozen=True)
 class LegReport(Identity):
-    """One leg and its verdict; errors relative to the scale of the logits, probabilities as they are.
+    """One leg and its verdict. Errors are shares of the scale of the logits, probabilities are absolute.
 
     Attributes:
-        cases: what it was run on.
+        cases: the cases that it was run on.
         rms, maximum: its distance from the float64 truth.
-        p50, p99, p999: the errors that half, 99 % and 99.9 % of all logits stay within.
+        p50, p99, p999: the errors that 50 %, 99 % and 99.9 % of all logits do not exceed.
         rms_floors, maximum_floors: RMS and maximum as multiples of the noise floor.
-        worst_case: where the maximum was met.
-        positions: how many were compared.
-        flips: positions whose likeliest token is another one than the truth's, near ties not counted.
-        near_ties: those where the two candidates are closer than the error that is allowed for.
-        top_k: the share of the truth's five likeliest tokens that are among the leg's.
-        kl_mean, kl_99, kl_999, kl_maximum: KL(truth‖leg) by position, in nats.
-        dp_rms, dp_99, dp_maximum: by how much the probability of the token that follows differs.
-        scored: on how many tokens perplexity was measured.
-        perplexity, perplexity_error: of the text, with its standard error.
-        perplexity_ratio, perplexity_ratio_error: to the truth's, with the standard error of the paired difference.
-        within_budget: whether it keeps its budget, if it has one.
-        allowed: the budget in force.
+        worst_case: the case with the maximum.
+        positions: the number of positions that were compared.
+        flips: the number of positions whose likeliest token is not the truth's; near ties are not counted.
+        near_ties: the number of those where the two candidates are closer than the allowed error.
+        top_k: the share of the truth's five likeliest tokens that are also among the leg's.
+        kl_mean, kl_99, kl_999, kl_maximum: the KL divergence KL(truth‖leg) at a position, in nats.
+        dp_rms, dp_99, dp_maximum: the error in the probability of the token that follows.
+        scored: the number of tokens that perplexity was measured on.
+        perplexity, perplexity_error: the perplexity of the text, and its standard error.
+        perplexity_ratio, perplexity_ratio_error: the ratio to the truth's perplexity, with the standard error of the
+            paired difference.
+        within_budget: whether it keeps its budget; True if it has none.
+        allowed: the budget in force; None if it has none.
         fault: why it fails; empty if it passes.
-        seconds: that it took.
+        seconds: the time that it took.
     """
 
     cases: tuple[str, ...]
@@ -83,12 +84,12 @@ class LegReport(Identity):
 
     @property
     def costs_more(self) -> bool:
-        """Tell whether the leg is over its budget, and nothing worse is wrong with it."""
+        """Tell whether the leg exceeds its budget, and nothing worse is wrong with it."""
         return self.kind is LegKind.LOSSY and not self.within_budget and math.isfinite(self.maximum)
 
     @property
     def status(self) -> Status:
-        """Say in a word what became of the leg."""
+        """Return the verdict on the leg in a word."""
         if self.fault:
             return Status.OVER_BUDGET if self.costs_more else Status.FAULT
         if self.kind is LegKind.HALF:
@@ -98,13 +99,13 @@ class LegReport(Identity):
 
 @dataclass(frozen=True)
 class MeasuredLeg(Identity):
-    """A leg's distances from the truth, case by case, and the limit they are held against.
+    """A leg's distances from the truth, case by case, and its limit.
 
     Attributes:
         distances: case → distance.
         scored: the cases on which perplexity is measured.
-        seconds: that it took.
-        limit: a share of the logits' scale, for ``LegKind.SEMANTICS``.
+        seconds: the time that it took.
+        limit: for ``LegKind.SEMANTICS``, the largest error that is allowed, as a share of the logits' scale.
     """
 
     distances: Mapping[str, Distance]
@@ -114,23 +115,23 @@ class MeasuredLeg(Identity):
 
     @cached_property
     def total(self) -> Distance:
-        """All cases as one."""
+        """Return all cases as one distance."""
         return joined(self.distances.values())
 
     @property
     def worst_case(self) -> str:
-        """Where the largest error was met."""
+        """Return the case with the largest error."""
         return max(self.distances, key=lambda case: self.distances[case].total_maximum)
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Scale and noise floor, against which every leg is held; both in units of the logits.
+    """The scale and the noise floor that every leg is compared with, both in units of the logits.
 
     Attributes:
-        scale: of the logits.
-        noise: for each case the RMS and the maximum of the worse of Hugging Face's own ways to compute in float32.
-        limits: what is allowed.
+        scale: the scale of the logits; see ``metrics.scale``.
+        noise: case → RMS and maximum of the worse of Hugging Face's own ways to compute in float32.
+        limits: the limits of the check.
     """
 
     scale: float
@@ -139,7 +140,10 @@ class Judge:
 
     @classmethod
     def from_legs(cls, scale: float, legs: Iterable[MeasuredLeg], limits: Limits) -> Judge:
-        """The floor is no lower than float32's step; legs that are not even finite are faults of their own."""
+        """Return a judge with the noise of these legs, but no less than float32's epsilon.
+
+        Legs that are not finite give no noise; they are faults themselves.
+        """
         noise: dict[str, tuple[float, float]] = {}
         for leg in legs:
             for case, distance in leg.distances.items():
@@ -149,7 +153,7 @@ class Judge:
         return cls(scale, noise, limits)
 
     def floor(self, cases: Mapping[str, Distance]) -> tuple[float, float]:
-        """RMS and maximum of the noise over these cases."""
+        """Return RMS and maximum of the noise over these cases."""
         least = FLOAT32_EPSILON * self.scale
         known = [(*self.noise[case], len(distance.rms)) for case, distance in cases.items() if case in self.noise]
         if not known:
@@ -158,7 +162,7 @@ class Judge:
         return max(least, math.sqrt(square)), max(least, *(maximum for _, maximum, _ in known))
 
     def fault(self, leg: MeasuredLeg) -> str:
-        """Why a leg fails, or nothing."""
+        """Return why a leg fails; empty if it passes."""
         total, worst = leg.total, leg.worst_case
         floor_rms, floor_maximum = self.floor(leg.distances)
         limits = self.limits
@@ -194,8 +198,11 @@ class Judge:
         return ""
 
     def over_budget(self, leg: MeasuredLeg) -> str:
-        """What a lossy leg costs more than it may, or nothing. A ratio of perplexities counts as far as it is certain:
-        by two standard errors, as a short text says little about it."""
+        """Return by how much a lossy leg exceeds its budget; empty if it does not.
+
+        A ratio of perplexities exceeds it only by more than two standard errors, because a short text says little about
+        it.
+        """
         budget = self.limits.budgets[leg.budget]
         kl = float(leg.total.kl.mean())
         if not kl <= budget.kl_mean:
@@ -211,21 +218,24 @@ class Judge:
 
     @staticmethod
     def perplexity_ratio(leg: MeasuredLeg) -> tuple[float, float]:
-        """A leg's perplexity over the truth's, with the standard error of the paired difference."""
+        """Return a leg's perplexity divided by the truth's, with the standard error of the paired difference."""
         scored = joined(distance for case, distance in leg.distances.items() if case in leg.scored)
         return _perplexity(scored.log_p_true - scored.log_p)
 
     def flips(self, leg: MeasuredLeg) -> int:
-        """Positions that decide otherwise. Two candidates that an allowed error could swap do not count: each may move
-        by it, in opposite directions."""
+        """Return the number of positions with another likeliest token.
+
+        Two candidates that an allowed error could swap do not count. Each may move by that error, in opposite
+        directions.
+        """
         total = leg.total
         tie = 2 * self.limits.maximum * self.floor(leg.distances)[1]
-        if leg.kind in LOSSY:  # what is allowed for is that leg's own error, as float32's is no measure of it
+        if leg.kind in LOSSY:  # its own error is allowed, as float32's says nothing about it
             tie = 2 * total.percentile(0.999)
         return int((total.flips > tie).sum())
 
     def report(self, leg: MeasuredLeg) -> LegReport:
-        """All that is said of a leg."""
+        """Return the report on a leg."""
         total = leg.total
         scored = joined(distance for case, distance in leg.distances.items() if case in leg.scored)
         floor_rms, floor_maximum = self.floor(leg.distances)
@@ -271,12 +281,12 @@ class Judge:
 
 
 def _quantile(values: np.ndarray, share: float) -> float:
-    """A percentile that no interpolation between infinities turns into NaN."""
+    """Return a quantile without interpolation, which would turn infinities into NaN."""
     return float(np.quantile(values, share, method="higher")) if len(values) else math.nan
 
 
 def _perplexity(surprise: np.ndarray) -> tuple[float, float]:
-    """exp of the mean of some nats, and its standard error by the delta method; NaN without any."""
+    """Return exp of the mean of these nats, and its standard error by the delta method; NaN if there are none."""
     known = surprise[~np.isnan(surprise)]
     if not len(known):
         return math.nan, math.nan

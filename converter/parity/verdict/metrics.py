@@ -1,4 +1,4 @@
-"""How far one leg's logits are from the truth: as numbers, as decisions, and as distributions."""
+"""Measure how far a leg's logits are from the truth: as numbers, as decisions, and as distributions."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from torch import Tensor
 
 from reference.head import LM
 
-# Positions looked at together; keeps the float64 copies of wide vocabularies small.
+# The positions that are compared together; this keeps the float64 copies of wide vocabularies small.
 BLOCK_POSITIONS = 64
 
 FLOAT32_EPSILON = float(np.finfo(np.float32).eps)
 
-# Errors are counted in bins by the leading bits of their float32: 16 to an octave, so that a percentile is within 6 %.
+# Errors are counted in bins by the leading bits of their float32: 16 an octave, so that a percentile is exact to 6 %.
 BIN_SHIFT = 19
 BINS = 2 ** (31 - BIN_SHIFT)
 
-TOP_K = 5  # of so many likeliest tokens the two lists are compared
+TOP_K = 5  # the number of likeliest tokens that are compared
 
-# Where a leg is further than this from the truth, the series that is exact for small differences may overflow.
+# Beyond this distance from the truth, the formula that is exact for small differences may overflow.
 SMALL_DIFFERENCE = 1.0
 
 
 @dataclass(frozen=True)
 class Distance:
-    """The difference between a leg and the truth, position by position, in units of the logits.
+    """The difference between a leg and the truth at each position, in units of the logits.
 
-    What is not said to be of another shape is ``[positions]`` float64. Positions without a leg's finite logits have
-    infinite errors.
+    Fields are ``[positions]`` float64 unless another shape is given. Where the leg's logits are not finite, the errors
+    are infinite.
 
     Attributes:
-        rms, maximum: over the vocabulary.
-        flip: the truth's margin between its likeliest token and the leg's; NaN where they are one.
-        overlap: the share of the truth's ``TOP_K`` likeliest tokens among the leg's.
-        kl: the divergence of the leg's distribution from the truth's, KL(truth‖leg), in nats.
-        log_p_true, log_p: of the token that follows in the text; NaN where none does.
-        likeliest, p_likeliest: the leg's ``TOP_K`` likeliest tokens and their probabilities, ``[positions, TOP_K]``;
-            -1 and NaN where a vocabulary has no more, or the leg no finite logits.
-        histogram: how many of all errors are in each bin, ``[BINS]`` int64.
-        misshapen: whether the logits are not even of the truth's shape.
+        rms, maximum: the RMS and the largest of the errors over the vocabulary.
+        flip: the truth's logit of its own likeliest token minus that of the leg's; NaN if both are the same token.
+        overlap: the share of the truth's ``TOP_K`` likeliest tokens that are among the leg's.
+        kl: the KL divergence of the leg's distribution from the truth's, KL(truth‖leg), in nats.
+        log_p_true, log_p: the log-probability of the token that follows in the text; NaN if none does.
+        likeliest, p_likeliest: the leg's ``TOP_K`` likeliest tokens and their probabilities, ``[positions, TOP_K]``; -1
+            and NaN if the vocabulary is smaller, or the leg's logits are not finite.
+        histogram: the number of errors in each bin, ``[BINS]`` int64.
+        misshapen: whether the logits have another shape than the truth.
     """
 
     rms: np.ndarray
@@ -61,40 +61,40 @@ class Distance:
 
     @property
     def total_rms(self) -> float:
-        """The root mean square over all positions."""
+        """Return the root mean square over all positions."""
         return math.sqrt(float(np.mean(self.rms**2))) if len(self.rms) else 0.0
 
     @property
     def total_maximum(self) -> float:
-        """The largest error anywhere."""
+        """Return the largest error."""
         return float(self.maximum.max(initial=0.0))
 
     @property
     def flips(self) -> np.ndarray:
-        """The margins of the positions whose likeliest token is another one."""
+        """Return the margins of the positions whose likeliest token is another one."""
         return self.flip[~np.isnan(self.flip)]
 
     def percentile(self, share: float) -> float:
-        """The error that this share of all logits stays within."""
+        """Return the error that this share of all logits does not exceed."""
         if not math.isfinite(self.total_maximum):
             return math.inf
         counted = self.histogram.cumsum()
         found = int(np.searchsorted(counted, share * counted[-1]))
         edge = float(bin_edges()[found + 1]) if found else 0.0
-        return edge if edge <= self.total_maximum else self.total_maximum  # which an edge of NaN is not
+        return edge if edge <= self.total_maximum else self.total_maximum  # an edge of NaN compares as False
 
 
 BY_POSITION = ("rms", "maximum", "flip", "overlap", "kl", "log_p_true", "log_p", "likeliest", "p_likeliest")
 
 
 def bin_edges() -> np.ndarray:
-    """The edges of the histogram's bins, ``[BINS + 1]``, in units of the logits; the last are not finite."""
+    """Return the edges of the histogram's bins, ``[BINS + 1]``, in units of the logits; the last are not finite."""
     with np.errstate(invalid="ignore"):  # the last bins are those of NaN
         return (np.arange(BINS + 1, dtype=np.uint32) << BIN_SHIFT).view(np.float32).astype(np.float64)
 
 
 def joined(distances: Iterable[Distance]) -> Distance:
-    """Several cases as one."""
+    """Return several distances as one."""
     parts = [_lost(0), *distances]
     by_position = {name: np.concatenate([getattr(part, name) for part in parts]) for name in BY_POSITION}
     histogram = sum((part.histogram for part in parts), np.zeros(BINS, np.int64))
@@ -102,19 +102,19 @@ def joined(distances: Iterable[Distance]) -> Distance:
 
 
 def _lost(positions: int) -> Distance:
-    """That of logits which cannot be compared."""
+    """Return the distance of logits that cannot be compared."""
     lost, none, unknown = np.full(positions, math.inf), np.zeros(positions), np.full(positions, math.nan)
     ranks = np.full((positions, TOP_K), -1), np.full((positions, TOP_K), math.nan)
     return Distance(lost, lost, lost, none, lost, unknown, unknown, *ranks, _bins([]))
 
 
 def compare(truth: np.ndarray, logits: np.ndarray, real: np.ndarray, following: np.ndarray) -> Distance:
-    """The distance of ``logits`` from ``truth`` at the ``real`` positions.
+    """Return the distance of ``logits`` from ``truth`` at the ``real`` positions.
 
     Args:
         truth, logits: ``[batch, tokens, vocab_size]``.
         real: ``[batch, tokens]`` bool.
-        following: ``[batch, tokens]``: the token that comes next in the text, -1 where none does.
+        following: ``[batch, tokens]``: the token that comes next in the text; -1 if none does.
     """
     if logits.shape != truth.shape:
         return replace(_lost(1), misshapen=True)
@@ -123,7 +123,7 @@ def compare(truth: np.ndarray, logits: np.ndarray, real: np.ndarray, following: 
 
 
 def _block(truth: Tensor, logits: Tensor, following: Tensor) -> Distance:
-    """A few positions, each ``[positions, vocab_size]``."""
+    """Return the distance at a few positions; the logits are ``[positions, vocab_size]``."""
     finite = logits.isfinite().all(dim=-1)
     leg = torch.where(finite[:, None], logits.double(), truth)
     difference = leg - truth
@@ -161,7 +161,7 @@ def _block(truth: Tensor, logits: Tensor, following: Tensor) -> Distance:
 
 
 def _divergence(truth: Tensor, leg: Tensor, difference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """KL(truth‖leg); by how much the leg's log Σ exp exceeds the truth's; the truth's.
+    """Return KL(truth‖leg), the leg's log Σ exp minus the truth's, and the truth's.
 
     With δ the difference and p the truth's probabilities, KL = log Σ p·exp(δ) − Σ p·δ. For small δ the logarithm is
     taken of 1 + Σ p·(exp(δ) − 1), which keeps all digits of divergences as small as 1e-14.
@@ -176,16 +176,16 @@ def _divergence(truth: Tensor, leg: Tensor, difference: Tensor) -> tuple[Tensor,
 
 
 def _bins(errors: np.ndarray | list[float]) -> np.ndarray:
-    with np.errstate(over="ignore"):  # beyond float32 is as good as infinite
+    with np.errstate(over="ignore"):  # beyond float32 counts as infinite
         bits = np.asarray(errors).astype(np.float32).ravel().view(np.uint32) >> BIN_SHIFT
     return np.bincount(bits.astype(np.int64), minlength=BINS)
 
 
 def scale(truths: Mapping[str, np.ndarray], real: Mapping[str, np.ndarray], head: str = LM) -> float:
-    """The yardstick: RMS over positions of the logits' standard deviation over the vocabulary.
+    """Return the scale of the logits: the RMS over positions of their standard deviation over the vocabulary.
 
-    Not their size: real GPT-2 logits share a large offset that softmax does not see. What other heads put out has
-    none, or is a single number: there it is the size.
+    Their size would not do: real GPT-2 logits share a large offset that softmax ignores. The outputs of other heads
+    have no such offset, or are single numbers. For them the size is used.
     """
     spread = np.var if head == LM else lambda values, axis: np.mean(values**2, axis=axis)
     variances = np.concatenate([spread(truth[real[name]], axis=-1) for name, truth in truths.items()])

@@ -1,6 +1,6 @@
-"""Hold a model folder against what ``convert`` writes for the same source, file by file.
+"""Compare a model folder with what ``convert`` writes for the same source, file by file.
 
-A conversion gives the same bytes every time. So everything but the weights is derived anew, and compared: the graphs
+A conversion gives the same bytes every time. So everything but the weights is derived again and compared: the graphs
 node by node, JSON key by key, other files line by line. No edit passes, whatever it does to the logits.
 """
 
@@ -39,19 +39,19 @@ from converter.weights.precisions import PRECISIONS
 CARD = "README.md"
 QUALITY = "quality"  # what a check writes into the manifest
 
-# What can be changed on purpose by no one: the graph and the weights are the model.
+# Files that --allow refuses: the graph and the weights are the model.
 MODEL_SUFFIXES = (".onnx", ".onnx_data", ".safetensors")
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that the source does not give.
+    """One thing in a folder that the source does not give.
 
     Attributes:
-        file: where, from the folder.
-        text: a sentence without the file.
-        key: of a JSON file, the key with dots between its parts; empty for the file as a whole.
-        carried: whether the source's own file says otherwise, whatever version of gpt2onnx wrote the folder.
+        file: the file, relative to the folder.
+        text: a sentence without the file's name.
+        key: the key in a JSON file, with dots between its parts; empty for the file as a whole.
+        carried: whether the file is carried over from the source, so that it is the same for every version of gpt2onnx.
     """
 
     file: str
@@ -65,14 +65,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What the comparison found.
+    """The result of the comparison.
 
     Attributes:
         faults: a sentence for each difference.
         allowed: the differences that the user accepts.
         notes: sentences that qualify the verdict.
-        unproven: for the verdict, what of the files is not compared or not judged, and why; else empty.
-        files: how many were compared; none of a folder without our manifest.
+        unproven: what was not compared or not judged, and why, as a part of the verdict; else empty.
+        files: the number of files that were compared; 0 for a folder without our manifest.
     """
 
     faults: tuple[str, ...] = ()
@@ -83,10 +83,10 @@ class Reproduction:
 
 
 def parse_allowed(given: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """Return ``FILE[:KEY]`` as pairs of file and key.
+    """Split each ``FILE[:KEY]``; returns pairs of file and key.
 
     Raises:
-        CheckError: it names the graph or the weights.
+        CheckError: a file is the graph or the weights.
     """
     pairs = []
     for one in given:
@@ -100,23 +100,23 @@ def parse_allowed(given: Iterable[str]) -> tuple[tuple[str, str], ...]:
 def reproduce(
     out: Path, checkpoint: Checkpoint, ledger: Ledger, allowed: tuple[tuple[str, str], ...] = ()
 ) -> Reproduction:
-    """Compare a model folder with what a conversion of ``checkpoint`` writes.
+    """Compare a model folder with what a conversion of ``checkpoint`` writes; returns the result.
 
     Args:
-        allowed: files and keys that may differ, as ``parse_allowed`` gives them.
+        allowed: files and keys that may differ, as ``parse_allowed`` returns them.
 
     Raises:
         GPT2Error: a file of the source is damaged.
     """
     values = manifest.read(out)
     if "precisions" not in values or manifest.TARGET in values:
-        return Reproduction(notes=(f"{out} has no {MANIFEST} of a conversion: its files are held against none",))
+        return Reproduction(notes=(f"{out} has no {MANIFEST} of a conversion, so its files were not compared",))
     wrong = _unusable(values)
     if wrong:
         return Reproduction((f"{MANIFEST}: {wrong}",), files=1)
     head = parse_config(read_json(out / "config.json"), out / "config.json").head
     if head != ledger.config.head:
-        return Reproduction(unproven=f"files not compared, as they are of the head {head}, not {ledger.config.head}")
+        return Reproduction(unproven=f"files not compared, as their head is {head}, not {ledger.config.head}")
     found = list(_compared(out, checkpoint, ledger, values))
     made_of, given = (_object(values, "source").get("weight_file"), checkpoint.weight_file)
     unproven, notes = "", []
@@ -129,13 +129,13 @@ def reproduce(
     faults = [difference for difference in judged if difference.carried or not writer]
     otherwise = sorted({difference.file for difference in judged} - {difference.file for difference in faults})
     if otherwise:
-        notes.append(f"{writer} wrote {', '.join(otherwise)} otherwise than this version does; the numbers decide")
+        notes.append(f"{writer} wrote {', '.join(otherwise)} in another form than this version; the numbers decide")
         unproven = f"files of {writer}, which this version writes otherwise"
     return Reproduction(tuple(map(str, faults)), accepted, tuple(notes), unproven, len(files_in(out)))
 
 
 def _unusable(values: Mapping[str, Any]) -> str:
-    """Say what of a manifest cannot be what a conversion wrote; nothing if a folder can be derived from it."""
+    """Return what in a manifest no conversion can have written; empty if a folder can be derived from it."""
     there = values["precisions"]
     if not isinstance(there, dict) or not there:
         return f"precisions {shown(there)}; expected some of {', '.join(PRECISIONS)}"
@@ -151,7 +151,7 @@ def _unusable(values: Mapping[str, Any]) -> str:
 
 
 def _compared(out: Path, checkpoint: Checkpoint, ledger: Ledger, values: Mapping[str, Any]) -> Iterator[Difference]:
-    """Derive the folder, and yield what differs in it."""
+    """Derive the folder again, and yield each difference."""
     there: dict[str, Any] = values["precisions"]
     in_place = any(facts["model"] == MODEL_IN_PLACE for facts in there.values())
     source = _object(values, "source")
@@ -185,14 +185,14 @@ def _compared(out: Path, checkpoint: Checkpoint, ledger: Ledger, values: Mapping
 
 
 def _places_in_place(out: Path, checkpoint: Checkpoint, ledger: Ledger) -> dict[str, tuple[str, int, int]]:
-    """Return where the graph of a folder that was converted in place finds its weights: in the folder's own files."""
+    """Return where the graph of a folder converted in place finds its weights: in the folder's own files."""
     if os.path.realpath(out) != os.path.realpath(checkpoint.folder):
         _, ledger = read_source(out, SourceOptions(head=ledger.config.head))
     return {name: (weight.file.name, weight.offset, weight.nbytes) for name, weight in ledger.weights.items()}
 
 
 def _take_measured(expected: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """Take over what a check measured and what wrote the folder: neither follows from the source."""
+    """Copy what a check measured and the versions that wrote the folder: neither follows from the source."""
     if isinstance(values.get("versions"), dict):
         expected["versions"] = values["versions"]
     for name, facts in expected["precisions"].items():
@@ -215,9 +215,9 @@ def _writer(values: Mapping[str, Any]) -> str:
 
 
 def _data_header(file: Path, layout: Plan) -> tuple[int, list[str]]:
-    """Return where the weights begin in a data file, and what its header says otherwise than the layout.
+    """Return where the weights begin in a data file, and how its header differs from the layout.
 
-    The header may be padded to another length: that depends on where the source has its weights.
+    The header may be padded to another length, which depends on where the source has its weights.
     """
     begin = len(layout.header)
     try:
@@ -230,7 +230,7 @@ def _data_header(file: Path, layout: Plan) -> tuple[int, list[str]]:
     wanted = layout.header[8:].rstrip(b" ")
     if header.rstrip(b" ") != wanted:
         differing = _json("", text, json.loads(wanted))
-        return len(layout.header), [f"header: {next((d.text for d in differing), 'is written otherwise')}"]
+        return len(layout.header), [f"header: {next((d.text for d in differing), 'has another form')}"]
     size = begin + layout.nbytes - len(layout.header)
     if file.stat().st_size != size:
         return begin, [f"has {file.stat().st_size} bytes; the source gives {size}"]
@@ -238,11 +238,11 @@ def _data_header(file: Path, layout: Plan) -> tuple[int, list[str]]:
 
 
 def _files(out: Path, stage: Path, keep: set[str], checkpoint: Checkpoint) -> Iterator[Difference]:
-    """Compare the files of a folder with those of the derived one, ``stage``."""
+    """Compare the files of a folder with those of the derived one, ``stage``; yields each difference."""
     data = {row.data for row in PRECISIONS.values()}
     ours, theirs = files_in(out) - keep, files_in(stage) - keep
     for name in sorted(theirs - ours):
-        if name != WEIGHTS_LINK:  # a copy or an archive may have lost it, and transformers alone opens it
+        if name != WEIGHTS_LINK:  # copies and archives may lose it, and only transformers opens it
             yield Difference(name, "is missing")
     for name in sorted(ours - theirs):
         if not any(part.startswith(".") for part in Path(name).parts):
@@ -258,7 +258,7 @@ def _files(out: Path, stage: Path, keep: set[str], checkpoint: Checkpoint) -> It
 
 
 def _link(out: Path, stage: Path) -> Iterator[Difference]:
-    """Compare the name that transformers has for the weights; a copy may have made a file of the link."""
+    """Compare the link by which transformers finds the weights. A copy may have turned the link into a file."""
     wanted = os.readlink(stage / WEIGHTS_LINK)
     link = out / WEIGHTS_LINK
     if link.is_symlink():
@@ -279,7 +279,7 @@ def _graph(ours: Path, theirs: Path, name: str) -> Iterator[Difference]:
 
 
 def _file(ours: Path, theirs: Path, name: str) -> Iterator[Difference]:
-    """Compare a file: JSON key by key, anything else line by line."""
+    """Compare a file: JSON key by key, anything else line by line; yields each difference."""
     found, wanted = ours.read_bytes(), theirs.read_bytes()
     if found == wanted:
         return
@@ -301,11 +301,11 @@ def _text(line: bytes | None) -> str:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object of JSON whose keys are all different: readers disagree on one that stands there twice."""
+    """Return a JSON object whose keys all differ. Readers disagree on a key that occurs twice."""
     values = dict(pairs)
     if len(values) != len(pairs):
         twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-        raise ValueError(f"the key {twice!r} stands there twice")
+        raise ValueError(f"the key {twice!r} occurs twice")
     return values
 
 
@@ -323,7 +323,7 @@ def _json(file: str, ours: Any, theirs: Any, key: str = "") -> Iterator[Differen
     elif isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
         for at, (one, other) in enumerate(zip(ours, theirs, strict=True)):
             yield from _json(file, one, other, f"{key}[{at}]")
-    elif repr(ours) != repr(theirs):  # which tells 1 from 1.0 and True, and knows NaN
+    elif repr(ours) != repr(theirs):  # repr tells 1 from 1.0 and True, and two NaN are equal
         if isinstance(ours, list) and isinstance(theirs, list):
             yield Difference(file, f"{key} has {len(ours)} entries; the source gives {len(theirs)}", key)
         else:

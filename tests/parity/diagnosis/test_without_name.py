@@ -88,7 +88,7 @@ def test_a_defect_without_a_name_is_said_to_be_unexplained_where_it_is(bench: Ma
     finding = the_finding(report)
     assert (finding.cause, finding.operations) == ("unexplained", (tap,)), finding.sentence
     assert finding.sentence.startswith(f"{tap} (")
-    assert "does not put out what its input and weights give" in finding.sentence
+    assert "has another output than its inputs and weights give, and no known cause explains it" in finding.sentence
     assert re.match(r"off by \S+ of its size at most$", finding.evidence)
     assert report.localisation is not None
     assert report.localisation.first == tap

@@ -200,7 +200,7 @@ def test_on_a_mismatch_the_map_shows_float64_and_what_is_right_is_blue(match: Re
 
 def test_without_the_comparison_of_operations_the_page_says_so(match: Report) -> None:
     text = page.render(replace(match, localisation=None), COMMAND)
-    assert "Not compared: operations are on a mismatch, or when asked for (--layers)." in text_of_page(text)
+    assert "Not compared: operations are compared on a mismatch, or with --layers." in text_of_page(text)
     assert len(Outline(text).all("svg")) == 5
 
 

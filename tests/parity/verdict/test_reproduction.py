@@ -149,7 +149,7 @@ FILES: dict[str, tuple[Edit, str]] = {
     ),
     "a key twice": (
         lambda out: (out / "genai_config.json").write_text('{"search": {}, "search": {}}'),
-        "genai_config.json: cannot be read as JSON (the key 'search' stands there twice)",
+        "genai_config.json: cannot be read as JSON (the key 'search' occurs twice)",
     ),
     "the card": (
         lambda out: append(out / "README.md"),
@@ -174,7 +174,7 @@ FILES: dict[str, tuple[Edit, str]] = {
     ),
     "an output more": (
         lambda out: edit_graph(out / "onnx" / "model.onnx", lambda graph: add_output(graph, "h.0.mlp.act")),
-        "onnx/model.onnx: the output h.0.mlp.act is none that the source gives",
+        "onnx/model.onnx: the output h.0.mlp.act is not one that the source gives",
     ),
     "the manifest's figures": (
         lambda out: edit_json(out / "gpt2onnx.json", lambda values: values.update(parameters=7)),
