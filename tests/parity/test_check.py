@@ -407,7 +407,7 @@ def test_a_data_file_whose_header_contradicts_the_graph_fails(save: Save, tmp_pa
     data.write_bytes(swapped.replace(b"h.X.ln_1.bias", b"h.1.ln_1.bias"))
     faults = check(source, tmp_path / "out").exactness_faults
     assert sorted(fault.split()[0] for fault in faults) == ["h.0.ln_1.bias", "h.1.ln_1.bias"]
-    assert "elsewhere by the header of model.onnx_data" in faults[0]
+    assert "has another place in the header of model.onnx_data than in the graph" in faults[0]
 
 
 def test_the_default_that_other_clients_get_is_what_is_measured(save: Save, tmp_path: Path) -> None:
