@@ -14,8 +14,11 @@ from converter.checkpoint.config import parse_config
 from converter.errors import ConfigError, ModelFolderError, PromptError
 from converter.files import read_json
 from converter.folder import manifest
+from converter.folder.staging import MANIFEST
 from converter.runtime.cache import IN_PLACE_FED, STEP_FED, Cache, GrowingCache, InPlaceCache
 from converter.runtime.decoder import cache_names
+from converter.runtime.exports.feeding import Export
+from converter.runtime.exports.open import open_export, read_export
 from converter.runtime.huge_pages import Mover, regions
 from converter.runtime.in_place import rewritten
 from converter.runtime.ort import CPU_PROVIDER, open_session, provider_name, untiled
@@ -72,10 +75,12 @@ class Model(Reader):
         folder, config, session, device: see ``Decoder``; what reads prompts: see ``Reader``.
         in_place: whether the cache grows where it lies: see ``converter.runtime.in_place``.
         mover: moves the weights to large pages, if that was asked for.
+        export: the files of another exporter; None for a folder of gpt2onnx.
     """
 
     in_place: bool = False
     mover: Mover | None = None
+    export: Export | None = None
 
     def __repr__(self) -> str:
         size = f"{self.config.n_layer} layers, {self.config.n_head} heads, width {self.config.n_embd}"
@@ -83,6 +88,8 @@ class Model(Reader):
 
     def empty_cache(self, batch: int) -> Cache:
         """Return a cache of ``batch`` rows that holds no token."""
+        if self.export is not None:
+            return self.export.empty_cache(batch)
         return (InPlaceCache if self.in_place else GrowingCache)(self, batch)
 
     def step(
@@ -292,7 +299,7 @@ def load(
     """Open a model folder in ONNX Runtime.
 
     Args:
-        folder: what ``convert`` wrote.
+        folder: what ``convert`` wrote, or the folder of another exporter with its ``config.json``.
         provider: ``cpu``, ``cuda`` or another that the installed ONNX Runtime offers.
         threads: for one operator; by default one a core.
         precision: one that the folder holds; by default the first of fp32, fp16, int8, int4.
@@ -310,6 +317,8 @@ def load(
     """
     folder = Path(folder)
     name = provider_name(provider)
+    if is_foreign(folder):
+        return _open_foreign(folder, name, threads)
     file = model_file(folder, precision)
     config = config_of(folder)
     if not config.head_spec.predicts:
@@ -332,6 +341,18 @@ def load(
         )
     device = "cuda" if provider.lower() == "cuda" else "cpu"
     return Model(folder, config, session, device, is_in_place, Mover(before) if large_pages else None)
+
+
+def is_foreign(folder: Path) -> bool:
+    """Tell whether a folder is an export of another program: it has no manifest of gpt2onnx."""
+    return folder.is_dir() and not (folder / MANIFEST).exists() and (folder / "config.json").is_file()
+
+
+def _open_foreign(folder: Path, provider: str, threads: int | None) -> Model:
+    """Open the folder of another exporter."""
+    config = config_of(folder)
+    export = open_export(read_export(folder, config), config, provider, threads)
+    return Model(folder, config, export.parts[0].session, export.device, export=export)
 
 
 def _open(

@@ -1,0 +1,66 @@
+"""Find the ONNX files of an export: a file, or a folder with one or two that belong together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from converter.errors import ModelFolderError
+from converter.files import read_json
+
+# Files that make one model, and where they are looked for: the one for prompts, then the one that has a cache.
+LAYOUTS: tuple[tuple[str, ...], ...] = (
+    ("prefill.onnx", "decode.onnx"),  # transformers' OnnxExporter
+    ("decoder_model_merged.onnx",),  # Optimum, and onnx-community
+    ("decoder_model.onnx", "decoder_with_past_model.onnx"),
+    ("model.onnx",),
+    ("decoder_model.onnx",),
+)
+FOLDERS = ("", "onnx")
+GENAI = "genai_config.json"
+
+
+def find(path: Path) -> tuple[Path, ...]:
+    """Return the ONNX files of an export, the one that takes prompts first.
+
+    Raises:
+        ModelFolderError: there is none, or it cannot be told which it is.
+    """
+    if path.is_file():
+        return (path,)
+    if not path.is_dir():
+        raise ModelFolderError(f"there is no ONNX file or folder {path}")
+    named = _named_by_genai(path)
+    if named is not None:
+        return (named,)
+    for names in LAYOUTS:
+        for folder in FOLDERS:
+            files = tuple(path / folder / name for name in names)
+            if all(file.is_file() for file in files):
+                return files
+    there = others(path, ())
+    if len(there) == 1:
+        return (there[0],)
+    if not there:
+        raise ModelFolderError(f"{path} holds no ONNX file")
+    names = ", ".join(str(file.relative_to(path)) for file in there)
+    raise ModelFolderError(f"{path} holds {len(there)} ONNX files ({names}); name one of them")
+
+
+def others(path: Path, chosen: tuple[Path, ...]) -> list[Path]:
+    """Return the ONNX files of a folder that are not among the chosen ones."""
+    if not path.is_dir():
+        return []
+    return [file for folder in FOLDERS for file in sorted((path / folder).glob("*.onnx")) if file not in chosen]
+
+
+def _named_by_genai(path: Path) -> Path | None:
+    """Return the file that ``genai_config.json`` names, if there is one."""
+    if not (path / GENAI).is_file():
+        return None
+    values: Any = read_json(path / GENAI)
+    for key in ("model", "decoder", "filename"):
+        values = values.get(key) if isinstance(values, dict) else None
+    file = path / values if isinstance(values, str) else None
+    inside = file is not None and file.resolve().is_relative_to(path.resolve())
+    return file if file is not None and inside and file.is_file() else None
