@@ -68,6 +68,7 @@ class Case:
         predicts: whether each position predicts the next token, which only the language model's head does.
         shape: whether it is there for its shape, which only a graph can get wrong.
         last: for a head that pools, the position that answers in each row, ``[batch]``.
+        positions: ``[batch, tokens]``, the position of each token, if padding counts too.
     """
 
     name: str
@@ -80,10 +81,13 @@ class Case:
     predicts: bool = True
     shape: bool = False
     last: np.ndarray | None = None
+    positions: np.ndarray | None = None
 
     @cached_property
     def position_ids(self) -> np.ndarray:
         """Return the position of each token, counted without padding."""
+        if self.positions is not None:
+            return self.positions
         return np.maximum(self.attention_mask.cumsum(axis=1) - 1, 0)
 
     @property

@@ -94,17 +94,17 @@ def truths(config: GPT2Config, weights: Mapping[str, LazyTensor], cases: list[Ca
 
     Rows that feed the same tokens share their computation.
     """
-    alone: dict[tuple[bytes, int], Case] = {}
+    alone: dict[tuple[bytes, bytes, int], Case] = {}
     for case in cases:
-        for ids, mask in _rows(case):
-            alone.setdefault(_key(ids, mask, case.keep), _by_itself(ids[mask > 0][None], case))
+        for tokens, positions in _rows(case):
+            alone.setdefault(_key(tokens, positions, case.keep), _by_itself(tokens, positions, case))
     rows = dict(zip(alone, stream(config, weights, list(alone.values())), strict=True))
     return {case.name: _together(case, rows) for case in cases}
 
 
-def _together(case: Case, rows: Mapping[tuple[bytes, int], np.ndarray]) -> np.ndarray:
+def _together(case: Case, rows: Mapping[tuple[bytes, bytes, int], np.ndarray]) -> np.ndarray:
     """Return the rows of a case as one array, with padding where the case has it."""
-    logits = [rows[_key(ids, mask, case.keep)][0] for ids, mask in _rows(case)]
+    logits = [rows[_key(tokens, positions, case.keep)][0] for tokens, positions in _rows(case)]
     if len(logits) == 1:
         return logits[0][None]
     together = np.zeros((*case.real.shape, logits[0].shape[-1]))
@@ -113,12 +113,15 @@ def _together(case: Case, rows: Mapping[tuple[bytes, int], np.ndarray]) -> np.nd
 
 
 def _rows(case: Case) -> list[tuple[np.ndarray, np.ndarray]]:
-    return list(zip(case.input_ids, case.attention_mask, strict=True))
+    """Return the tokens of each row and their positions, without padding."""
+    real = case.attention_mask > 0
+    return [(ids[row], at[row]) for ids, at, row in zip(case.input_ids, case.position_ids, real, strict=True)]
 
 
-def _key(ids: np.ndarray, mask: np.ndarray, keep: int) -> tuple[bytes, int]:
-    return ids[mask > 0].tobytes(), keep
+def _key(tokens: np.ndarray, positions: np.ndarray, keep: int) -> tuple[bytes, bytes, int]:
+    return tokens.tobytes(), positions.tobytes(), keep
 
 
-def _by_itself(tokens: np.ndarray, case: Case) -> Case:
-    return Case("alone", tokens, np.ones_like(tokens), (tokens.shape[1],), case.keep)
+def _by_itself(tokens: np.ndarray, positions: np.ndarray, case: Case) -> Case:
+    alone, at = tokens[None], positions[None]
+    return Case("alone", alone, np.ones_like(alone), (alone.shape[1],), case.keep, positions=at)

@@ -43,8 +43,8 @@ def find(path: Path) -> tuple[Path, ...]:
         return (there[0],)
     if not there:
         raise ModelFolderError(f"{path} holds no ONNX file")
-    names = ", ".join(str(file.relative_to(path)) for file in there)
-    raise ModelFolderError(f"{path} holds {len(there)} ONNX files ({names}); name one of them")
+    listed = ", ".join(str(file.relative_to(path)) for file in there)
+    raise ModelFolderError(f"{path} holds {len(there)} ONNX files ({listed}); name one of them")
 
 
 def others(path: Path, chosen: tuple[Path, ...]) -> list[Path]:

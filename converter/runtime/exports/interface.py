@@ -154,6 +154,9 @@ def read_interface(file: Path, config: GPT2Config, given: Mapping[str, str] | No
     signature = read_signature(file)
     said = _said(signature, given or {})
     roles = _roles(signature, said)
+    ids = _only(roles, Role.IDS, signature)
+    if ids is None:
+        raise ModelFolderError(_unknown(signature, f"it has no {Role.IDS}", "NAME"))
     pasts = _in(roles, Role.PAST)
     logits = _logits(signature, config, said)
     presents = _presents(signature, logits, pasts, said)
@@ -163,11 +166,11 @@ def read_interface(file: Path, config: GPT2Config, given: Mapping[str, str] | No
         file,
         signature.producer,
         _exporter(signature, pasts),
-        _only(roles, Role.IDS, signature),
-        _only(roles, Role.MASK, signature, needed=False),
-        _only(roles, Role.POSITIONS, signature, needed=False),
-        _only(roles, Role.BRANCH, signature, needed=False),
-        _only(roles, Role.KEEP, signature, needed=False) or keep,
+        ids,
+        _only(roles, Role.MASK, signature),
+        _only(roles, Role.POSITIONS, signature),
+        _only(roles, Role.BRANCH, signature),
+        _only(roles, Role.KEEP, signature) or keep,
         pasts,
         presents,
         logits,
@@ -227,16 +230,12 @@ def _in(roles: Mapping[Value, Role], role: Role) -> tuple[Value, ...]:
     return tuple(value for value, found in roles.items() if found is role)
 
 
-def _only(roles: Mapping[Value, Role], role: Role, signature: Signature, needed: bool = True) -> Value | None:
-    """Return the input with this role; refuse a file in which none has it, or several."""
+def _only(roles: Mapping[Value, Role], role: Role, signature: Signature) -> Value | None:
+    """Return the input with this role, or None; refuse a file in which several have it."""
     found = _in(roles, role)
     if len(found) > 1:
         several = " and ".join(value.name for value in found)
         raise ModelFolderError(_unknown(signature, f"{several} both look like {role}", found[-1].name))
-    if not found and needed:
-        raise ModelFolderError(
-            _unknown(signature, f"it has no {role}", signature.inputs[0].name if signature.inputs else "NAME")
-        )
     return found[0] if found else None
 
 
@@ -321,4 +320,5 @@ def _exporter(signature: Signature, pasts: Sequence[Value]) -> str:
 
 
 def _unknown(signature: Signature, why: str, name: str, role: Role = Role.IDS) -> str:
-    return f"{signature.file} has an unknown interface, as {why}; it {signature}; say what is what: --inputs {name}={role},…"
+    mend = f"say what is what: --inputs {name}={role},…"
+    return f"{signature.file} has an unknown interface, as {why}; it {signature}; {mend}"
