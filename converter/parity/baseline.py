@@ -77,6 +77,7 @@ class Baseline:
         limits, level: the options of the check.
         truths: the float64 logits of each case.
         scale: the scale of the logits; see ``metrics.scale``.
+        by_column: cases with positions that count padding, whose truths other exporters' files may need.
         legs: the legs of the source, measured.
         notes: sentences that qualify the verdict.
     """
@@ -89,6 +90,7 @@ class Baseline:
     level: Level
     truths: dict[str, np.ndarray]
     scale: float
+    by_column: tuple[Case, ...] = ()
     legs: list[MeasuredLeg] = field(default_factory=list)
     notes: tuple[str, ...] = ()
 
@@ -120,12 +122,16 @@ def measure_source(
     level: Level,
     step: Callable[[str], None],
     huggingface: HuggingFace | None = None,
+    more: Callable[[np.ndarray], list[Case]] = lambda tokens: [],
+    by_column: Callable[[Sequence[Case]], list[Case]] = lambda cases: [],
 ) -> Baseline:
     """Compute the truth, and measure the source's own legs against it; returns the baseline.
 
     Args:
         step: called with the name of what is computed next: the truth, then each of ``source_rows``.
         huggingface: the source as transformers opens it; made here if None.
+        more: returns cases that every leg runs too, for token ids of the text.
+        by_column: see ``Baseline.by_column``; takes all cases.
 
     Raises:
         CheckError: the text cannot be used, or the source's logits are not finite.
@@ -133,16 +139,18 @@ def measure_source(
     config, huggingface = ledger.config, huggingface or HuggingFace(checkpoint, ledger)
     read = tokenizer.from_source(checkpoint.companions, checkpoint.tokenizer)
     tokens, what = held_out_tokens(read, config) if text is None else tokens_of(text, read, config)
-    cases = [*grid(config, tokens, level), *shapes(config, tokens, special_ids(read, checkpoint.config_values), level)]
+    special = special_ids(read, checkpoint.config_values)
+    cases = [*grid(config, tokens, level), *more(tokens), *shapes(config, tokens, special, level)]
+    shifted = tuple(by_column(cases))
     step("the truth: reference in float64")
-    true = truths(config, ledger.weights, cases)
+    true = truths(config, ledger.weights, [*cases, *shifted])
     measured = {case.name: case.real for case in cases if usual(case)}
     scale = metrics.scale({name: true[name] for name in measured}, measured, config.head)
     if not math.isfinite(scale):
         raise CheckError(
             f"{checkpoint.folder} gives logits that are NaN or infinite, even in float64; its weights are damaged"
         )
-    baseline = Baseline(checkpoint, ledger, cases, what, limits, level, true, scale)
+    baseline = Baseline(checkpoint, ledger, cases, what, limits, level, true, scale, shifted)
     for row in source_rows(huggingface, ledger, limits, level):
         step(row.name)
         baseline.legs.append(baseline.measure(row))

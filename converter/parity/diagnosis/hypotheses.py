@@ -200,12 +200,14 @@ def scales(op: Operation, given: Operations) -> Iterator[Hypothesis]:
     inverse = op.scale * (layer + 1) if by_layer else op.scale / (layer + 1)
     missing = op.scale / root if config.scale_attn_weights else op.scale * root
     what = "missing" if config.scale_attn_weights else "there, though the source sets scale_attn_weights to false,"
-    yield Cause("scale", f"the attention scale 1/√head_dim is {what} in {{}}"), op.but(scale=missing)
-    yield Cause("scale", "the attention scale is applied twice in {}"), op.but(scale=op.scale * root)
-    yield (
-        Cause("inverse_layer", f"attention {told} divided by the layer's number in {{}}; the source's config {wanted}"),
-        op.but(scale=inverse),
-    )
+    by_number = f"attention {told} divided by the layer's number in {{}}; the source's config {wanted}"
+    tried = [
+        (Cause("scale", f"the attention scale 1/√head_dim is {what} in {{}}"), op.but(scale=missing)),
+        (Cause("scale", "the attention scale is applied twice in {}"), op.but(scale=op.scale * root)),
+        (Cause("inverse_layer", by_number), op.but(scale=inverse)),
+    ]
+    # In one layer two of them can be the same number. What the config asks for is then what was forgotten.
+    yield from reversed(tried) if by_layer else tried
 
 
 def masks(op: Operation, given: Operations) -> Iterator[Hypothesis]:

@@ -23,7 +23,7 @@ from converter.parity.legs import leg as legs
 from converter.parity.legs.cases import Case
 from converter.parity.legs.huggingface import HuggingFace, answer, knows_padding, step_of
 from converter.parity.legs.truth import stream
-from converter.parity.legs.widen import OpenedGraph, graph_session, widened_session
+from converter.parity.legs.widen import OpenedGraph, expose, graph_session, widened_session
 from converter.parity.verdict.metrics import FLOAT32_EPSILON
 from converter.weights.ledger import Ledger
 from reference.config import GPT2Config
@@ -167,20 +167,14 @@ def graph_taps(file: Path, config: GPT2Config, case: Case, float64: bool) -> Tap
     nodes = onnx.load(file, load_external_data=False).graph.node
     held = {name for node in nodes for name in node.output}
     wanted = [name for name in tap_names(config) if name in held]
-    expose = partial(_expose, wanted)
-    opened = widened_session(file, expose, config) if float64 else graph_session(file, expose)
+    edit = partial(expose, wanted)
+    opened = widened_session(file, edit, config) if float64 else graph_session(file, edit)
     taps: Taps = {}
     for names in _groups(wanted, config, case):
         record = Recorder(case)
         legs.run(_recording_step(opened, config, names, record, np.float64 if float64 else np.float32), case)
         taps |= record.taps()
     return taps
-
-
-def _expose(names: Iterable[str], graph: onnx.GraphProto) -> None:
-    """Make values outputs of the graph. ONNX Runtime infers their types."""
-    known = {value.name for value in graph.output}
-    graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
 
 
 def _groups(names: list[str], config: GPT2Config, case: Case) -> Iterator[list[str]]:

@@ -50,6 +50,7 @@ class Identity:
         in_place: whether the graph runs with its cache in place, as ``generate`` runs it.
         graph: the graph's file, if the leg runs a graph.
         budget: the name of a row of ``Limits.budgets``, if the leg has a budget.
+        export: the name of the export of another program that it runs; empty for a leg of source or folder.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Identity:
     in_place: bool = field(default=False, kw_only=True)
     graph: str = field(default="", kw_only=True)
     budget: str = field(default="", kw_only=True)
+    export: str = field(default="", kw_only=True)
 
     @property
     def has_floors(self) -> bool:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, external_data_helper, numpy_helper
+from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from converter.checkpoint.tensor import LazyTensor
 from converter.errors import ModelFolderError
@@ -18,13 +17,6 @@ from converter.weights.ledger import Ledger
 from converter.weights.precisions import FULL, Precision
 from converter.weights.quantize import Rows, dequantize
 from converter.weights.table import Layout, parameters
-
-NUMPY: dict[int, Any] = {
-    TensorProto.FLOAT: np.dtype("<f4"),
-    TensorProto.FLOAT16: np.dtype("<f2"),
-    TensorProto.UINT8: np.dtype("u1"),
-}
-
 
 def shipped_values(graph_file: Path, tensor: TensorProto) -> np.ndarray:
     """Return an initializer's numbers in row-major order, from the mapped data file or from the graph itself.
@@ -45,7 +37,8 @@ def shipped_values(graph_file: Path, tensor: TensorProto) -> np.ndarray:
         )
     count = int(np.prod(tensor.dims, dtype=np.int64))
     try:
-        return np.memmap(file, NUMPY[tensor.data_type], mode="r", offset=int(where.get("offset", 0)), shape=(count,))
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        return np.memmap(file, dtype, mode="r", offset=int(where.get("offset", 0)), shape=(count,))
     except (OSError, ValueError) as error:
         raise ModelFolderError(
             f"{file} does not hold initializer {tensor.name} of {graph_file}: it is missing or truncated"

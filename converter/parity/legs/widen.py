@@ -6,7 +6,7 @@ An error that is left is then not rounding but wrong mathematics: a wrong GELU, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,19 @@ def graph_session(file: Path, edit: Edit = lambda graph: None) -> OpenedGraph:
     """Open the graph in ``file`` on the CPU, after an edit in memory."""
     model = onnx.load(file, load_external_data=False)
     edit(model.graph)
+    return open_graph(model, file)
+
+
+def open_graph(model: onnx.ModelProto, file: Path) -> OpenedGraph:
+    """Open a model that was read from ``file`` on the CPU."""
     session = session_of(model.SerializeToString(), session_options(), file.parent, CPU_PROVIDER)
     return OpenedGraph(session, [])
+
+
+def expose(names: Iterable[str], graph: onnx.GraphProto) -> None:
+    """Make values outputs of a graph. ONNX Runtime infers their types."""
+    known = {value.name for value in graph.output}
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
 
 
 def widened_session(file: Path, edit: Edit = lambda graph: None, config: GPT2Config | None = None) -> OpenedGraph:
@@ -62,17 +73,21 @@ def widened_session(file: Path, edit: Edit = lambda graph: None, config: GPT2Con
     """
     model = onnx.load(file, load_external_data=False)
     edit(model.graph)
+    return open_widened(model, file, config)
+
+
+def open_widened(model: onnx.ModelProto, file: Path, config: GPT2Config | None = None) -> OpenedGraph:
+    """Widen a model that was read from ``file``, and open it on the CPU; see ``widened_session``."""
     if config is not None:
         make_constants_whole(model.graph, config)
     options = session_options()
     weights: list[Any] = []
     products = multiply_in_float64(model.graph, file)
     for tensor in model.graph.initializer:
-        if tensor.name in products:
-            array = products[tensor.name]
-        elif tensor.data_type in FLOATS:
-            array = numpy_helper.to_array(tensor, base_dir=str(file.parent)).astype(np.float64)
-        else:
+        array = products.get(tensor.name)
+        if array is None and tensor.data_type in FLOATS:
+            array = shipped_values(file, tensor).reshape(tuple(tensor.dims)).astype(np.float64)
+        if array is None:
             continue
         if external_data_helper.uses_external_data(tensor) and array.nbytes > INLINE_BYTES:
             weights.append(onnxruntime.OrtValue.ortvalue_from_numpy(array))
@@ -80,17 +95,34 @@ def widened_session(file: Path, edit: Edit = lambda graph: None, config: GPT2Con
             tensor.data_type = TensorProto.DOUBLE
         else:
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+    _widen(model.graph, file)
+    return OpenedGraph(session_of(model.SerializeToString(), options, file.parent, CPU_PROVIDER), weights)
+
+
+def _widen(graph: onnx.GraphProto, file: Path) -> None:
+    """Widen the values and nodes of a graph, and the graphs inside it."""
+    for value in (*graph.input, *graph.output, *graph.value_info):
         if value.type.tensor_type.elem_type in FLOATS:
             value.type.tensor_type.elem_type = TensorProto.DOUBLE
-    for node in model.graph.node:
+    for node in graph.node:
         for attribute in node.attribute:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i in FLOATS:
                 attribute.i = TensorProto.DOUBLE
             if attribute.HasField("t") and attribute.t.data_type in FLOATS:
-                attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float64)))
-    spell_out(model.graph)
-    return OpenedGraph(session_of(model.SerializeToString(), options, file.parent, CPU_PROVIDER), weights)
+                array = shipped_values(file, attribute.t).reshape(tuple(attribute.t.dims))
+                attribute.t.CopyFrom(numpy_helper.from_array(array.astype(np.float64)))
+            if attribute.HasField("g"):
+                _widen_inside(attribute.g, file)
+    spell_out(graph)
+
+
+def _widen_inside(graph: onnx.GraphProto, file: Path) -> None:
+    """Widen a graph inside another. Its weights become part of it."""
+    for tensor in graph.initializer:
+        if tensor.data_type in FLOATS:
+            array = shipped_values(file, tensor).reshape(tuple(tensor.dims)).astype(np.float64)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    _widen(graph, file)
 
 
 def make_constants_whole(graph: onnx.GraphProto, config: GPT2Config) -> None:
@@ -142,7 +174,7 @@ def multiply_in_float64(graph: onnx.GraphProto, file: Path) -> dict[str, np.ndar
         name = f"{numbers}/float64"
         if name not in products:
             parts = [initializers[part] for part in (numbers, scales, zero_points) if part]
-            products[name] = _dequantized(node, [shipped_values(file, part) for part in parts])
+            products[name], _ = dequantized_product(node, [shipped_values(file, part) for part in parts])
             tensor = graph.initializer.add()
             tensor.CopyFrom(initializers[numbers])
             tensor.name, tensor.dims[:] = name, products[name].shape
@@ -155,13 +187,19 @@ def multiply_in_float64(graph: onnx.GraphProto, file: Path) -> dict[str, np.ndar
     return products
 
 
-def _dequantized(node: NodeProto, parts: list[np.ndarray]) -> np.ndarray:
-    """Return the weight of a MatMulNBits, ``[inputs, outputs]`` float64."""
+def dequantized_product(node: NodeProto, parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weight of a MatMulNBits and the steps between its numbers, both ``[inputs, outputs]`` float64.
+
+    Args:
+        parts: numbers and scales, and zero points if it has them, in row-major order.
+    """
     given = {attribute.name: attribute.i for attribute in node.attribute}
     outputs, inputs = given["N"], given["K"]
-    blocks = Blocks(given["bits"], given["block_size"], symmetric=len(parts) == 2)
+    blocks = Blocks(given.get("bits", 4), given["block_size"], symmetric=len(parts) == 2)
     rows = [part.reshape(outputs, -1) for part in parts]
-    return np.ascontiguousarray(dequantize(Rows(*rows, *[None] * (3 - len(rows))), blocks, inputs, np.float64).T)
+    weight = dequantize(Rows(*rows, *[None] * (3 - len(rows))), blocks, inputs, np.float64)
+    steps = np.repeat(rows[1].astype(np.float64), given["block_size"], axis=1)[:, :inputs]
+    return np.ascontiguousarray(weight.T), steps.T
 
 
 class Writer:

@@ -77,14 +77,14 @@ class ExportCache(Cache):
     """What an export has seen of several rows side by side: its cache, or the tokens themselves if it has none.
 
     Attributes:
-        seen: the values of each part's ``extra`` in the last run.
+        seen: the values of ``extra`` in the last run, by name.
     """
 
     def __init__(self, export: Export) -> None:
         self.export = export
         self.ids = self.mask = self.positions = np.zeros((0, 0), np.int64)
         self.values: list[Any] = []
-        self.seen: list[np.ndarray] = []
+        self.seen: dict[str, np.ndarray] = {}
 
     def step(self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int) -> np.ndarray:
         part = self.export.later if self.used or self.export.later is None else self.export.parts[0]
@@ -140,7 +140,7 @@ class ExportCache(Cache):
             names,
             [CPU] * (len(names) - len(cache)) + [held] * len(cache),
         )
-        self.seen = [value.numpy() for value in values[1 : 1 + len(part.extra)]]
+        self.seen = {name: value.numpy() for name, value in zip(part.extra, values[1:], strict=False)}
         logits = values[0].numpy()
         logits = logits if logits.ndim == 3 else logits[:, None]
         if logits.shape[1] != ids.shape[1] and not part.interface.last_only:

@@ -1,0 +1,1 @@
+"""Check ONNX exports of other programs against a source, by what their files compute and hold."""

@@ -1,0 +1,115 @@
+"""Say which cases the interface of an export can express, and run them.
+
+A case may be fed in another way than ours are: whole where there is no cache, or with positions that count padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from converter.parity.legs.cases import SHORT_TOKENS, Case
+from converter.runtime.exports.feeding import Export, ExportCache
+from converter.runtime.exports.interface import Interface
+from reference.config import GPT2Config
+
+BY_COLUMN = "positions by column"  # what is added to the name of a case in which padding has positions too
+
+
+@dataclass(frozen=True)
+class Expressed:
+    """A case as an export takes it.
+
+    Attributes:
+        name: of the case; its truth and its noise have that name.
+        case: how it is fed.
+        columns: the compared positions whose logits the export gives, ``[columns]``.
+        truths: the names of the truths that it may have. Without ``position_ids`` a file counts in one way or the
+            other.
+    """
+
+    name: str
+    case: Case
+    columns: np.ndarray
+    truths: tuple[str, ...]
+
+    def run(self, export: Export, conditions: dict[str, set[bool]] | None = None) -> np.ndarray:
+        """Feed the case to an export; returns its logits, ``[batch, columns, vocab_size]``.
+
+        Args:
+            conditions: the values that the conditions of branches had; the new ones are added.
+        """
+        cache, parts, begin = ExportCache(export), [], 0
+        for size in self.case.chunks:
+            window, end = slice(begin, begin + size), begin + size
+            fed = self.case.input_ids[:, window], self.case.attention_mask[:, :end], self.case.position_ids[:, window]
+            parts.append(cache.step(*fed, self.case.keep))
+            for name, value in cache.seen.items() if conditions is not None else ():
+                conditions.setdefault(name, set()).add(bool(value.all()))
+            begin = end
+        return np.concatenate(parts, axis=1)
+
+
+def express(interfaces: Sequence[Interface], case: Case) -> Expressed | str:
+    """Return how an export takes a case, or why it cannot."""
+    first, later = interfaces[0], next((each for each in reversed(interfaces) if each.pasts), None)
+    padded = not case.attention_mask.all()
+    if padded and any(each.mask is None for each in interfaces):
+        return "it takes no attention_mask, so that it is held on unpadded rows only"
+    if len(case.chunks) > 1 and later is None and not padded:
+        return "it has no cache: every step is a prefill"
+    if later is not None and later.tokens == 1 and any(size > 1 for size in case.chunks[1:]):
+        return "after the prompt it takes one token at a time"
+    fed = case if later is not None else replace(case, chunks=(case.input_ids.shape[1],))
+    size = _another_size(fed, first, later)
+    if size:
+        return f"it takes {size} at a time"
+    columns = np.arange(case.real.shape[1])
+    if first.last_only:
+        ends = np.cumsum(fed.chunks) - fed.input_ids.shape[1] - 1  # counted from the end
+        columns = columns[[end for end in ends if -end <= len(columns)]]
+        fed = replace(fed, keep=1)
+    counted = padded and any(each.positions is None for each in interfaces)
+    truths = (case.name, by_column(case).name) if counted else (case.name,)
+    return Expressed(case.name, fed, columns, truths)
+
+
+def _another_size(case: Case, first: Interface, later: Interface | None) -> str:
+    """Return the numbers of rows and tokens that a file of fixed dimensions takes; empty if the case has them."""
+    rows, tokens = case.input_ids.shape
+    if first.rows not in (None, rows):
+        return f"{first.rows} rows"
+    if first.tokens is None:
+        return ""
+    fits = tokens <= first.tokens if later is None else case.chunks[0] == first.tokens
+    fits = fits and (later is None or later.cached in (None, first.tokens)) and (len(case.chunks) == 1 or later is None)
+    return "" if fits else f"{first.tokens} tokens"
+
+
+def by_column(case: Case) -> Case:
+    """Return a case in which padding has positions too: each token's position is its column."""
+    positions = np.broadcast_to(np.arange(case.input_ids.shape[1]), case.input_ids.shape)
+    return replace(case, name=f"{case.name}, {BY_COLUMN}", positions=positions)
+
+
+def counts_itself(interfaces: Sequence[Interface]) -> bool:
+    """Tell whether an export is told which tokens are padding, but not their positions."""
+    return all(each.mask is not None for each in interfaces) and any(each.positions is None for each in interfaces)
+
+
+def own_size(interfaces: Sequence[Interface], text: np.ndarray, config: GPT2Config) -> list[Case]:
+    """Return a case of the size that an export takes, if it takes only one.
+
+    Args:
+        text: token ids.
+    """
+    first = interfaces[0]
+    if first.rows is None and first.tokens is None:
+        return []
+    rows = first.rows or 1
+    length = min(first.tokens or SHORT_TOKENS, config.n_positions)
+    ids = np.resize(text, rows * length).reshape(rows, length)
+    name = f"{rows} row{'s' if rows > 1 else ''} of {length} tokens"
+    return [Case(name, ids, np.ones_like(ids), (length,))]

@@ -1,0 +1,146 @@
+"""Run an export on every case that its interface can express: as it is, and widened to float64."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converter.parity.baseline import Baseline
+from converter.parity.exports.branches import conditions_of, read_model
+from converter.parity.exports.cases import BY_COLUMN, Expressed, express
+from converter.parity.legs.cases import Case
+from converter.parity.legs.identity import Identity
+from converter.parity.legs.widen import OpenedGraph, expose, open_graph, open_widened
+from converter.parity.verdict import metrics
+from converter.parity.verdict.judge import MeasuredLeg
+from converter.runtime.exports.feeding import Export, Part
+from converter.runtime.exports.interface import Interface
+from converter.runtime.ort import OPEN_ERRORS
+from reference.config import GPT2Config
+
+
+@dataclass
+class Ran:
+    """What was seen while an export ran.
+
+    Attributes:
+        leg: its distances from the truth.
+        skipped: why some cases cannot be expressed → the names of these cases.
+        failed: the cases that ONNX Runtime refuses → why.
+        by_column: whether it counts positions by column, padding included; None if no case tells.
+        conditions: the values that each condition of a branch had.
+    """
+
+    leg: MeasuredLeg
+    skipped: dict[str, list[str]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    by_column: bool | None = None
+    conditions: dict[str, set[bool]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An export, opened, and what its sessions use but do not own."""
+
+    export: Export
+    graphs: tuple[OpenedGraph, ...]
+
+
+def open_as_is(interfaces: Sequence[Interface], config: GPT2Config) -> Opened:
+    """Open an export on the CPU as it is, but with the conditions of its branches as outputs."""
+    return _opened(interfaces, config, lambda model, file: open_graph(model, file))
+
+
+def open_in_float64(interfaces: Sequence[Interface], config: GPT2Config) -> Opened:
+    """Open an export on the CPU with every operation in float64."""
+    return _opened(interfaces, config, lambda model, file: open_widened(model, file, config), np.float64)
+
+
+def _opened(
+    interfaces: Sequence[Interface],
+    config: GPT2Config,
+    opening: Callable[[Any, Path], OpenedGraph],
+    cache_type: Any = None,
+) -> Opened:
+    parts, graphs = [], []
+    for each in interfaces:
+        model = read_model(each.file)
+        conditions = conditions_of(model.graph)
+        expose(conditions, model.graph)
+        graphs.append(opening(model, each.file))
+        kept = cache_type or (each.pasts[0].type if each.pasts else np.float32)
+        parts.append(Part(each, graphs[-1].session, kept, conditions))
+    return Opened(Export(config, tuple(parts)), tuple(graphs))
+
+
+def measure(
+    baseline: Baseline,
+    opened: Callable[[], Opened],
+    interfaces: Sequence[Interface],
+    identity: Identity,
+    limit: float = 0.0,
+    truths: Callable[[list[Case]], Mapping[str, np.ndarray]] | None = None,
+    short: bool = False,
+) -> Ran:
+    """Run an export on the cases of a baseline that it can express; returns what was seen.
+
+    Args:
+        opened: opens the export.
+        limit: see ``MeasuredLeg``.
+        truths: computes the logits to compare with; None means those of the source's own weights.
+        short: whether long cases are left out.
+    """
+    began = time.monotonic()
+    ran = Ran(MeasuredLeg(**identity.identity(), distances={}, scored=(), seconds=0.0))
+    expressed = list(_expressed(baseline, interfaces, ran, short))
+    true = baseline.truths if truths is None else truths(_needed(baseline, expressed))
+    held = opened()  # it must live as long as its sessions are used
+    distances = {}
+    for one, following, real in expressed:
+        try:
+            logits = one.run(held.export, ran.conditions)
+        except OPEN_ERRORS as error:
+            ran.failed[one.name] = said(error)
+            continue
+        found = {
+            name: metrics.compare(true[name][:, one.columns], logits, real[:, one.columns], following[:, one.columns])
+            for name in one.truths
+        }
+        nearest = min(found, key=lambda name: found[name].total_rms)
+        if len(found) > 1:
+            ran.by_column = ran.by_column or nearest.endswith(BY_COLUMN)
+        distances[one.name] = found[nearest]
+    scored = tuple(case.name for case in baseline.cases if case.scored and case.name in distances)
+    seconds = time.monotonic() - began
+    ran.leg = MeasuredLeg(**identity.identity(), distances=distances, scored=scored, seconds=seconds, limit=limit)
+    return ran
+
+
+def _expressed(
+    baseline: Baseline, interfaces: Sequence[Interface], ran: Ran, short: bool
+) -> Iterator[tuple[Expressed, np.ndarray, np.ndarray]]:
+    """Yield each case as the export takes it, the tokens that follow, and the mask of its real tokens."""
+    for case in baseline.cases:
+        if short and case.long:
+            continue
+        how = express(interfaces, case)
+        if isinstance(how, str):
+            ran.skipped.setdefault(how, []).append(case.name)
+        else:
+            yield how, case.following, case.real
+
+
+def _needed(baseline: Baseline, expressed: Iterable[tuple[Expressed, Any, Any]]) -> list[Case]:
+    """Return the cases whose truths are needed."""
+    names = {name for one, *_ in expressed for name in one.truths}
+    return [case for case in (*baseline.cases, *baseline.by_column) if case.name in names]
+
+
+def said(error: Exception) -> str:
+    """Return what ONNX Runtime says is wrong, in one line."""
+    return " ".join(str(error).split())

@@ -1,0 +1,91 @@
+"""Read every tensor that ONNX files hold: initializers and constants, those of branches and functions too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper
+
+from converter.parity.legs.shipped import shipped_values
+
+
+@dataclass(frozen=True)
+class Held:
+    """A tensor of an ONNX file. Its numbers are read on use.
+
+    Attributes:
+        name: of the initializer, or of the output of the node that holds it.
+        file: the ONNX file.
+        tensor: the tensor itself.
+    """
+
+    name: str
+    file: Path
+    tensor: TensorProto
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return its dimensions."""
+        return tuple(self.tensor.dims)
+
+    @property
+    def size(self) -> int:
+        """Return the number of its elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def dtype(self) -> str:
+        """Return the name of its element type, such as ``float32``."""
+        return helper.tensor_dtype_to_np_dtype(self.tensor.data_type).name
+
+    def array(self) -> np.ndarray:
+        """Return its numbers, mapped if they are outside the graph.
+
+        Raises:
+            ModelFolderError: they are missing, or outside the folder.
+        """
+        return shipped_values(self.file, self.tensor).reshape(self.shape)
+
+
+def nodes_of(graphs: Iterable[GraphProto]) -> Iterator[NodeProto]:
+    """Yield every node, those of branches too."""
+    for graph in graphs:
+        for node in graph.node:
+            yield node
+            yield from nodes_of(branches(node))
+
+
+def branches(node: NodeProto) -> list[GraphProto]:
+    """Return the graphs inside a node: the branches of an If, the body of a Loop."""
+    return [
+        graph
+        for attribute in node.attribute
+        if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS)
+        for graph in ([attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs)
+    ]
+
+
+def tensors_of(file: Path) -> list[Held]:
+    """Return every tensor of an ONNX file.
+
+    Raises:
+        DecodeError: the file is corrupt.
+    """
+    model = onnx.load(file, load_external_data=False)
+    graphs = [model.graph]
+    for graph in graphs:
+        graphs.extend(inner for node in graph.node for inner in branches(node))
+    held = [Held(tensor.name, file, tensor) for graph in graphs for tensor in graph.initializer]
+    nodes = [node for graph in graphs for node in graph.node]
+    nodes += [node for function in model.functions for node in function.node]
+    held += [
+        Held(node.output[0], file, attribute.t)
+        for node in nodes
+        for attribute in node.attribute
+        if node.op_type == "Constant" and attribute.HasField("t")
+    ]
+    return [one for one in held if one.size]
