@@ -71,26 +71,17 @@ def leg_table(report: Report) -> Table:
     """Return the table of legs with all its columns."""
     legs = tables.table("leg", "proves", *LEG_COLUMNS, "verdict", right=tuple(LEG_COLUMNS))
     blank = [""] * len(LEG_COLUMNS)
-    if report.exactness:
-        legs.add_row(f"{report.initializers} initializers", "bit for bit", *blank, mark(bool(report.exactness_faults)))
-        legs.add_row("config and tokenizer", "as the source's", *blank, mark(bool(report.beside_faults)))
-    if report.files:
-        written = mark(bool(report.reproduction_faults))
-        legs.add_row(f"{report.files} files", "as convert writes them", *blank, written)
+    for row in report.comparisons:
+        legs.add_row(row.name, row.proves, *blank, mark(row.status))
     for leg in report.legs:
-        legs.add_row(leg.name, leg.kind, *(text(leg) for text in LEG_COLUMNS.values()), leg_mark(leg))
+        legs.add_row(leg.name, leg.kind, *(text(leg) for text in LEG_COLUMNS.values()), mark(leg.status))
     return legs
 
 
-def mark(fault: bool) -> str:
-    """Return "pass" or "FAIL" in its colour."""
-    return "[red]FAIL[/]" if fault else "[green]pass[/]"
-
-
-def leg_mark(leg: LegReport) -> str:
-    """Return a leg's status in its colour."""
-    colour = COLOURS.get(leg.status)
-    return f"[{colour}]{leg.status}[/]" if colour else leg.status
+def mark(status: str) -> str:
+    """Return a status in its colour."""
+    colour = COLOURS.get(status)
+    return f"[{colour}]{status}[/]" if colour else status
 
 
 COLOURS = {"pass": "green", "FAIL": "red", "over budget": "yellow"}

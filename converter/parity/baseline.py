@@ -193,3 +193,10 @@ def source_rows(huggingface: HuggingFace, ledger: Ledger, limits: Limits, level:
             rows.append(hf(dtype, attention, LegKind.HALF, budget=dtype, cases=usual))
     rows.append(LegSpec("reference float32", LegKind.NUMERICS, reference, runner=Runner.REFERENCE, **asked))
     return rows
+
+
+def noise_floor(baseline: Baseline) -> tuple[float, float]:
+    """Return RMS and maximum of the noise over the short cases, as shares of the logits' scale."""
+    distances = baseline.legs[0].distances
+    rms, maximum = baseline.judge.floor({case.name: distances[case.name] for case in baseline.cases if short(case)})
+    return rms / baseline.scale, maximum / baseline.scale

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
-import transformers
 from google.protobuf.message import DecodeError
 
 from converter.errors import CheckError, ModelFolderError
 from converter.folder import manifest
 from converter.folder.staging import second_graph
-from converter.parity.baseline import Baseline, LegSpec, short, usual
+from converter.parity.baseline import Baseline, LegSpec, noise_floor, usual
 from converter.parity.diagnosis.diagnose import FLOAT32_LIMIT, FLOAT64_LIMIT, Diagnosis, Subject, diagnose
 from converter.parity.diagnosis.operations import Operations
 from converter.parity.diagnosis.taps import (
@@ -34,15 +31,17 @@ from converter.parity.diagnosis.taps import (
     tap_names,
     truth_taps,
 )
+from converter.parity.exports.examine import Asked, examine_export
 from converter.parity.legs import leg as legs
 from converter.parity.legs.cases import Case, Level
 from converter.parity.legs.half import Rounded
 from converter.parity.legs.huggingface import HuggingFace
 from converter.parity.legs.identity import LegKind, Runner
 from converter.parity.legs.memory import release_memory
+from converter.parity.legs.settings import describe
 from converter.parity.legs.shipped import as_shipped
 from converter.parity.legs.truth import truths
-from converter.parity.legs.widen import graph_session, widened_session
+from converter.parity.legs.widen import widened_session
 from converter.parity.report.report import Details, Report
 from converter.parity.verdict.beside import compare_config, compare_tokenizer
 from converter.parity.verdict.exactness import Exactness, compare_initializers
@@ -53,10 +52,8 @@ from converter.runtime.heads import load as load_head
 from converter.runtime.in_place import can_be_rewritten
 from converter.runtime.ort import OPEN_ERRORS
 from converter.runtime.session import load, model_file
-from converter.version import VERSION
 from converter.weights.ledger import Ledger
 from converter.weights.precisions import FULL, PRECISIONS, Precision
-from reference.config import GPT2Config
 from reference.head import HEADS, LM
 
 
@@ -73,7 +70,7 @@ class Examination:
         layers: compare every operation, even on a match.
         until_fault: stop after the first leg that fails, which is enough to prove that a defect is caught.
         shipped_truths: precision → float64 logits of its own numbers, if they are kept between examinations.
-        also: other ONNX files to compare with the source; they have Optimum's inputs and outputs.
+        also: exports of other programs to compare with the source.
     """
 
     provider: str = "cpu"
@@ -83,7 +80,7 @@ class Examination:
     layers: bool = False
     until_fault: bool = False
     shipped_truths: dict[str, Mapping[str, np.ndarray]] | None = None
-    also: tuple[Path, ...] = ()
+    also: tuple[Asked, ...] = ()
 
 
 @dataclass
@@ -132,9 +129,14 @@ def examine(
     rows = folder_rows(baseline.ledger, baseline.limits, baseline.level, out, asked, settings)
     edited = bool(reproduction.faults or exactness.faults)
     legs_of_folder, notes, unrunnable = _legs(baseline, rows, step, edited, asked.until_fault)
-    measured, judge = [*baseline.legs, *legs_of_folder], baseline.judge
+    others = [examine_export(baseline, other, step, asked.files, also=True) for other in asked.also]
+    notes += [note for other in others for note in other.notes]
+    measured, judge = (
+        [*baseline.legs, *legs_of_folder, *(leg for other in others for leg in other.legs)],
+        baseline.judge,
+    )
     release_memory(baseline.ledger.parameters)
-    guilty = [leg for leg in measured if leg.kind not in (LegKind.OTHER, LegKind.LOSSY) and judge.fault(leg)]
+    guilty = [leg for leg in measured if leg.kind is not LegKind.LOSSY and not leg.export and judge.fault(leg)]
     located = diagnosis = None
     explained = _to_explain(graphs, guilty, asked.layers)
     step("where the error comes from" if explained else "the verdict")
@@ -145,7 +147,7 @@ def examine(
             )
         except UNRUNNABLE as error:
             unrunnable += [_cannot_be_run(graphs[explained], error, edited, " for the diagnosis")]
-    floor_rms, floor_maximum = _noise_floor(baseline, measured[0], judge)
+    floor_rms, floor_maximum = noise_floor(baseline)
     return Report(
         source=os.fspath(baseline.checkpoint.name),
         out=os.fspath(out),
@@ -171,13 +173,8 @@ def examine(
         notes=(*baseline.notes, *reproduction.notes, *notes),
         seconds=time.monotonic() - began,
         details=Details(baseline, tuple(measured), judge),
+        also=tuple(other.compared for other in others),
     )
-
-
-def _noise_floor(baseline: Baseline, leg: MeasuredLeg, judge: Judge) -> tuple[float, float]:
-    """Return RMS and maximum of the noise over the short cases, as shares of the logits' scale."""
-    rms, maximum = judge.floor({case.name: leg.distances[case.name] for case in baseline.cases if short(case)})
-    return rms / baseline.scale, maximum / baseline.scale
 
 
 def compare_files(
@@ -252,7 +249,6 @@ def folder_rows(
     if config.head == LM and asked.provider == "cpu":  # as in ``generate``
         can = ((file, in_place(precision)) for precision, file in graphs.items() if can_be_rewritten(file))
         rows += islice(can, 1)  # one precision is enough: only the weights differ
-    rows += [(file, _other(file, config)) for file in asked.also]
     if "fp16" in graphs:
         rows.append((graphs["fp16"], _rounded(ledger)))
     return rows
@@ -303,12 +299,6 @@ def _widened(
         precision=precision,
         graph=os.fspath(file),
     )
-
-
-def _other(file: Path, config: GPT2Config) -> LegSpec:
-    """Return the leg of another exporter's graph, with Optimum's names of inputs and outputs."""
-    name = os.fspath(file)
-    return LegSpec(name, LegKind.OTHER, lambda: legs.graph(graph_session(file), config), graph=name)
 
 
 def _rounded(ledger: Ledger) -> LegSpec:
@@ -433,29 +423,3 @@ def _telling_case(baseline: Baseline, guilty: list[MeasuredLeg], judge: Judge) -
             if not distance.total_maximum <= allowed:
                 return case
     return baseline.cases[0]
-
-
-def describe(session: onnxruntime.InferenceSession) -> dict[str, Any]:
-    """Return what the figures were made with: versions, machine, and the settings of ONNX Runtime."""
-    provider = session.get_providers()[0]
-    options = session.get_session_options()
-    provider_options = session.get_provider_options().get(provider, {})
-    return {
-        "gpt2onnx": VERSION,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "onnxruntime": onnxruntime.__version__,
-        "numpy": np.__version__,
-        "machine": platform.machine(),
-        "system": f"{platform.system()} {platform.release()}",
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "provider": provider,
-        "provider_options": provider_options,
-        # TF32 multiplies with 10 bits of mantissa; only the CUDA provider has it.
-        "tf32": provider_options["use_tf32"] != "0" if "use_tf32" in provider_options else None,
-        "graph_optimization": options.graph_optimization_level.name,
-        "execution_mode": options.execution_mode.name,
-        "threads": options.intra_op_num_threads or "one a core",
-    }

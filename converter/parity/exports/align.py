@@ -100,9 +100,7 @@ def _until(case: Case, chunks: tuple[int, ...]) -> Case:
 class _Values:
     """The values of a graph in one step of a case, computed a few at a time."""
 
-    def __init__(
-        self, ledger: Ledger, interfaces: Sequence[Interface], case: Case, step: int, float64: bool
-    ) -> None:
+    def __init__(self, ledger: Ledger, interfaces: Sequence[Interface], case: Case, step: int, float64: bool) -> None:
         self.ledger, self.interfaces, self.case, self.step, self.float64 = ledger, interfaces, case, step, float64
         has_cache = any(each.pasts for each in interfaces)
         self.which = len(interfaces) - 1 if step and has_cache else 0
@@ -143,9 +141,7 @@ class _Values:
         cache, begin, case = ExportCache(held.export), 0, self.case
         for size in case.chunks[: self.step + 1]:
             window, end = slice(begin, begin + size), begin + size
-            cache.step(
-                case.input_ids[:, window], case.attention_mask[:, :end], case.position_ids[:, window], case.keep
-            )
+            cache.step(case.input_ids[:, window], case.attention_mask[:, :end], case.position_ids[:, window], case.keep)
             begin = end
         return cache.seen
 
@@ -189,7 +185,9 @@ def _locate_in(ledger: Ledger, step: Case, values: _Values, float64: bool) -> Lo
         first,
         tuple(tap for tap in order if tap not in found),
         tuple(
-            TapReport(tap, layer_of(tap), found[tap], found[tap] if float64 else 0.0, 0.0, float(np.abs(truth[tap]).max()))
+            TapReport(
+                tap, layer_of(tap), found[tap], found[tap] if float64 else 0.0, 0.0, float(np.abs(truth[tap]).max())
+            )
             for tap in order
             if tap in found
         ),
@@ -244,9 +242,7 @@ def _explained(
     return unexplained or Located(localisation, "", None)
 
 
-def _candidates(
-    unlike: Sequence[tuple[str, np.ndarray]], shape: tuple[int, ...]
-) -> list[tuple[str, np.ndarray]]:
+def _candidates(unlike: Sequence[tuple[str, np.ndarray]], shape: tuple[int, ...]) -> list[tuple[str, np.ndarray]]:
     """Return the first values that have the size of a tap. What comes later follows from what is wrong."""
     sizes = (math.prod(shape), math.prod(shape[1:]))
     return [(name, value) for name, value in unlike if value.size in sizes][:CANDIDATES]

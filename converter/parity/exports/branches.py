@@ -40,7 +40,9 @@ def take_branches(graph: GraphProto, decided: Mapping[str, bool]) -> None:
         take_branches(branch, decided)
         nodes.extend(branch.node)
         pairs = zip(branch.output, node.output, strict=True)
-        nodes.extend(helper.make_node("Identity", [inner.name], [outer]) for inner, outer in pairs if inner.name != outer)
+        nodes.extend(
+            helper.make_node("Identity", [inner.name], [outer]) for inner, outer in pairs if inner.name != outer
+        )
     del graph.node[:]
     graph.node.extend(nodes)
 
@@ -55,4 +57,6 @@ def never_taken(graph: GraphProto, seen: Mapping[str, set[bool]]) -> list[str]:
         True: lambda name: f"the branch for {name} being true was never taken",
         False: lambda name: f"the branch for {name} being false was never taken",
     }
-    return [say(name) for name in conditions_of(graph) for side, say in sides.items() if side not in seen.get(name, set())]
+    return [
+        say(name) for name in conditions_of(graph) for side, say in sides.items() if side not in seen.get(name, set())
+    ]

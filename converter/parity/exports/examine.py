@@ -2,72 +2,112 @@
 
 from __future__ import annotations
 
-import math
+import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx
+from google.protobuf.message import DecodeError
 
 from converter.checkpoint.tensor import LazyTensor, to_float32
 from converter.errors import ModelFolderError
-from converter.parity.baseline import Baseline
-from converter.parity.diagnosis.diagnose import Diagnosis
-from converter.parity.diagnosis.taps import Localisation
+from converter.parity.baseline import Baseline, LegSpec, noise_floor
 from converter.parity.exports.align import Located, locate
 from converter.parity.exports.branches import never_taken, read_model
 from converter.parity.exports.cases import by_column, express
-from converter.parity.exports.legs import Opened, Ran, measure, open_as_is, open_in_float64, said
+from converter.parity.exports.legs import Ran, measure, open_as_is, open_in_float64, said
 from converter.parity.exports.quantized import bits_of
-from converter.parity.exports.weights import TYPES, Weights, find_weights
+from converter.parity.exports.weights import TYPES, find_weights
+from converter.parity.legs import leg as legs
 from converter.parity.legs.cases import Case
 from converter.parity.legs.identity import Identity, LegKind, Runner
+from converter.parity.legs.settings import settings_of
 from converter.parity.legs.shipped import InMemory
 from converter.parity.legs.truth import truths
+from converter.parity.legs.widen import graph_session, widened_session
+from converter.parity.report.report import Compared, Details, Report
+from converter.parity.verdict.found import Weights
 from converter.parity.verdict.judge import Judge, MeasuredLeg
+from converter.runtime.exports.files import find
 from converter.runtime.exports.interface import Interface
+from converter.runtime.exports.open import read_export
+from converter.runtime.exports.signature import read_signature
 from converter.runtime.ort import OPEN_ERRORS
 from converter.weights.ledger import Ledger
 from converter.weights.precisions import FULL, PRECISIONS
+from reference.config import GPT2Config
+from reference.head import HEADS, LM
 
 STEPS = ("the weights of {}, by content", "{} in ONNX Runtime", "{} in float64")
 
 # The precision of a file whose weights were rounded to a type, as far as there is one.
 PRECISION_OF = {"float16": "fp16", "bfloat16": "bfloat16"}
 
+INT4_BITS = 4
+
+CASES_SHOWN = 3  # names in a sentence
+
+# What ONNX Runtime and the protobuf library raise for a graph that cannot be run.
+REFUSED = (*OPEN_ERRORS, DecodeError, legs.InterfaceError)
+
 
 @dataclass(frozen=True)
-class ExportReport:
-    """The verdict on an export.
+class Asked:
+    """An export that is to be compared.
 
     Attributes:
-        name: the file or folder.
+        name: what it is called in the report.
         files: its ONNX files.
-        interface: what each file takes, in a few words.
-        precision: of its weights: ``fp32``, ``fp16``, ``bfloat16``, ``int8`` or ``int4``.
-        weights: what was found of the source's weights; None if only the logits decide.
-        legs: its legs, measured.
-        faults: every reason against a match, but for those of the legs.
-        notes: sentences that say what was not compared, and why.
-        localisation, diagnosis: where it goes wrong, and why; None if it does not, or if that cannot be said.
+        interfaces: of its files; none for another head than the language model's.
     """
 
     name: str
-    files: tuple[str, ...]
-    interface: tuple[str, ...]
-    precision: str
-    weights: Weights | None
+    files: tuple[Path, ...]
+    interfaces: tuple[Interface, ...]
+
+
+def ask(path: Path, config: GPT2Config, given: Mapping[str, str] | None = None) -> Asked:
+    """Read what an export takes and gives, before anything is computed.
+
+    Args:
+        given: roles of inputs and outputs that the user gave.
+
+    Raises:
+        ModelFolderError: there is no export, it is another model's, or its interface is unknown.
+    """
+    if config.head == LM:
+        interfaces = read_export(path, config, given)
+        return Asked(os.fspath(path), tuple(each.file for each in interfaces), interfaces)
+    files = find(path)
+    for file in files:
+        names = {value.name for value in read_signature(file).outputs}
+        if lacking := sorted(set(HEADS[config.head].outputs) - names):
+            raise ModelFolderError(f"{file} lacks the output {lacking[0]} of the head {config.head}")
+    return Asked(os.fspath(path), files, ())
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What was measured of an export.
+
+    Attributes:
+        compared: what is known of it besides its legs.
+        legs: its legs.
+        notes: sentences that say what was not compared, and why.
+    """
+
+    compared: Compared
     legs: tuple[MeasuredLeg, ...]
-    faults: tuple[str, ...]
     notes: tuple[str, ...]
-    localisation: Localisation | None = None
-    diagnosis: Diagnosis | None = None
 
 
 @dataclass
-class _Examined:
+class _Known:
     """What is known so far."""
 
     legs: list[MeasuredLeg] = field(default_factory=list)
@@ -76,54 +116,90 @@ class _Examined:
 
 
 def examine_export(
-    baseline: Baseline,
-    name: str,
-    interfaces: Sequence[Interface],
-    step: Callable[[str], None],
-    weights: bool = True,
-    also: bool = False,
-) -> ExportReport:
-    """Compare an export with a source; returns the verdict.
+    baseline: Baseline, asked: Asked, step: Callable[[str], None], weights: bool = True, also: bool = False
+) -> Examined:
+    """Compare an export with a source; returns what was measured.
 
     Args:
-        name: what the export is called in the report.
-        interfaces: of its files.
         step: called with the name of each of ``STEPS``.
-        weights: whether its weights are looked for.
+        weights: whether differences of weights count.
         also: whether it is compared beside a folder.
 
     Raises:
         ModelFolderError: its weights are missing.
     """
-    ledger, known = baseline.ledger, _Examined()
-    files = [each.file for each in interfaces]
+    known, name, ledger = _Known(), asked.name, baseline.ledger
     step(STEPS[0].format(name))
-    found = find_weights(files, ledger)
-    precision = _precision(files, found)
+    found, bits = find_weights(asked.files, ledger), bits_of_all(asked.files)
+    precision = _precision(bits, found)
     step(STEPS[1].format(name))
-    ran = _run(baseline, _identity(name, precision, also), interfaces, known)
+    ran = _run(baseline, _identity(name, precision, also), asked, known)
     step(STEPS[2].format(name))
     numbers = with_rounding(ledger, found)
-    widened = _run_in_float64(baseline, name, interfaces, numbers, known, also) if bits_of_all(files) is None else None
-    if widened is None and bits_of_all(files) is not None:
-        known.notes.append(f"{name}: quantized operators compute in integers, so that its mathematics is not compared")
-    known.notes += _remarks(name, interfaces, ran)
-    known.notes += [f"{name}: {note}" for note in found.notes] if weights else []
-    if weights and found.missing:
-        known.notes.append(f"{name}: {found.sentence}")
-    located = _located(baseline, interfaces, numbers, known.legs)
-    known.faults += [f"{name}: {fault}" for fault in found.faults] if weights else []
-    return ExportReport(
+    if bits is None:
+        _run_in_float64(baseline, asked, numbers, known, also)
+    else:
+        known.notes.append(f"{name}: its mathematics is not compared in float64, as quantized operators round")
+    known.notes += _remarks(asked, ran)
+    if weights:
+        known.notes += [f"{name}: {note}" for note in found.notes]
+        known.notes += [f"{name}: {found.sentence}"] if found.missing else []
+    located = _located(baseline, asked, numbers, known.legs, ran)
+    compared = Compared(
         name,
-        tuple(str(file) for file in files),
-        tuple(each.sentence for each in interfaces),
+        tuple(os.fspath(file) for file in asked.files),
+        tuple(each.sentence for each in asked.interfaces),
         precision,
         found if weights else None,
-        tuple(known.legs),
         tuple(known.faults),
-        tuple(known.notes),
         located.localisation if located else None,
         located.diagnosis if located else None,
+    )
+    return Examined(compared, tuple(known.legs), tuple(known.notes))
+
+
+def report_on(baseline: Baseline, asked: Asked, step: Callable[[str], None], weights: bool, began: float) -> Report:
+    """Compare an export with a source; returns the report.
+
+    Args:
+        step: called with the name of each of ``STEPS``, and of the verdict.
+        weights: whether differences of weights count.
+        began: when the check began, as ``time.monotonic`` counts.
+
+    Raises:
+        ModelFolderError: its weights are missing.
+    """
+    examined = examine_export(baseline, asked, step, weights)
+    step("the verdict")
+    found, judge = examined.compared, baseline.judge
+    measured = [*baseline.legs, *examined.legs]
+    floor_rms, floor_maximum = noise_floor(baseline)
+    return Report(
+        source=os.fspath(baseline.checkpoint.name),
+        out=asked.name,
+        level=baseline.level,
+        text=baseline.text,
+        settings=settings_of(),
+        limits=baseline.limits.named(),
+        scale=baseline.scale,
+        floor_rms=floor_rms,
+        floor_maximum=floor_maximum,
+        exactness=weights,
+        initializers=found.weights.compared if found.weights else 0,
+        exactness_faults=found.weights.faults if found.weights else (),
+        beside_faults=(),
+        reproduction_faults=(),
+        files=0,
+        allowed=(),
+        unproven="",
+        run_faults=found.faults,
+        legs=tuple(judge.report(leg) for leg in sorted(measured, key=lambda leg: list(LegKind).index(leg.kind))),
+        localisation=found.localisation,
+        diagnosis=found.diagnosis,
+        notes=(*baseline.notes, *examined.notes),
+        seconds=time.monotonic() - began,
+        details=Details(baseline, tuple(measured), judge),
+        export=found,
     )
 
 
@@ -132,29 +208,32 @@ def bits_of_all(files: Sequence[Path]) -> int | None:
     return min((bits for bits in map(bits_of, files) if bits is not None), default=None)
 
 
-def _precision(files: Sequence[Path], weights: Weights) -> str:
+def _precision(bits: int | None, weights: Weights) -> str:
     """Return the precision of an export's weights."""
-    bits = bits_of_all(files)
     if bits is not None:
-        return "int4" if bits <= 4 else "int8"
+        return "int4" if bits <= INT4_BITS else "int8"
     kept = [PRECISION_OF[kind] for kind in ("bfloat16", "float16") if kind in weights.rounding.values()]
     return kept[0] if kept else FULL
 
 
 def _identity(name: str, precision: str, also: bool) -> Identity:
     """Return the identity of the leg that runs an export as it is."""
+    given: dict[str, Any] = {"graph": name, "precision": precision, "export": name if also else ""}
     if precision == FULL:
-        kind = LegKind.OTHER if also else LegKind.NUMERICS
-        return Identity(name, kind, graph=name, precision=FULL, export=name)
+        return Identity(name, LegKind.OTHER if also else LegKind.NUMERICS, **given)
     budget = PRECISIONS[precision].budget_name if precision in PRECISIONS else precision
-    return Identity(name, LegKind.LOSSY, graph=name, precision=precision, budget=budget, export=name)
+    return Identity(name, LegKind.LOSSY, budget=budget, **given)
 
 
-def _run(baseline: Baseline, identity: Identity, interfaces: Sequence[Interface], known: _Examined) -> Ran | None:
+def _run(baseline: Baseline, identity: Identity, asked: Asked, known: _Known) -> Ran | None:
     """Run an export as it is; None if ONNX Runtime refuses it."""
+    config = baseline.ledger.config
     try:
-        ran = measure(baseline, lambda: open_as_is(interfaces, baseline.ledger.config), interfaces, identity)
-    except OPEN_ERRORS as error:
+        if not asked.interfaces:
+            known.legs.append(baseline.measure(_head(identity, asked, config)))
+            return None
+        ran = measure(baseline, lambda: open_as_is(asked.interfaces, config), asked.interfaces, identity)
+    except REFUSED as error:
         known.faults.append(f"{identity.name} cannot be run by ONNX Runtime ({said(error)})")
         return None
     for case, why in list(ran.failed.items())[:1]:
@@ -165,33 +244,36 @@ def _run(baseline: Baseline, identity: Identity, interfaces: Sequence[Interface]
     return ran
 
 
-def _run_in_float64(
-    baseline: Baseline,
-    name: str,
-    interfaces: Sequence[Interface],
-    numbers: Ledger,
-    known: _Examined,
-    also: bool,
-) -> Ran | None:
-    """Run an export in float64, against the truth of its own numbers; None if its operators do not allow it."""
-    config, own = baseline.ledger.config, numbers is not baseline.ledger
-    identity = Identity(f"{name} in float64", LegKind.SEMANTICS, runner=Runner.WIDENED, graph=name, export=name)
+def _head(identity: Identity, asked: Asked, config: GPT2Config, float64: bool = False) -> LegSpec:
+    """Return the leg of a graph of another head than the language model's, with Optimum's names."""
+    file = asked.files[0]
+    opened = (lambda: widened_session(file, config=config)) if float64 else (lambda: graph_session(file))
+    dtype = np.float64 if float64 else np.float32
+    return LegSpec(**identity.identity(), open=lambda: legs.graph(opened(), config, dtype))
+
+
+def _run_in_float64(baseline: Baseline, asked: Asked, numbers: Ledger, known: _Known, also: bool) -> None:
+    """Run an export in float64, against the truth of its own numbers, if its operators allow it."""
+    config, name, limit = baseline.ledger.config, asked.name, baseline.limits.graph_float64
+    given: dict[str, Any] = {"runner": Runner.WIDENED, "graph": name, "export": name if also else ""}
+    identity = Identity(f"{name} in float64", LegKind.SEMANTICS, **given)
 
     def truth(cases: list[Case]) -> Mapping[str, np.ndarray]:
         return truths(config, numbers.weights, cases)
 
-    def opened() -> Opened:
-        return open_in_float64(interfaces, config)
-
-    limit, given = baseline.limits.graph_float64, truth if own else None
+    own = truth if numbers is not baseline.ledger else None
     try:
-        ran = measure(baseline, opened, interfaces, identity, limit, given, short=True)
-    except OPEN_ERRORS as error:
+        if not asked.interfaces:
+            row = _head(identity, asked, config, float64=True)
+            known.legs.append(baseline.measure(replace(row, limit=limit, truths=own, cases=lambda case: not case.long)))
+            return
+        opened = partial(open_in_float64, asked.interfaces, config)
+        ran = measure(baseline, opened, asked.interfaces, identity, limit, own, short=True)
+    except REFUSED as error:
         known.notes.append(f"{name}: its mathematics is not compared in float64: {_lacking(error)}")
-        return None
+        return
     if ran.leg.distances:
         known.legs.append(ran.leg)
-    return ran
 
 
 def _lacking(error: Exception) -> str:
@@ -227,55 +309,53 @@ def with_rounding(ledger: Ledger, weights: Weights) -> Ledger:
     return replace(ledger, weights=_Rounded(ledger, weights.rounding)) if weights.rounding else ledger
 
 
-def _remarks(name: str, interfaces: Sequence[Interface], ran: Ran | None) -> list[str]:
+def _remarks(asked: Asked, ran: Ran | None) -> list[str]:
     """Return what the interface of an export cannot express, and which of its branches never ran."""
     if ran is None:
         return []
-    notes = [f"{name}: {why} (not run: {', '.join(cases)})" for why, cases in ran.skipped.items()]
+    notes = [f"{why}; not run: {shortened(cases)}" for why, cases in ran.skipped.items()]
     if ran.by_column:
         notes.append(
-            f"{name}: it takes no position_ids and counts padding too, so that a row of a left-padded batch gets other "
-            f"tokens than alone; give it rows of one length"
+            "it takes no position_ids and counts padding too, so that a row of a left-padded batch gets other tokens "
+            "than alone; give it rows of one length"
         )
-    for each in interfaces:
-        notes += [f"{name}: {what}" for what in never_taken(read_model(each.file).graph, ran.conditions)]
-    return notes
+    graphs = [read_model(each.file).graph for each in asked.interfaces]
+    notes += [what for graph in graphs for what in never_taken(graph, ran.conditions)]
+    return [f"{asked.name}: {note}" for note in notes]
+
+
+def shortened(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - CASES_SHOWN} more" if len(names) > CASES_SHOWN else ""
+    return f"{', '.join(names[:CASES_SHOWN])}{more}"
 
 
 def _located(
-    baseline: Baseline, interfaces: Sequence[Interface], numbers: Ledger, legs: Sequence[MeasuredLeg]
+    baseline: Baseline, asked: Asked, numbers: Ledger, measured: Sequence[MeasuredLeg], ran: Ran | None
 ) -> Located | None:
-    """Find out where a guilty leg goes wrong, preferably in float64; None if none is guilty."""
+    """Find out where a guilty leg goes wrong, in float64 if that can be; None if none is guilty."""
     judge = baseline.judge
-    guilty = [leg for leg in legs if judge.fault(leg) and leg.kind is not LegKind.LOSSY]
-    widened = [leg for leg in legs if leg.runner is Runner.WIDENED]
-    if not guilty:
+    guilty = [leg for leg in measured if leg.kind is not LegKind.LOSSY and judge.fault(leg)]
+    if not guilty or ran is None:
         return None
-    leg = next((leg for leg in widened if leg in guilty), guilty[0])
+    leg = next((leg for leg in guilty if leg.runner is Runner.WIDENED), guilty[0])
     case = _telling(baseline, leg, judge)
-    how = express(interfaces, case)
+    how = express(asked.interfaces, case)
     assert not isinstance(how, str)
-    counted = len(how.truths) > 1 and _counts_columns(baseline, interfaces)
+    counted = by_column(case) if len(how.truths) > 1 and ran.by_column else case
     try:
-        return locate(numbers, interfaces, how, by_column(case) if counted else case, leg in widened)
-    except (*OPEN_ERRORS, ModelFolderError, onnx.onnx_cpp2py_export.checker.ValidationError):
-        return None
-
-
-def _counts_columns(baseline: Baseline, interfaces: Sequence[Interface]) -> bool:
-    """Tell whether an export without ``position_ids`` counts padding too."""
-    identity = Identity("positions", LegKind.NUMERICS)
-    ran = measure(baseline, lambda: open_as_is(interfaces, baseline.ledger.config), interfaces, identity, short=True)
-    return bool(ran.by_column)
+        return locate(numbers, asked.interfaces, how, counted, leg.runner is Runner.WIDENED)
+    except REFUSED:
+        return None  # with every value as an output ONNX Runtime may refuse what it runs otherwise
 
 
 def _telling(baseline: Baseline, leg: MeasuredLeg, judge: Judge) -> Case:
-    """Return the first case in which a leg is beyond its limit, the one with the largest error if none is alone."""
+    """Return the first case in which a leg is beyond its limit, or else the one with the largest error."""
     for case in baseline.cases:
         distance = leg.distances.get(case.name)
         if distance is None:
             continue
         allowed = leg.limit * judge.scale or judge.limits.maximum * judge.floor({case.name: distance})[1]
-        if not (math.isfinite(distance.total_maximum) and distance.total_maximum <= allowed):
+        if not distance.total_maximum <= allowed:
             return case
     return next(case for case in baseline.cases if case.name == leg.worst_case)

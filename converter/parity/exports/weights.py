@@ -7,7 +7,6 @@ queries, keys and values. So every tensor of the files is compared with every we
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import ml_dtypes
@@ -16,6 +15,7 @@ import numpy as np
 from converter.checkpoint.tensor import LazyTensor, to_float32
 from converter.parity.exports.quantized import Quantized, quantized_of
 from converter.parity.exports.tensors import Held, tensors_of
+from converter.parity.verdict.found import Weights
 from converter.weights.ledger import Ledger
 
 # The element types in which a float32 weight may be written.
@@ -45,46 +45,6 @@ MULTIPLE = 1e-5
 
 THIRDS = ("q", "k", "v")
 
-SHOWN = 4  # names in a sentence
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What was found of a source's weights in the files of an export.
-
-    Attributes:
-        found: the name of each weight that was found bit for bit → the tensor, and how it lies.
-        rounding: the type to which each of them was rounded, if it was.
-        rounded: the name of each weight that is quantized to within a step → the tensor.
-        missing: the names of the weights that are not in the files as such.
-        notes: sentences about multiples of weights.
-        faults: a sentence for each tensor that is a weight with other numbers.
-    """
-
-    found: Mapping[str, str] = field(default_factory=dict)
-    rounding: Mapping[str, str] = field(default_factory=dict)
-    rounded: Mapping[str, str] = field(default_factory=dict)
-    missing: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    faults: tuple[str, ...] = ()
-
-    @property
-    def total(self) -> int:
-        """Return the number of the source's weights."""
-        return len(self.found) + len(self.rounded) + len(self.missing)
-
-    @property
-    def sentence(self) -> str:
-        """Return what was found, in a few words."""
-        types = sorted(set(self.rounding.values()))
-        types = f" (rounded to {' and '.join(types)})" if types else ""
-        parts = [f"{len(self.found)} of {self.total} weights bit for bit{types}"]
-        parts += [f"{len(self.rounded)} within a step of quantization"] if self.rounded else []
-        if self.missing:
-            more = f" and {len(self.missing) - SHOWN} more" if len(self.missing) > SHOWN else ""
-            parts.append(f"{', '.join(self.missing[:SHOWN])}{more} not compared")
-        return ", ".join(parts)
-
 
 def find_weights(files: Sequence[Path], ledger: Ledger) -> Weights:
     """Look for each weight of a source among all tensors of some ONNX files.
@@ -102,7 +62,8 @@ def find_weights(files: Sequence[Path], ledger: Ledger) -> Weights:
             missing.append(name)
         if how and rounding_type:
             rounding[name] = rounding_type
-    rounded = _rounded({name: ledger.weights[name] for name in missing}, [q for file in files for q in quantized_of(file)])
+    quantized = [one for file in files for one in quantized_of(file)]
+    rounded = _rounded({name: ledger.weights[name] for name in missing}, quantized)
     missing = [name for name in missing if name not in rounded]
     faults, notes, explained = search.left_over(missing, ledger.weights)
     missing = [name for name in missing if name not in explained]

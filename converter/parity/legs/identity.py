@@ -73,4 +73,5 @@ class Identity:
 
     def ships(self, precision: str) -> bool:
         """Tell whether this leg is the folder's graph in this precision, run as other clients run it."""
-        return self.runner is Runner.RUNTIME and self.precision == precision and not self.in_place
+        shipped = self.runner is Runner.RUNTIME and self.precision == precision
+        return shipped and not self.in_place and not self.export

@@ -18,6 +18,7 @@ from converter.weights.precisions import FULL, Precision
 from converter.weights.quantize import Rows, dequantize
 from converter.weights.table import Layout, parameters
 
+
 def shipped_values(graph_file: Path, tensor: TensorProto) -> np.ndarray:
     """Return an initializer's numbers in row-major order, from the mapped data file or from the graph itself.
 

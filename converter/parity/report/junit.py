@@ -14,7 +14,7 @@ from xml.etree.ElementTree import Element, SubElement
 
 from converter.errors import OutputError
 from converter.files import reason
-from converter.parity.report.report import Report
+from converter.parity.report.report import FILES, Report
 from converter.parity.verdict.judge import LegReport
 
 # Characters that XML 1.0 cannot hold, not even escaped. Names of files and of tensors may have them.
@@ -57,17 +57,16 @@ def tree(report: Report) -> Element:
 
 def _files(suite: Element, report: Report) -> None:
     """Add a test case for each comparison of files; they are skipped if files were not compared."""
-    _case(suite, "initializers, bit for bit", report.exactness_faults, 0.0, f"{report.initializers} compared")
-    _case(suite, "config and tokenizer", report.beside_faults, 0.0, "")
-    _case(suite, "files as convert writes them", report.reproduction_faults, 0.0, f"{report.files} compared")
+    for row in report.comparisons:
+        _case(suite, row.case, row.faults, 0.0, f"{row.name}: {row.status}")
     if not report.exactness:
-        for case in suite.findall("testcase"):
-            if case.find("failure") is None:
-                SubElement(case, "skipped", message="files were not compared")
+        for name in FILES:
+            case = _case(suite, name, (), 0.0, "")
+            SubElement(case, "skipped", message="files were not compared")
 
 
-def _case(suite: Element, name: str, faults: Sequence[str], took: float, said: str) -> None:
-    """Add a test case, which fails if there are faults."""
+def _case(suite: Element, name: str, faults: Sequence[str], took: float, said: str) -> Element:
+    """Add a test case, which fails if there are faults; returns it."""
     case = SubElement(suite, "testcase", classname="gpt2onnx.check", name=clean(name), time=seconds(took))
     if faults:
         others = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
@@ -75,6 +74,7 @@ def _case(suite: Element, name: str, faults: Sequence[str], took: float, said: s
         failure.text = clean("\n".join([*faults, said]).strip())
     elif said:
         SubElement(case, "system-out").text = clean(said)
+    return case
 
 
 def figures(leg: LegReport) -> str:

@@ -13,7 +13,7 @@ COLUMNS = ("RMS", "max", "RMS ÷ floor", "max ÷ floor")  # the verdict is based
 
 def html(report: Report) -> str:
     """Return HTML without styles: a notebook has its own."""
-    verdict = f"<b>{'MATCH' if report.passed else 'MISMATCH'}</b>: {escape(report.verdict)}"
+    verdict = f"<b>{report.headline}</b>: {escape(report.verdict)}"
     said = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences(report))
     return f"<p>{verdict}</p><table>{''.join(rows(report))}</table>{said}"
 

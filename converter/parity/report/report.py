@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from converter.parity.baseline import Baseline
     from converter.parity.diagnosis.diagnose import Diagnosis
     from converter.parity.diagnosis.taps import Localisation
+    from converter.parity.verdict.found import Weights
     from converter.parity.verdict.judge import Judge, MeasuredLeg
 
 # The schema of the JSON that ``check --json`` prints; docs/check.md describes it. The number changes when a key is
@@ -36,9 +37,70 @@ class Details:
     judge: Judge
 
 
+# The comparisons of a folder's files, as test cases.
+FILES = ("initializers, bit for bit", "config and tokenizer", "files as convert writes them")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison of files, which has a row beside the legs.
+
+    Attributes:
+        case: its name as a test case, which no number is part of.
+        name: what was compared.
+        proves: what a match proves.
+        faults: a sentence for each difference.
+        left: the number of things that could not be compared.
+    """
+
+    case: str
+    name: str
+    proves: str
+    faults: tuple[str, ...]
+    left: int = 0
+
+    @property
+    def status(self) -> str:
+        """Return the result in a word."""
+        return "FAIL" if self.faults else f"{self.left} not compared" if self.left else "pass"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """An export of another program, and what is known of it besides its legs.
+
+    Attributes:
+        name: the file or folder.
+        files: its ONNX files.
+        interface: what each file takes, in a few words.
+        precision: of its weights: ``fp32``, ``fp16``, ``bfloat16``, ``int8`` or ``int4``.
+        weights: what was found of the source's weights; None if only the logits decide.
+        faults: why it cannot be run, or not in all cases.
+        localisation, diagnosis: where it goes wrong, and why; None if it does not, or if that cannot be said.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    interface: tuple[str, ...]
+    precision: str
+    weights: Weights | None
+    faults: tuple[str, ...]
+    localisation: Localisation | None = None
+    diagnosis: Diagnosis | None = None
+
+    @property
+    def comparison(self) -> tuple[Comparison, ...]:
+        """Return the comparison of its weights."""
+        if self.weights is None:
+            return ()
+        name = f"{self.weights.compared} of {self.weights.total} weights"
+        case = f"weights of {self.name}, by content"
+        return (Comparison(case, name, "by content", self.weights.faults, len(self.weights.missing)),)
+
+
 @dataclass(frozen=True)
 class Report:
-    """The verdict on a model folder.
+    """The verdict on a model folder, or on an export of another program.
 
     Attributes:
         source, out: the source, and the model folder.
@@ -63,6 +125,8 @@ class Report:
         notes: sentences that qualify the verdict.
         seconds: the time that the check took.
         details: the measurements for the HTML report.
+        export: what is known of ``out`` if it is an export of another program; None for a folder of gpt2onnx.
+        also: the exports that were compared beside it.
     """
 
     source: str
@@ -89,9 +153,11 @@ class Report:
     notes: tuple[str, ...]
     seconds: float
     details: Details | None = field(default=None, repr=False, compare=False)
+    export: Compared | None = None
+    also: tuple[Compared, ...] = ()
 
     def __repr__(self) -> str:
-        return f"Report({'MATCH' if self.passed else 'MISMATCH'}: {self.verdict})"
+        return f"Report({self.headline}: {self.verdict})"
 
     def _repr_html_(self) -> str:
         from converter.parity.report.notebook import html
@@ -106,22 +172,54 @@ class Report:
             + self.reproduction_faults
             + self.beside_faults
             + self.run_faults
-            + tuple(f"{leg.name} {leg.fault}" for leg in self.legs if leg.fault and leg.kind is not LegKind.OTHER)
+            + tuple(f"{leg.name} {leg.fault}" for leg in self.legs if leg.fault and not leg.export)
         )
 
     @property
     def other_faults(self) -> tuple[str, ...]:
-        """Return a sentence for each other file that differs from the source. They say nothing about the folder."""
-        return tuple(
-            f"{leg.name} is NOT {self.source}: it {leg.fault}"
-            for leg in self.legs
-            if leg.fault and leg.kind is LegKind.OTHER
-        )
+        """Return a sentence for each other export that differs from the source. They say nothing about the folder."""
+        return tuple(sentence for other in self.also for sentence in [self._against(other)] if sentence)
+
+    def _against(self, other: Compared) -> str:
+        """Return what is wrong with another export; empty if nothing is."""
+        guilty = [leg for leg in self.legs if leg.fault and leg.export == other.name]
+        differs = other.weights.faults if other.weights is not None else ()
+        if not guilty and not other.faults and not differs:
+            return ""
+        if guilty and all(leg.costs_more for leg in guilty) and not other.faults and not differs:
+            return f"{other.name} is over its {other.precision} budget: it {guilty[0].fault}"
+        cause = other.diagnosis.sentence if other.diagnosis is not None else ""
+        why = cause or next(iter((*differs, *other.faults)), "") or f"it {guilty[0].fault}"
+        return f"{other.name} is NOT {self.source}: {why}"
+
+    @property
+    def matches(self) -> bool:
+        """Tell whether the folder is the source, whatever other exports are."""
+        return not self.faults
 
     @property
     def passed(self) -> bool:
-        """Tell whether the folder is the source."""
-        return not self.faults
+        """Tell whether the folder is the source, and so is every other export that was compared."""
+        return self.matches and not self.other_faults
+
+    @property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """Return the comparisons of files; none if files were not compared."""
+        others = tuple(
+            replace(row, name=f"{row.name} of {other.name}") for other in self.also for row in other.comparison
+        )
+        if self.export is not None:
+            return self.export.comparison + others
+        if not self.exactness:
+            return others
+        weights, beside, written = FILES
+        rows = [
+            Comparison(weights, f"{self.initializers} initializers", "bit for bit", self.exactness_faults),
+            Comparison(beside, "config and tokenizer", "as the source's", self.beside_faults),
+        ]
+        if self.files:
+            rows.append(Comparison(written, f"{self.files} files", "as convert writes them", self.reproduction_faults))
+        return (*rows, *others)
 
     @property
     def over_budget(self) -> tuple[LegReport, ...]:
@@ -137,6 +235,9 @@ class Report:
     @property
     def verdict(self) -> str:
         """Return the verdict in one sentence."""
+        if self.matches and self.other_faults:
+            more = f" (and {len(self.other_faults) - 1} more)" if len(self.other_faults) > 1 else ""
+            return f"{self.out} is {self.source}, but {self.other_faults[0]}{more}"
         if self.over_budget:
             names = " and ".join(dict.fromkeys(leg.precision for leg in self.over_budget))
             several = len({leg.precision for leg in self.over_budget}) > 1
@@ -158,11 +259,13 @@ class Report:
     @property
     def _proven(self) -> list[str]:
         """Return what was proven, part by part."""
-        own = [leg for leg in self.legs if leg.runner in (Runner.RUNTIME, Runner.WIDENED)]
+        own = [leg for leg in self.legs if leg.runner in (Runner.RUNTIME, Runner.WIDENED) and not leg.export]
         # A precision may have been run in two ways.
         lossy = list(dict.fromkeys(leg.precision for leg in own if leg.kind is LegKind.LOSSY))
         exact = any(leg.kind is LegKind.NUMERICS for leg in own)
         weights = "weights bit for bit" if exact else "weights rounded to nearest"
+        if self.export is not None and self.export.weights is not None:
+            weights = self.export.weights.sentence
         return [
             weights if self.exactness else "weights not compared",
             *(["mathematics in float64"] if any(leg.runner is Runner.WIDENED for leg in own) else []),
@@ -189,6 +292,7 @@ class Report:
             files=0,
             allowed=(),
             unproven="",
+            also=(),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -198,6 +302,8 @@ class Report:
         del plain["details"]
         for values, leg in zip(plain["legs"], self.legs, strict=True):
             values["status"] = leg.status
+        for row, other in zip(plain["also"], self.also, strict=True):
+            row["passed"] = not self._against(other)
         verdict = {"passed": self.passed, "verdict": self.verdict, "faults": list(self.faults)}
         return {"schema": SCHEMA, **verdict, **plain}
 
