@@ -27,10 +27,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
-import peers
-import peers_page
 from make_checkpoint import SIZES as MADE_SIZES
 from make_sources import FORMATS
+from peers.bench import compare as compare_peers
+from peers.candidates import chosen
+from peers.llama import llama_logits
+from peers.machine import machine
+from peers.page import page as page_of
+from peers.plan import Plan
+from peers.ratios import ratios
+from peers.tokenizer import TOKENIZER_HELP, add_tokenizer
 from processes import Run, measure
 
 from converter.weights.table import parameters
@@ -183,7 +189,7 @@ def benchmark_sources(work: Path, runs: int, size: str) -> None:
 @click.option("--only", default="", help="Candidates whose names begin like this: ours,llama.cpp")
 @click.option("--rounds", default=5, show_default=True, help="Measurements of each figure.")
 @click.option("--quick", is_flag=True, help="A trial run: one round, few tokens, no largest batch.")
-@click.option("--tokenizer", type=click.Path(exists=True, file_okay=False, path_type=Path), help=peers.TOKENIZER_HELP)
+@click.option("--tokenizer", type=click.Path(exists=True, file_okay=False, path_type=Path), help=TOKENIZER_HELP)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every measurement.")
 @click.option("--write", "page", type=click.Path(path_type=Path), help="Write the tables as a Markdown page.")
 @click.pass_obj
@@ -200,13 +206,12 @@ def compare(
     """Measure other converters and runtimes, each in an environment of its own, beside gpt2onnx."""
     work = (there or settings[0]).resolve()
     source = checkpoint(work, "gpt2")
-    peers.add_tokenizer(source, tokenizer)
-    chosen = peers.chosen(only)
-    results = peers.compare(work, source, chosen, peers.Plan.quick() if quick else peers.Plan(rounds))
-    text = peers_page.page(results)
+    add_tokenizer(source, tokenizer)
+    results = compare_peers(work, source, chosen(only), Plan.quick() if quick else Plan(rounds))
+    text = page_of(results)
     click.echo(text)
     if json_file is not None:
-        values = {"machine": peers_page.machine(), **results.as_json(), "ratios": peers_page.ratios(results)}
+        values = {"machine": machine(), **results.as_json(), "ratios": ratios(results)}
         json_file.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     if page is not None:
         page.write_text(text, encoding="utf-8")
@@ -252,7 +257,7 @@ def quality(settings: tuple[Path, int]) -> None:
     ids = of.windows(models["fp32"])
     exact = models["fp32"].logits(ids)
     found = {f"ours {name}": model.logits(ids) for name, model in models.items() if name != "fp32"}
-    found |= {f"llama.cpp {name}": peers.llama_logits(settings[0], CHECKPOINT, source, name, ids) for name in LLAMA}
+    found |= {f"llama.cpp {name}": llama_logits(settings[0], CHECKPOINT, source, name, ids) for name in LLAMA}
     click.echo(f"{'':16} perplexity ratio   mean KL   same top-1")
     for name, logits in found.items():
         row = of.quality(exact, logits, ids)

@@ -2,72 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import statistics
-import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-
-from peers import BASELINE, THREADS, Results, Row, Shape
+from collections.abc import Sequence
 
 from converter.version import VERSION
+from peers.candidates import BASELINE
+from peers.figures import NOTHING, decode, spread
+from peers.machine import machine
+from peers.plan import Shape
+from peers.ratios import RATIOS, ratio_row
+from peers.results import Results, Row
+from peers.running import THREADS
 
 FEW_TOKENS, MANY_TOKENS = 128, 900
 BATCHES = (1, 8, 32)
 CONTEXTS = (FEW_TOKENS, MANY_TOKENS)
 PREFILLS = tuple(Shape(1, context) for context in (16, *CONTEXTS))
 DECODES = tuple(Shape(batch, context) for batch in BATCHES for context in CONTEXTS)
-NOTHING = "–"
-
-OURS_FP32, OURS_INT8, OURS_INT4 = "ours fp32", "ours int8", "ours int4"
-GENAI_FP32, GENAI_INT8 = "genai fp32 on our graph", "genai int8 on our graph"
-FP32_PEERS = ("optimum fp32", "mobius fp32 in genai", "CTranslate2 float32", "llama.cpp f32", "transformers fp32")
-OTHER_PEERS = ("CTranslate2 int8", "llama.cpp q8_0", "llama.cpp q4_0", "transformers bf16")
-
-Figure = Callable[[Row], float | None]  # higher is better
-
-
-def decode(batch: int, context: int) -> Figure:
-    return lambda row: middle(row.decode.get(Shape(batch, context), []))
-
-
-def prefill(context: int) -> Figure:
-    """Return a figure: the prompt tokens a second."""
-
-    def of(row: Row) -> float | None:
-        seconds = middle(row.prefill.get(Shape(1, context), []))
-        return context / seconds if seconds else None
-
-    return of
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """How many times as fast the best of ours is as the best of the peers."""
-
-    label: str
-    figure: Figure
-    ours: Sequence[str]
-    peers: Sequence[str]
-
-
-ALL_OURS = (OURS_FP32, OURS_INT8, OURS_INT4)
-RATIOS = (
-    Ratio("fp32 decode: ours / best peer", decode(1, 128), [OURS_FP32], FP32_PEERS),
-    Ratio("fp32 prefill (128): ours / best fp32 peer", prefill(128), [OURS_FP32], FP32_PEERS),
-    Ratio("int8 decode: ours / llama.cpp q8_0", decode(1, 128), [OURS_INT8], ["llama.cpp q8_0"]),
-    Ratio("int8 decode: ours / CTranslate2 int8", decode(1, 128), [OURS_INT8], ["CTranslate2 int8"]),
-    Ratio("int8 prefill (128): ours / CTranslate2 int8", prefill(128), [OURS_INT8], ["CTranslate2 int8"]),
-    Ratio("int4 decode: ours / llama.cpp q4_0", decode(1, 128), [OURS_INT4], ["llama.cpp q4_0"]),
-    Ratio("our loop / genai's, same fp32 graph: decode", decode(1, 128), [OURS_FP32], [GENAI_FP32]),
-    Ratio("our loop / genai's, same fp32 graph: prefill (128)", prefill(128), [OURS_FP32], [GENAI_FP32]),
-    Ratio("our loop / genai's, same int8 graph: decode", decode(1, 128), [OURS_INT8], [GENAI_INT8]),
-    Ratio("batch 32 decode, fp32: ours / best peer", decode(32, 128), [OURS_FP32], FP32_PEERS),
-    Ratio("batch 32 decode, any precision: ours / best peer", decode(32, 128), ALL_OURS, FP32_PEERS + OTHER_PEERS),
-)
 
 
 def page(results: Results) -> str:
@@ -129,7 +79,6 @@ python scripts/benchmark.py peers --write docs/benchmarks.md
 makes this page. It installs each peer in an environment of its own, with the versions below. It takes one to two hours
 on two cores that do nothing else.
 """
-
 CONVERSION = """\
 ## Conversion
 
@@ -137,28 +86,6 @@ Time and peak memory are those of the whole process. "On disk" is everything tha
 time to open the model in a process that has imported its libraries. "Tokens as ours" counts the greedy tokens after 32
 random prompts that are the same as those of our fp32 graph. In each row, it counts up to the first token that differs.
 """
-
-
-def machine() -> str:
-    """Return the date, the processor, and other facts on which the figures depend."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return (
-        f"{time.strftime('%Y-%m-%d')}, {processor()}, {os.cpu_count()} cores, {memory:.0f} GiB of memory, "
-        f"{platform.system()}, Python {platform.python_version()}."
-    )
-
-
-def processor() -> str:
-    """Return the processor's model, and the instructions that decide how fast low precisions are."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = values.get("flags", "").split()
-    useful = [
-        flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8") if flag in flags
-    ]
-    name = values.get("model name", platform.machine() or sys.platform)
-    return f"{name} ({' '.join(useful)})" if useful else name
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -174,20 +101,6 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = "|".join(["", "-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:]), ""])
     return "\n".join([line(heads), rule, *map(line, rows), ""])
-
-
-def middle(values: Sequence[float]) -> float | None:
-    return statistics.median(values) if values else None
-
-
-def spread(values: Sequence[float], scale: float = 1.0) -> str:
-    """Return ``median (smallest–largest)``; a single value stands alone."""
-    if not values:
-        return NOTHING
-    scaled = [value * scale for value in values]
-    digits = 0 if statistics.median(scaled) >= 100 else 1 if statistics.median(scaled) >= 10 else 2
-    text = f"{statistics.median(scaled):.{digits}f}"
-    return f"{text} ({min(scaled):.{digits}f}–{max(scaled):.{digits}f})" if len(values) > 1 else text
 
 
 def conversion_cells(row: Row, rows: dict[str, Row]) -> list[str]:
@@ -211,30 +124,6 @@ def agreement(row: Row, rows: dict[str, Row]) -> str:
         differs = [a != b for a, b in zip(mine, theirs, strict=True)]
         alike += differs.index(True) if True in differs else len(differs)
     return f"{alike} of {sum(map(len, ours))}"
-
-
-def best(names: Sequence[str], rows: dict[str, Row], figure: Figure) -> tuple[str, float] | None:
-    """Return the fastest of some candidates, and its figure; None if none was measured."""
-    measured = [(name, value) for name in names if name in rows and (value := figure(rows[name])) is not None]
-    return max(measured, key=lambda pair: pair[1], default=None)
-
-
-def ratios(results: Results) -> dict[str, float | None]:
-    """Return the ratios by their labels; None where one side was not measured."""
-    found: dict[str, float | None] = {}
-    for ratio in RATIOS:
-        ours, peer = (best(names, results.rows, ratio.figure) for names in (ratio.ours, ratio.peers))
-        found[ratio.label] = ours[1] / peer[1] if ours and peer else None
-    return found
-
-
-def ratio_row(ratio: Ratio, rows: dict[str, Row]) -> list[str]:
-    ours, peer = (best(names, rows, ratio.figure) for names in (ratio.ours, ratio.peers))
-    if ours is None or peer is None:
-        sides = ((ratio.ours, ours), (ratio.peers, peer))
-        lacking = " and ".join(" or ".join(names) for names, found in sides if found is None)
-        return [ratio.label, NOTHING, f"{lacking} not measured"]
-    return [ratio.label, f"{ours[1] / peer[1]:.2f}", f"{ours[0]} {ours[1]:.0f} tokens/s, {peer[0]} {peer[1]:.0f}"]
 
 
 def loss(row: Row, batch: int) -> str:

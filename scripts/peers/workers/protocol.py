@@ -1,4 +1,4 @@
-"""The protocol between scripts/peers.py and its workers: one JSON object a line. It needs only the standard library.
+"""The protocol between scripts/peers and its workers: one JSON object a line. It needs only the standard library.
 
     python run_PEER.py FOLDER VARIANT THREADS MEMORY
 
@@ -79,7 +79,7 @@ def answer(answers: TextIO, work: Callable[[], Reply]) -> None:
     try:
         reply = work()
     except Exception as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201 - scripts/peers.py keeps it as a log
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201 - scripts/peers keeps it as a log
         reply = {"error": one_line(error)}
     answers.write(json.dumps(reply) + "\n")
     answers.flush()

@@ -1,0 +1,5 @@
+"""What goes wrong with a peer."""
+
+
+class PeerError(Exception):
+    """A peer could not do something. The message is one sentence."""
