@@ -121,22 +121,24 @@ def measure_source(
     limits: Limits,
     level: Level,
     step: Callable[[str], None],
-    huggingface: HuggingFace | None = None,
+    rows: Sequence[LegSpec] | None = None,
     more: Callable[[np.ndarray], list[Case]] = lambda tokens: [],
     by_column: Callable[[Sequence[Case]], list[Case]] = lambda cases: [],
 ) -> Baseline:
     """Compute the truth, and measure the source's own legs against it; returns the baseline.
 
     Args:
-        step: called with the name of what is computed next: the truth, then each of ``source_rows``.
-        huggingface: the source as transformers opens it; made here if None.
+        step: called with the name of what is computed next: the truth, then each of the rows.
+        rows: the result of ``source_rows``; made here if None.
         more: returns cases that every leg runs too, for token ids of the text.
         by_column: see ``Baseline.by_column``; takes all cases.
 
     Raises:
         CheckError: the text cannot be used, or the source's logits are not finite.
     """
-    config, huggingface = ledger.config, huggingface or HuggingFace(checkpoint, ledger)
+    config = ledger.config
+    if rows is None:
+        rows = source_rows(HuggingFace(checkpoint, ledger), ledger, limits, level)
     read = tokenizer.from_source(checkpoint.companions, checkpoint.tokenizer)
     tokens, what = held_out_tokens(read, config) if text is None else tokens_of(text, read, config)
     special = special_ids(read, checkpoint.config_values)
@@ -151,11 +153,11 @@ def measure_source(
             f"{checkpoint.folder} gives logits that are NaN or infinite, even in float64; its weights are damaged"
         )
     baseline = Baseline(checkpoint, ledger, cases, what, limits, level, true, scale, shifted)
-    for row in source_rows(huggingface, ledger, limits, level):
+    for row in rows:
         step(row.name)
         baseline.legs.append(baseline.measure(row))
     aside = (f"{entry.tensor.name} was left aside" for entry in ledger.entries if entry.role is Role.IGNORED)
-    baseline.notes = (*ledger.warnings, *checkpoint.notes, *aside, *([huggingface.note] if huggingface.note else []))
+    baseline.notes = (*ledger.warnings, *checkpoint.notes, *aside, *(note for row in rows if (note := row.note())))
     release_memory(ledger.parameters)
     return baseline
 
@@ -182,7 +184,7 @@ def source_rows(huggingface: HuggingFace, ledger: Ledger, limits: Limits, level:
     asked: dict[str, Any] = {"cases": usual if full else short}
     eager = hf("float32", "eager", LegKind.NOISE, **asked)
     rows = [
-        eager,
+        replace(eager, note=lambda: huggingface.note),  # once for all of its legs
         replace(eager, name=f"{eager.name}, 1 thread", open=one_thread, cases=prefill),
         hf("float32", "sdpa", LegKind.NOISE, cases=usual),
         hf("float64", "eager", LegKind.SEMANTICS, limit=exact, **asked),

@@ -121,14 +121,13 @@ def check(
     # Other files are compared with the first graph only.
     first, *others = ledger.per_graph
     parts = [(first, replace(examination, whole=ledger)), *((part, replace(examination, also=())) for part in others)]
-    opened = [HuggingFace(checkpoint, part) for part, _ in parts]
-    rows = [len(source_rows(source, part, allowed, asked)) for source, (part, _) in zip(opened, parts, strict=True)]
-    rows += [len(folder_rows(part, allowed, asked, folder, each, {})) for part, each in parts]
-    step, reports = _counter(progress, sum(rows) + len(parts) * BESIDE_LEGS), []
-    for huggingface, (part, each) in zip(opened, parts, strict=True):
-        read = None if text is None else Path(text)
-        baseline = measure_source(checkpoint, part, read, allowed, asked, step, huggingface)
-        reports.append(examine(baseline, folder, each, step))
+    of_source = [source_rows(HuggingFace(checkpoint, part), part, allowed, asked) for part, _ in parts]
+    of_folder = [folder_rows(part, allowed, asked, folder, each) for part, each in parts]
+    total = sum(map(len, of_source)) + sum(len(rows.legs) for rows in of_folder) + len(parts) * BESIDE_LEGS
+    step, reports, read = _counter(progress, total), [], None if text is None else Path(text)
+    for (part, each), its_source, its_folder in zip(parts, of_source, of_folder, strict=True):
+        baseline = measure_source(checkpoint, part, read, allowed, asked, step, its_source)
+        reports.append(examine(baseline, folder, each, step, rows=its_folder))
     report = together(reports, [part.config.head for part, _ in parts])
     report = replace(report, source=os.fspath(source), seconds=time.monotonic() - began)
     certify = certify and files and (folder / MANIFEST).is_file()

@@ -110,13 +110,19 @@ def graphs_of(out: Path, head: str) -> dict[str, Path]:
 
 
 def examine(
-    baseline: Baseline, out: Path, asked: Examination, step: Callable[[str], None], cache: TapCache | None = None
+    baseline: Baseline,
+    out: Path,
+    asked: Examination,
+    step: Callable[[str], None],
+    cache: TapCache | None = None,
+    rows: FolderRows | None = None,
 ) -> Report:
     """Compare a model folder with its source; returns the report.
 
     Args:
-        step: called with the name of the next step: comparing the files, each of ``folder_rows``, the verdict.
+        step: called with the name of the next step: comparing the files, each of the rows, the verdict.
         cache: the taps of the source, if an earlier examination computed them.
+        rows: the result of ``folder_rows``; made here if None.
 
     Raises:
         CheckError: the folder is a model of other dimensions, or ONNX Runtime cannot run its graph.
@@ -125,16 +131,14 @@ def examine(
     began = time.monotonic()
     graphs = graphs_of(out, baseline.ledger.config.head)
     beside, exactness, reproduction = compare_files(baseline, out, graphs, asked, step)
-    settings: dict[str, Any] = {}
-    rows = folder_rows(baseline.ledger, baseline.limits, baseline.level, out, asked, settings)
+    if rows is None:
+        rows = folder_rows(baseline.ledger, baseline.limits, baseline.level, out, asked)
     edited = bool(reproduction.faults or exactness.faults)
-    legs_of_folder, notes, unrunnable = _legs(baseline, rows, step, edited, asked.until_fault)
+    legs_of_folder, notes, unrunnable = _legs(baseline, rows.legs, step, edited, asked.until_fault)
     others = [examine_export(baseline, other, step, asked.files, also=True) for other in asked.also]
     notes += [note for other in others for note in other.notes]
-    measured, judge = (
-        [*baseline.legs, *legs_of_folder, *(leg for other in others for leg in other.legs)],
-        baseline.judge,
-    )
+    judge = baseline.judge
+    measured = [*baseline.legs, *legs_of_folder, *(leg for other in others for leg in other.legs)]
     release_memory(baseline.ledger.parameters)
     guilty = [leg for leg in measured if leg.kind is not LegKind.LOSSY and not leg.export and judge.fault(leg)]
     located = diagnosis = None
@@ -153,7 +157,7 @@ def examine(
         out=os.fspath(out),
         level=baseline.level,
         text=baseline.text,
-        settings=settings,
+        settings=rows.settings,
         limits=baseline.limits.named(),
         scale=baseline.scale,
         floor_rms=floor_rms,
@@ -203,15 +207,22 @@ REFUSED = (*OPEN_ERRORS, DecodeError, legs.InterfaceError)
 UNRUNNABLE = (*REFUSED, ModelFolderError, ValueError, LookupError, TypeError)
 
 
-def folder_rows(
-    ledger: Ledger, limits: Limits, level: Level, out: Path, asked: Examination, settings: dict[str, Any]
-) -> Sequence[tuple[Path, LegSpec]]:
-    """Return the legs of the shipped graphs and of other files, each with its file. Nothing is opened yet.
+@dataclass(frozen=True)
+class FolderRows:
+    """The legs of a folder. Nothing is opened yet.
 
-    Args:
-        settings: filled with the settings of ONNX Runtime when a leg is opened.
+    Attributes:
+        legs: the legs, each with its file.
+        settings: the settings of ONNX Runtime. They are filled in when a leg is opened.
     """
-    config = ledger.config
+
+    legs: Sequence[tuple[Path, LegSpec]]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def folder_rows(ledger: Ledger, limits: Limits, level: Level, out: Path, asked: Examination) -> FolderRows:
+    """Return the legs of the shipped graphs and of other files."""
+    config, settings = ledger.config, dict[str, Any]()
     graphs = graphs_of(out, config.head)
     several = len(graphs) > 1
 
@@ -251,7 +262,7 @@ def folder_rows(
         rows += islice(can, 1)  # one precision is enough: only the weights differ
     if "fp16" in graphs:
         rows.append((graphs["fp16"], _rounded(ledger)))
-    return rows
+    return FolderRows(rows, settings)
 
 
 def _in_float64(case: Case, everything: bool) -> bool:

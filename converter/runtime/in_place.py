@@ -17,7 +17,7 @@ from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import AttributeProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from converter.version import PRODUCER
 
@@ -41,7 +41,7 @@ GIVEN = {  # inputs in place of the attention mask
 
 def can_be_rewritten(file: Path) -> bool:
     """Tell whether the graph of ``file`` can run with its cache in place."""
-    return rewritten(file) is not None
+    return _read(file) is not None
 
 
 def rewritten(file: Path) -> bytes | None:
@@ -49,13 +49,31 @@ def rewritten(file: Path) -> bytes | None:
 
     Its weights stay where they are, relative to the file's folder.
     """
+    read = _read(file)
+    if read is None:
+        return None
+    model, nodes = read
+    graph = model.graph
+    inputs = [value for value in graph.input if value.name != MASK]
+    inputs += [helper.make_tensor_value_info(name, *what) for name, what in GIVEN.items()]
+    _replace(graph.node, nodes)
+    _replace(graph.input, inputs)
+    for value in (*_cache(graph), *graph.output[1:]):
+        value.type.tensor_type.shape.dim[2].dim_param = "slots"
+    if all(opset.domain != MICROSOFT for opset in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+    return model.SerializeToString()
+
+
+def _read(file: Path) -> tuple[ModelProto, list[NodeProto]] | None:
+    """Return the model of ``file``, and its nodes with the cache in place; None if it cannot be rewritten."""
     try:
         model = onnx.load(file, load_external_data=False)
     except (DecodeError, OSError):
         return None  # ONNX Runtime says what is wrong with it
     graph = model.graph
     attentions = [node for node in graph.node if node.op_type == ATTENTION]
-    cache = [value for value in graph.input if value.name.startswith("past_key_values.")]
+    cache = _cache(graph)
     # In a graph of somebody else's the mask may mean more than which tokens are padding.
     outputs = ["logits", *(value.name.replace("past_key_values.", "present.") for value in cache)]
     ours = model.producer_name == PRODUCER and 2 * len(attentions) == len(cache)
@@ -65,17 +83,12 @@ def rewritten(file: Path) -> bytes | None:
     whole = {tuple(node.output): node.input[0] for node in graph.node if node.op_type == "Split"}
     nodes = [_in_place(node, whole) if node.op_type == ATTENTION else node for node in graph.node]
     nodes = _needed(nodes, [value.name for value in graph.output])
-    if any(map(_uses_mask, nodes)):
-        return None
-    inputs = [value for value in graph.input if value.name != MASK]
-    inputs += [helper.make_tensor_value_info(name, *what) for name, what in GIVEN.items()]
-    _replace(graph.node, nodes)
-    _replace(graph.input, inputs)
-    for value in (*cache, *graph.output[1:]):
-        value.type.tensor_type.shape.dim[2].dim_param = "slots"
-    if all(opset.domain != MICROSOFT for opset in model.opset_import):
-        model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
-    return model.SerializeToString()
+    return None if any(map(_uses_mask, nodes)) else (model, nodes)
+
+
+def _cache(graph: GraphProto) -> list[ValueInfoProto]:
+    """Return the inputs that are the cache: keys and values of each layer."""
+    return [value for value in graph.input if value.name.startswith("past_key_values.")]
 
 
 def _can_be_in_place(attention: NodeProto, keys: ValueInfoProto) -> bool:

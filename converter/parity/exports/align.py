@@ -184,15 +184,14 @@ def _locate_in(ledger: Ledger, step: Case, values: _Values, float64: bool) -> Lo
         step.name,
         first,
         tuple(tap for tap in order if tap not in found),
-        tuple(
-            TapReport(
-                tap, layer_of(tap), found[tap], found[tap] if float64 else 0.0, 0.0, float(np.abs(truth[tap]).max())
-            )
-            for tap in order
-            if tap in found
-        ),
+        tuple(_report(tap, found[tap], truth[tap], float64) for tap in order if tap in found),
     )
     return _explained(ledger, step, truth, unlike, localisation, FLOAT64_LIMIT if float64 else FLOAT32_LIMIT)
+
+
+def _report(tap: str, error: float, true: np.ndarray, float64: bool) -> TapReport:
+    """Return the report on a tap that was found."""
+    return TapReport(tap, layer_of(tap), error, error if float64 else 0.0, 0.0, float(np.abs(true).max()))
 
 
 def _may_be(value: np.ndarray, truth: Taps, sizes: set[int]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -39,10 +39,8 @@ def take_branches(graph: GraphProto, decided: Mapping[str, bool]) -> None:
         graph.initializer.extend(tensor for tensor in branch.initializer if tensor.name not in held)
         take_branches(branch, decided)
         nodes.extend(branch.node)
-        pairs = zip(branch.output, node.output, strict=True)
-        nodes.extend(
-            helper.make_node("Identity", [inner.name], [outer]) for inner, outer in pairs if inner.name != outer
-        )
+        pairs = [(inner.name, outer) for inner, outer in zip(branch.output, node.output, strict=True)]
+        nodes.extend(helper.make_node("Identity", [inner], [outer]) for inner, outer in pairs if inner != outer)
     del graph.node[:]
     graph.node.extend(nodes)
 
@@ -53,10 +51,9 @@ def never_taken(graph: GraphProto, seen: Mapping[str, set[bool]]) -> list[str]:
     Args:
         seen: the values that each condition had.
     """
-    sides: Mapping[bool, Callable[[str], str]] = {
-        True: lambda name: f"the branch for {name} being true was never taken",
-        False: lambda name: f"the branch for {name} being false was never taken",
-    }
     return [
-        say(name) for name in conditions_of(graph) for side, say in sides.items() if side not in seen.get(name, set())
+        f"the branch for {name} being {str(side).lower()} was never taken"
+        for name in conditions_of(graph)
+        for side in (True, False)
+        if side not in seen.get(name, set())
     ]

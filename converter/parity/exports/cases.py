@@ -35,7 +35,7 @@ class Expressed:
     columns: np.ndarray
     truths: tuple[str, ...]
 
-    def run(self, export: Export, conditions: dict[str, set[bool]] | None = None) -> np.ndarray:
+    def run(self, export: Export, conditions: dict[str, set[bool]]) -> np.ndarray:
         """Feed the case to an export; returns its logits, ``[batch, columns, vocab_size]``.
 
         Args:
@@ -46,7 +46,7 @@ class Expressed:
             window, end = slice(begin, begin + size), begin + size
             fed = self.case.input_ids[:, window], self.case.attention_mask[:, :end], self.case.position_ids[:, window]
             parts.append(cache.step(*fed, self.case.keep))
-            for name, value in cache.seen.items() if conditions is not None else ():
+            for name, value in cache.seen.items():
                 conditions.setdefault(name, set()).add(bool(value.all()))
             begin = end
         return np.concatenate(parts, axis=1)

@@ -84,7 +84,7 @@ class _Search:
             self.index.setdefault(_key(held.dtype, held.array()), []).append(at)
 
     def find(self, name: str, weight: LazyTensor) -> tuple[str, str]:
-        """Return which tensor a weight is and how it lies, and the type to which it was rounded; empty if there is none."""
+        """Return which tensor a weight is and how it lies, and the type to which it was rounded, if there is one."""
         numbers = to_float32(weight.memmap(), weight.dtype)
         whole = self._equal(numbers)
         if whole[0] or ".attn.c_attn." not in name:
@@ -97,7 +97,7 @@ class _Search:
     def _equal(self, numbers: np.ndarray) -> tuple[str, str]:
         """Return which tensor has these numbers, in rows or in columns, and to which type they were rounded."""
         first = "", ""
-        for kept, rounded in ((kept, rounded) for kept in self.types for rounded in ROUNDED[kept]):
+        for kept, rounded in [(kind, rounding) for kind in self.types for rounding in ROUNDED[kind]]:
             expected = _as(_as(numbers, rounded), kept)
             for at in self.index.get(_key(kept, expected), []):
                 how = _lies(self.tensors[at].array(), expected)

@@ -168,7 +168,7 @@ def test_a_check_that_never_finds_fault_is_found_out(
 
 def test_a_check_that_does_not_run_the_graph_is_found_out(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     only(monkeypatch, *A_FEW)
-    monkeypatch.setattr(folder, "folder_rows", lambda *args: [])
+    monkeypatch.setattr(folder, "folder_rows", lambda *args: folder.FolderRows([]))
     found = prove.prove(source)
     assert not found.passed
     assert {trial.caught_by_logits for trial in found.trials} == {False}
