@@ -15,12 +15,17 @@ from converter.cli.options import OUTPUT_GROUP, debug_option, json_option, out_a
 @cli.command(
     short_help="Are these still the files that were checked?",
     examples=["gpt2onnx verify gpt2-onnx", "gpt2onnx verify gpt2-onnx --json"],
-    groups=OUTPUT_GROUP,
+    groups={"What is compared": ("certificate",), **OUTPUT_GROUP},
 )
 @out_argument
+@click.option(
+    "--certificate",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The certificate, if it is not in OUT: what check --certificate wrote.",
+)
 @json_option
 @debug_option
-def verify(out: Path, as_json: bool) -> None:
+def verify(out: Path, certificate: Path | None, as_json: bool) -> None:
     """Say whether the files in OUT are still those that were checked; exit with 1 if not.
 
     Needs neither the source, nor torch, nor a network: the check left its verdict and the files' hashes in OUT.
@@ -29,7 +34,7 @@ def verify(out: Path, as_json: bool) -> None:
     from converter.folder.certificate import verify as run
 
     with progress.line(f"reading {out}"):
-        found = run(out)
+        found = run(out, certificate)
     if as_json:
         facts = {"passed": found.passed, "verdict": found.verdict, "changed": found.changed, "missing": found.missing}
         click.echo(terminal.to_json(facts | {"certificate": found.certificate}))

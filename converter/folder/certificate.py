@@ -79,42 +79,90 @@ def write(
         OutputError: the manifest cannot be written.
     """
     values = read_json(folder / MANIFEST) if values is None else values
-    values[KEY] = {
+    hashes = _hashes(folder, shipped_files(folder))
+    values[KEY] = _content(source_files, passed, verdict, {"files": hashes, MANIFEST: _rest(values), **facts})
+    _replace(folder / MANIFEST, values)
+
+
+def write_beside(
+    file: Path,
+    path: Path,
+    files: Iterable[Path],
+    source_files: Iterable[Path],
+    passed: bool,
+    verdict: str,
+    facts: Mapping[str, Any],
+) -> None:
+    """Write a verdict into a file of its own; see ``write``.
+
+    Args:
+        file: the file to write.
+        path: the folder or ONNX file that was checked.
+        files: its files.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    hashes = _hashes(home_of(path), [each for each in files if each.name != MANIFEST])
+    _replace(file, {KEY: _content(source_files, passed, verdict, {"files": hashes, **facts})})
+
+
+def home_of(path: Path) -> Path:
+    """Return the folder that a certificate's names of files begin in."""
+    return path if path.is_dir() else path.parent
+
+
+def _hashes(home: Path, files: Iterable[Path]) -> dict[str, str]:
+    return {str(file.relative_to(home)): sha256(file) for file in files}
+
+
+def _content(source_files: Iterable[Path], passed: bool, verdict: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a certificate."""
+    return {
         "passed": passed,
         "verdict": verdict,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "gpt2onnx": VERSION,
         "source": {file.name: sha256(file) for file in sorted(set(source_files))},
-        "files": {str(file.relative_to(folder)): sha256(file) for file in shipped_files(folder)},
-        MANIFEST: _rest(values),
         **facts,
     }
-    draft = folder / f".{MANIFEST}.{os.getpid()}"
+
+
+def _replace(file: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file so that it is never half there."""
+    draft = file.parent / f".{file.name}.{os.getpid()}"
     try:
-        write_json(draft, values)
-        draft.replace(folder / MANIFEST)
+        write_json(draft, dict(values))
+        draft.replace(file)
     except OSError as error:
         draft.unlink(missing_ok=True)
-        raise OutputError(f"{folder / MANIFEST} cannot be written: {reason(error)}") from error
+        raise OutputError(f"{file} cannot be written: {reason(error)}") from error
 
 
-def verify(folder: str | os.PathLike[str]) -> Verification:
+def verify(folder: str | os.PathLike[str], certificate_file: str | os.PathLike[str] | None = None) -> Verification:
     """Compare a folder's files with its certificate.
 
+    Args:
+        folder: a model folder; with ``certificate_file`` also an export of another program, a folder or an ONNX file.
+        certificate_file: what ``check --certificate`` wrote; by default the folder's own manifest.
+
     Raises:
-        ModelFolderError: the folder has no certificate.
+        ModelFolderError: there is no such folder, or no certificate.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not folder.is_dir() and not (certificate_file is not None and folder.is_file()):
         raise ModelFolderError(f"there is no model folder {folder}; make one with gpt2onnx convert SOURCE OUT")
-    values = manifest.read(folder)
+    values = manifest.read(folder) if certificate_file is None else read_json(Path(certificate_file))
     certificate = values.get(KEY)
     if not isinstance(certificate, dict) or not isinstance(certificate.get("files"), dict):
+        if certificate_file is not None:
+            mend = "write one with gpt2onnx check --certificate"
+            raise ModelFolderError(f"{certificate_file} holds no certificate; {mend}")
         manifest.refuse_source(folder, values)
         raise ModelFolderError(f"{folder} has no certificate; make one with gpt2onnx check SOURCE {folder}")
     missing, changed = [], []
     for name, expected in certificate["files"].items():
-        file = folder / name
+        file = home_of(folder) / name
         if not file.is_file():
             missing.append(name)
         elif sha256(file) != expected:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -114,6 +114,16 @@ class Baseline:
         return MeasuredLeg(**row.identity(), distances=distances, scored=scored, seconds=seconds, limit=row.limit)
 
 
+class MoreCases(Protocol):
+    """The cases that exports of other programs need besides."""
+
+    def sized(self, tokens: np.ndarray) -> list[Case]:
+        """Return cases that every leg runs too, of token ids of the text."""
+
+    def shifted(self, cases: Sequence[Case]) -> list[Case]:
+        """Return those of ``cases`` that have other positions too, with these: see ``Baseline.by_column``."""
+
+
 def measure_source(
     checkpoint: Checkpoint,
     ledger: Ledger,
@@ -122,16 +132,14 @@ def measure_source(
     level: Level,
     step: Callable[[str], None],
     rows: Sequence[LegSpec] | None = None,
-    more: Callable[[np.ndarray], list[Case]] = lambda tokens: [],
-    by_column: Callable[[Sequence[Case]], list[Case]] = lambda cases: [],
+    wanted: MoreCases | None = None,
 ) -> Baseline:
     """Compute the truth, and measure the source's own legs against it; returns the baseline.
 
     Args:
         step: called with the name of what is computed next: the truth, then each of the rows.
         rows: the result of ``source_rows``; made here if None.
-        more: returns cases that every leg runs too, for token ids of the text.
-        by_column: see ``Baseline.by_column``; takes all cases.
+        wanted: more cases that exports of other programs need.
 
     Raises:
         CheckError: the text cannot be used, or the source's logits are not finite.
@@ -142,8 +150,9 @@ def measure_source(
     read = tokenizer.from_source(checkpoint.companions, checkpoint.tokenizer)
     tokens, what = held_out_tokens(read, config) if text is None else tokens_of(text, read, config)
     special = special_ids(read, checkpoint.config_values)
-    cases = [*grid(config, tokens, level), *more(tokens), *shapes(config, tokens, special, level)]
-    shifted = tuple(by_column(cases))
+    sized = wanted.sized(tokens) if wanted is not None else []
+    cases = [*grid(config, tokens, level), *sized, *shapes(config, tokens, special, level)]
+    shifted = tuple(wanted.shifted(cases)) if wanted is not None else ()
     step("the truth: reference in float64")
     true = truths(config, ledger.weights, [*cases, *shifted])
     measured = {case.name: case.real for case in cases if usual(case)}

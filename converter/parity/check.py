@@ -6,7 +6,7 @@ import importlib.util
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING
 from converter.checkpoint.options import SourceOptions
 from converter.checkpoint.source import Checkpoint
 from converter.errors import CheckError, OutputError
-from converter.folder import certificate
+from converter.folder import certificate as certificates
 from converter.folder.staging import MANIFEST
 from converter.weights.ledger import Ledger, read_source
 
 if TYPE_CHECKING:
+    from converter.parity.exports.examine import Asked
+    from converter.parity.legs.cases import Level
     from converter.parity.report.report import Report
+    from converter.parity.verdict.limits import Limits
 
 NEEDED = ("torch", "transformers")
 PAGE_NEEDED, PLOT_NEEDED = ("jinja2", "matplotlib"), ("matplotlib",)
@@ -55,14 +58,19 @@ def check(
     allow: Iterable[str] = (),
     layers: bool = False,
     also: Iterable[str | os.PathLike[str]] = (),
+    inputs: Mapping[str, str] | None = None,
     certify: bool = True,
+    certificate: str | os.PathLike[str] | None = None,
     activation: str | None = None,
     adapter: str | os.PathLike[str] | None = None,
     head: str | None = None,
     own_process: bool = False,
     progress: Progress = lambda step, done, total: None,
 ) -> Report:
-    """Judge whether the model folder ``out`` computes what ``source`` computes; returns the report.
+    """Judge whether ``out`` computes what ``source`` computes; returns the report.
+
+    ``out`` is a model folder of gpt2onnx, or an ONNX file or folder of another exporter. Files of others are known by
+    their inputs and outputs, and their weights by the numbers.
 
     Weights are compared bit for bit. The mathematics of Hugging Face, the from-scratch reference and the shipped graph
     is compared in float64. A float32 leg is compared with the noise floor: how far Hugging Face's own float32 is from
@@ -79,61 +87,113 @@ def check(
         files: also compare initializers, config and tokenizer; otherwise the logits alone decide.
         allow: files, or keys of JSON files (``FILE:KEY``), that may differ from what ``convert`` writes.
         layers: compare every operation, even on a match.
-        also: other ONNX files to compare with the source. Their inputs and outputs have the names that Optimum gives
-            them.
+        also: more exports of other programs to compare with the source, files or folders.
+        inputs: what inputs and outputs of another exporter's file mean, by their names, such as
+            ``{"x": "input_ids"}``. It is needed where neither name nor type tells.
         activation, adapter, head: see ``convert``.
-        certify: write the verdict and the files' hashes into the folder's manifest, for ``verify``.
+        certify: write the verdict and the files' hashes into the folder's manifest, for ``verify``. Nothing is
+            written into a folder of another exporter.
+        certificate: a file to write them to instead.
         own_process: whether the process does nothing else, so that its memory allocator may be set for the check.
         progress: called before each step.
 
     Raises:
         CheckError: torch or transformers is missing, or ``out`` is a model of other dimensions.
-        GPT2Error: the source or the folder cannot be opened, or the manifest cannot be read.
+        GPT2Error: the source or ``out`` cannot be opened, its interface is unknown, or the manifest cannot be read.
     """
     require()
-    from converter.parity.baseline import measure_source, source_rows
-    from converter.parity.examine import Examination, examine, folder_rows, graphs_of
+    from converter.parity.exports.examine import ask
     from converter.parity.legs.cases import Level
-    from converter.parity.legs.huggingface import HuggingFace
     from converter.parity.legs.memory import LARGE_MODEL, keep_large_blocks
-    from converter.parity.report.report import together
-    from converter.parity.verdict.beside import compare_config
     from converter.parity.verdict.limits import Limits
     from converter.parity.verdict.reproduction import parse_allowed
+    from converter.runtime.exports.files import is_export
     from converter.runtime.ort import provider_name
 
-    began = time.monotonic()
-    folder = Path(out)
-    examination = Examination(
-        provider, files, allowed=parse_allowed(allow), layers=layers, also=tuple(Path(file) for file in also)
-    )
-    allowed, asked = Limits.from_settings(limits or {}), Level.parse(level)
+    began, target = time.monotonic(), Path(out)
+    judged = Limits.from_settings(limits or {}), Level.parse(level)
+    allowed = parse_allowed(allow)
     provider_name(provider)
-    for file in examination.also:
-        if not file.is_file():
-            raise CheckError(f"there is no ONNX file {file}")
     checkpoint, ledger = read_source(source, SourceOptions(tuple(ignore), activation, adapter, head))
     if own_process and ledger.parameters < LARGE_MODEL:
         keep_large_blocks()
     # What cannot be compared is refused before anything is computed.
+    config = ledger.per_graph[0].config
+    others = tuple(ask(Path(other), config, inputs) for other in also)
+    opened = Opened(checkpoint, ledger, None if text is None else Path(text), *judged, others, progress)
+    if is_export(target):
+        report = check_export(opened, ask(target, config, inputs), files, began)
+    else:
+        report = check_folder(opened, target, provider, files, allowed, layers)
+    report = replace(report, source=os.fspath(source), seconds=time.monotonic() - began)
+    return _certified(report, opened, target, certify and files, certificate)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A source, and how it is compared.
+
+    Attributes:
+        checkpoint, ledger: the source.
+        text: the file with the text to feed; None for the held-out text.
+        limits, level: the options of the check.
+        also: exports to compare besides.
+        progress: called before each step.
+    """
+
+    checkpoint: Checkpoint
+    ledger: Ledger
+    text: Path | None
+    limits: Limits
+    level: Level
+    also: tuple[Asked, ...]
+    progress: Progress
+
+
+def check_folder(
+    opened: Opened, folder: Path, provider: str, files: bool, allowed: tuple[tuple[str, str], ...], layers: bool
+) -> Report:
+    """Compare a model folder of gpt2onnx with its source; returns the report. See ``check``."""
+    from converter.parity.baseline import measure_source, source_rows
+    from converter.parity.examine import Examination, examine, folder_rows, graphs_of
+    from converter.parity.exports.cases import Wanted
+    from converter.parity.exports.examine import STEPS
+    from converter.parity.legs.huggingface import HuggingFace
+    from converter.parity.report.report import together
+    from converter.parity.verdict.beside import compare_config
+
+    checkpoint, ledger, limits, level = opened.checkpoint, opened.ledger, opened.limits, opened.level
     graphs_of(folder, ledger.per_graph[0].config.head)
     compare_config(folder, checkpoint, ledger)
-    # Other files are compared with the first graph only.
+    examination = Examination(provider, files, allowed=allowed, layers=layers, also=opened.also)
+    # Exports of others are compared with the first graph only.
     first, *others = ledger.per_graph
     parts = [(first, replace(examination, whole=ledger)), *((part, replace(examination, also=())) for part in others)]
-    of_source = [source_rows(HuggingFace(checkpoint, part), part, allowed, asked) for part, _ in parts]
-    of_folder = [folder_rows(part, allowed, asked, folder, each) for part, each in parts]
+    of_source = [source_rows(HuggingFace(checkpoint, part), part, limits, level) for part, _ in parts]
+    of_folder = [folder_rows(part, limits, level, folder, each) for part, each in parts]
     total = sum(map(len, of_source)) + sum(len(rows.legs) for rows in of_folder) + len(parts) * BESIDE_LEGS
-    step, reports, read = _counter(progress, total), [], None if text is None else Path(text)
+    step, reports = _counter(opened.progress, total + len(opened.also) * len(STEPS)), []
     for (part, each), its_source, its_folder in zip(parts, of_source, of_folder, strict=True):
-        baseline = measure_source(checkpoint, part, read, allowed, asked, step, its_source)
+        wanted = Wanted(tuple(other.interfaces for other in each.also), part.config)
+        baseline = measure_source(checkpoint, part, opened.text, limits, level, step, its_source, wanted)
         reports.append(examine(baseline, folder, each, step, rows=its_folder))
-    report = together(reports, [part.config.head for part, _ in parts])
-    report = replace(report, source=os.fspath(source), seconds=time.monotonic() - began)
-    certify = certify and files and (folder / MANIFEST).is_file()
-    # A mismatch with another source must not replace the certificate that these files have earned.
-    certify = certify and (report.passed or not certificate.holds(folder))
-    return _certified(report, checkpoint, ledger) if certify else report
+    return together(reports, [part.config.head for part, _ in parts])
+
+
+def check_export(opened: Opened, export: Asked, files: bool, began: float) -> Report:
+    """Compare an export of another program with its source; returns the report. See ``check``."""
+    from converter.parity.baseline import measure_source, source_rows
+    from converter.parity.exports.cases import Wanted
+    from converter.parity.exports.examine import STEPS, report_on
+    from converter.parity.legs.huggingface import HuggingFace
+
+    part, all_of_them = opened.ledger.per_graph[0], (export, *opened.also)
+    rows = source_rows(HuggingFace(opened.checkpoint, part), part, opened.limits, opened.level)
+    # The steps besides are the truth and the verdict.
+    step = _counter(opened.progress, len(rows) + len(all_of_them) * len(STEPS) + 2)
+    wanted = Wanted(tuple(one.interfaces for one in all_of_them), part.config)
+    source = opened.checkpoint, part, opened.text, opened.limits, opened.level
+    return report_on(measure_source(*source, step, rows, wanted), export, opened.also, step, files, began)
 
 
 # The steps of a check that are not legs: the truth, comparing the files, and the verdict with its causes.
@@ -146,17 +206,27 @@ def _counter(progress: Progress, total: int) -> Callable[[str], None]:
     return lambda step: progress(step, next(done), total)
 
 
-def _certified(report: Report, checkpoint: Checkpoint, ledger: Ledger) -> Report:
-    """Write the certificate; returns the report, with a note if the folder cannot be written to."""
-    read = {weight.file for weight in ledger.weights.values()} | checkpoint.described_by
-    legs = [{"name": leg.name, "rms": leg.rms, "maximum": leg.maximum, "fault": leg.fault} for leg in report.legs]
+def _certified(
+    report: Report, opened: Opened, target: Path, certify: bool, file: str | os.PathLike[str] | None
+) -> Report:
+    """Write the certificate; returns the report, with a note if it cannot be written."""
     from converter.parity.report.quality import recorded
+    from converter.runtime.exports.files import files_of
 
+    ours = (target / MANIFEST).is_file()
+    # A mismatch with another source must not replace the certificate that these files have earned.
+    if file is None and not (certify and ours and (report.matches or not certificates.holds(target))):
+        return report
+    read = {weight.file for weight in opened.ledger.weights.values()} | opened.checkpoint.described_by
+    legs = [{"name": leg.name, "rms": leg.rms, "maximum": leg.maximum, "fault": leg.fault} for leg in report.legs]
+    facts = {"level": report.level, "limits": dict(report.limits), "legs": legs}
+    facts |= {"allowed": list(report.allowed)} if report.allowed else {}
+    said = read, report.matches, report.verdict, facts
     try:
-        values = recorded(Path(report.out), report) if report.passed else None
-        facts = {"level": report.level, "limits": dict(report.limits), "legs": legs}
-        facts |= {"allowed": list(report.allowed)} if report.allowed else {}
-        certificate.write(Path(report.out), read, report.passed, report.verdict, facts, values)
+        if file is not None:
+            certificates.write_beside(Path(file), target, files_of(target), *said)
+        else:
+            certificates.write(target, *said, recorded(target, report) if report.matches else None)
     except OutputError as error:
         return replace(report, notes=(*report.notes, f"no certificate: {error}"))
     return report

@@ -14,10 +14,10 @@ from converter.checkpoint.config import parse_config
 from converter.errors import ConfigError, ModelFolderError, PromptError
 from converter.files import read_json
 from converter.folder import manifest
-from converter.folder.staging import MANIFEST
 from converter.runtime.cache import IN_PLACE_FED, STEP_FED, Cache, GrowingCache, InPlaceCache
 from converter.runtime.decoder import cache_names
 from converter.runtime.exports.feeding import Export
+from converter.runtime.exports.files import is_export
 from converter.runtime.exports.open import open_export, read_export
 from converter.runtime.huge_pages import Mover, regions
 from converter.runtime.in_place import rewritten
@@ -317,7 +317,7 @@ def load(
     """
     folder = Path(folder)
     name = provider_name(provider)
-    if is_foreign(folder):
+    if is_export(folder) and (folder / "config.json").is_file():
         return _open_foreign(folder, name, threads)
     file = model_file(folder, precision)
     config = config_of(folder)
@@ -341,11 +341,6 @@ def load(
         )
     device = "cuda" if provider.lower() == "cuda" else "cpu"
     return Model(folder, config, session, device, is_in_place, Mover(before) if large_pages else None)
-
-
-def is_foreign(folder: Path) -> bool:
-    """Tell whether a folder is an export of another program: it has no manifest of gpt2onnx."""
-    return folder.is_dir() and not (folder / MANIFEST).exists() and (folder / "config.json").is_file()
 
 
 def _open_foreign(folder: Path, provider: str, threads: int | None) -> Model:

@@ -227,7 +227,7 @@ def _explained(
     order = tap_names(ledger.config)
     at = order.index(localisation.first)
     given = Operations(ledger, step, truth)
-    unexplained: Located | None = None
+    unexplained = Located(localisation, "", None)
     for tap in order[at : at + AFTER]:
         inputs = {name: truth[name] for name in given.inputs_of(tap)}
         for name, value in reversed(_candidates(unlike, _whole(truth[tap], step))):
@@ -236,9 +236,14 @@ def _explained(
                 diagnosis = diagnose(tried, limit, localisation)
                 if any(finding.cause != "unexplained" for finding in diagnosis.findings):
                     return Located(replace(localisation, first=tap), name, diagnosis)
-                if tap == localisation.first and diagnosis.findings and unexplained is None:
-                    unexplained = Located(localisation, name, diagnosis)
-    return unexplained or Located(localisation, "", None)
+                if tap == localisation.first and diagnosis.findings:
+                    unexplained = min(unexplained, Located(localisation, name, diagnosis), key=_error)
+    return unexplained
+
+
+def _error(located: Located) -> float:
+    """Return the error of the value that was taken for the wrong output."""
+    return located.diagnosis.findings[0].error if located.diagnosis is not None else math.inf
 
 
 def _candidates(unlike: Sequence[tuple[str, np.ndarray]], shape: tuple[int, ...]) -> list[tuple[str, np.ndarray]]:

@@ -99,17 +99,36 @@ def counts_itself(interfaces: Sequence[Interface]) -> bool:
     return all(each.mask is not None for each in interfaces) and any(each.positions is None for each in interfaces)
 
 
-def own_size(interfaces: Sequence[Interface], text: np.ndarray, config: GPT2Config) -> list[Case]:
-    """Return a case of the size that an export takes, if it takes only one.
+@dataclass(frozen=True)
+class Wanted:
+    """The cases that some exports need besides the usual ones.
 
-    Args:
-        text: token ids.
+    Attributes:
+        exports: the interfaces of each.
+        config: the architecture.
     """
-    first = interfaces[0]
-    if first.rows is None and first.tokens is None:
-        return []
-    rows = first.rows or 1
-    length = min(first.tokens or SHORT_TOKENS, config.n_positions)
-    ids = np.resize(text, rows * length).reshape(rows, length)
+
+    exports: tuple[tuple[Interface, ...], ...]
+    config: GPT2Config
+
+    def sized(self, tokens: np.ndarray) -> list[Case]:
+        """Return a case of the size that each export takes, if it takes only one."""
+        cases = [own_size(interfaces[0], tokens, self.config) for interfaces in self.exports if interfaces]
+        return list({case.name: case for case in cases if case is not None}.values())
+
+    def shifted(self, cases: Sequence[Case]) -> list[Case]:
+        """Return the padded cases with positions that count padding, if an export may count so."""
+        if not any(counts_itself(interfaces) for interfaces in self.exports if interfaces):
+            return []
+        return [by_column(case) for case in cases if not case.attention_mask.all()]
+
+
+def own_size(interface: Interface, tokens: np.ndarray, config: GPT2Config) -> Case | None:
+    """Return a case of the size that a file takes; None if it takes any."""
+    if interface.rows is None and interface.tokens is None:
+        return None
+    rows = interface.rows or 1
+    length = min(interface.tokens or SHORT_TOKENS, config.n_positions)
+    ids = np.resize(tokens, rows * length).reshape(rows, length)
     name = f"{rows} row{'s' if rows > 1 else ''} of {length} tokens"
-    return [Case(name, ids, np.ones_like(ids), (length,))]
+    return Case(name, ids, np.ones_like(ids), (length,))

@@ -32,7 +32,7 @@ from converter.parity.legs.truth import truths
 from converter.parity.legs.widen import graph_session, widened_session
 from converter.parity.report.report import Compared, Details, Report
 from converter.parity.verdict.found import Weights
-from converter.parity.verdict.judge import Judge, MeasuredLeg
+from converter.parity.verdict.judge import MeasuredLeg
 from converter.runtime.exports.files import find
 from converter.runtime.exports.interface import Interface
 from converter.runtime.exports.open import read_export
@@ -139,11 +139,11 @@ def examine_export(
     if bits is None:
         _run_in_float64(baseline, asked, numbers, known, also)
     else:
-        known.notes.append(f"{name}: its mathematics is not compared in float64, as quantized operators round")
+        known.notes.append("its mathematics is not compared in float64, as quantized operators round")
     known.notes += _remarks(asked, ran)
+    known.notes += _where_right(baseline, known.legs)
     if weights:
-        known.notes += [f"{name}: {note}" for note in found.notes]
-        known.notes += [f"{name}: {found.sentence}"] if found.missing else []
+        known.notes += [*found.notes, *([found.sentence] if found.missing else [])]
     located = _located(baseline, asked, numbers, known.legs, ran)
     compared = Compared(
         name,
@@ -155,11 +155,13 @@ def examine_export(
         located.localisation if located else None,
         located.diagnosis if located else None,
     )
-    return Examined(compared, tuple(known.legs), tuple(known.notes))
+    return Examined(compared, tuple(known.legs), tuple(f"{name}: {note}" if also else note for note in known.notes))
 
 
-def report_on(baseline: Baseline, asked: Asked, step: Callable[[str], None], weights: bool, began: float) -> Report:
-    """Compare an export with a source; returns the report.
+def report_on(
+    baseline: Baseline, asked: Asked, also: Sequence[Asked], step: Callable[[str], None], weights: bool, began: float
+) -> Report:
+    """Compare an export with a source, and others besides; returns the report.
 
     Args:
         step: called with the name of each of ``STEPS``, and of the verdict.
@@ -167,12 +169,13 @@ def report_on(baseline: Baseline, asked: Asked, step: Callable[[str], None], wei
         began: when the check began, as ``time.monotonic`` counts.
 
     Raises:
-        ModelFolderError: its weights are missing.
+        ModelFolderError: weights are missing.
     """
     examined = examine_export(baseline, asked, step, weights)
+    others = [examine_export(baseline, other, step, weights, also=True) for other in also]
     step("the verdict")
     found, judge = examined.compared, baseline.judge
-    measured = [*baseline.legs, *examined.legs]
+    measured = [*baseline.legs, *(leg for each in (examined, *others) for leg in each.legs)]
     floor_rms, floor_maximum = noise_floor(baseline)
     return Report(
         source=os.fspath(baseline.checkpoint.name),
@@ -196,10 +199,11 @@ def report_on(baseline: Baseline, asked: Asked, step: Callable[[str], None], wei
         legs=tuple(judge.report(leg) for leg in sorted(measured, key=lambda leg: list(LegKind).index(leg.kind))),
         localisation=found.localisation,
         diagnosis=found.diagnosis,
-        notes=(*baseline.notes, *examined.notes),
+        notes=(*baseline.notes, *(note for each in (examined, *others) for note in each.notes)),
         seconds=time.monotonic() - began,
         details=Details(baseline, tuple(measured), judge),
         export=found,
+        also=tuple(other.compared for other in others),
     )
 
 
@@ -220,9 +224,10 @@ def _identity(name: str, precision: str, also: bool) -> Identity:
     """Return the identity of the leg that runs an export as it is."""
     given: dict[str, Any] = {"graph": name, "precision": precision, "export": name if also else ""}
     if precision == FULL:
-        return Identity(name, LegKind.OTHER if also else LegKind.NUMERICS, **given)
+        own = "ONNX Runtime float32"
+        return Identity(name if also else own, LegKind.OTHER if also else LegKind.NUMERICS, **given)
     budget = PRECISIONS[precision].budget_name if precision in PRECISIONS else precision
-    return Identity(name, LegKind.LOSSY, budget=budget, **given)
+    return Identity(name if also else f"ONNX Runtime {precision}", LegKind.LOSSY, budget=budget, **given)
 
 
 def _run(baseline: Baseline, identity: Identity, asked: Asked, known: _Known) -> Ran | None:
@@ -234,11 +239,11 @@ def _run(baseline: Baseline, identity: Identity, asked: Asked, known: _Known) ->
             return None
         ran = measure(baseline, lambda: open_as_is(asked.interfaces, config), asked.interfaces, identity)
     except REFUSED as error:
-        known.faults.append(f"{identity.name} cannot be run by ONNX Runtime ({said(error)})")
+        known.faults.append(f"{asked.name} cannot be run by ONNX Runtime ({said(error)})")
         return None
     for case, why in list(ran.failed.items())[:1]:
         more = f", and {len(ran.failed) - 1} more cases," if len(ran.failed) > 1 else ""
-        known.faults.append(f"{identity.name} cannot be run on {case}{more} by ONNX Runtime ({why})")
+        known.faults.append(f"{asked.name} cannot be run on {case}{more} by ONNX Runtime ({why})")
     if ran.leg.distances:
         known.legs.append(ran.leg)
     return ran
@@ -256,7 +261,7 @@ def _run_in_float64(baseline: Baseline, asked: Asked, numbers: Ledger, known: _K
     """Run an export in float64, against the truth of its own numbers, if its operators allow it."""
     config, name, limit = baseline.ledger.config, asked.name, baseline.limits.graph_float64
     given: dict[str, Any] = {"runner": Runner.WIDENED, "graph": name, "export": name if also else ""}
-    identity = Identity(f"{name} in float64", LegKind.SEMANTICS, **given)
+    identity = Identity(f"{name} in float64" if also else "ONNX graph in float64", LegKind.SEMANTICS, **given)
 
     def truth(cases: list[Case]) -> Mapping[str, np.ndarray]:
         return truths(config, numbers.weights, cases)
@@ -270,7 +275,7 @@ def _run_in_float64(baseline: Baseline, asked: Asked, numbers: Ledger, known: _K
         opened = partial(open_in_float64, asked.interfaces, config)
         ran = measure(baseline, opened, asked.interfaces, identity, limit, own, short=True)
     except REFUSED as error:
-        known.notes.append(f"{name}: its mathematics is not compared in float64: {_lacking(error)}")
+        known.notes.append(f"its mathematics is not compared in float64: {_lacking(error)}")
         return
     if ran.leg.distances:
         known.legs.append(ran.leg)
@@ -311,17 +316,26 @@ def with_rounding(ledger: Ledger, weights: Weights) -> Ledger:
 
 def _remarks(asked: Asked, ran: Ran | None) -> list[str]:
     """Return what the interface of an export cannot express, and which of its branches never ran."""
+    notes = [f"its interface is {each.sentence}" for each in asked.interfaces]
     if ran is None:
-        return []
-    notes = [f"{why}; not run: {shortened(cases)}" for why, cases in ran.skipped.items()]
+        return notes
+    notes += [f"{why}; not run: {shortened(cases)}" for why, cases in ran.skipped.items()]
     if ran.by_column:
         notes.append(
             "it takes no position_ids and counts padding too, so that a row of a left-padded batch gets other tokens "
             "than alone; give it rows of one length"
         )
     graphs = [read_model(each.file).graph for each in asked.interfaces]
-    notes += [what for graph in graphs for what in never_taken(graph, ran.conditions)]
-    return [f"{asked.name}: {note}" for note in notes]
+    return [*notes, *(what for graph in graphs for what in never_taken(graph, ran.conditions))]
+
+
+def _where_right(baseline: Baseline, measured: Sequence[MeasuredLeg]) -> list[str]:
+    """Return in which cases an export is wrong, if it is right in others."""
+    for leg in measured:
+        wrong = [case.name for case in baseline.cases if case.name in leg.distances and _beyond(baseline, leg, case)]
+        if wrong and len(wrong) < len(leg.distances) and leg.kind is not LegKind.LOSSY:
+            return [f"it is wrong in {shortened(wrong)}, and right in the other cases"]
+    return []
 
 
 def shortened(names: Sequence[str]) -> str:
@@ -339,7 +353,7 @@ def _located(
     if not guilty or ran is None:
         return None
     leg = next((leg for leg in guilty if leg.runner is Runner.WIDENED), guilty[0])
-    case = _telling(baseline, leg, judge)
+    case = _telling(baseline, leg)
     how = express(asked.interfaces, case)
     assert not isinstance(how, str)
     counted = by_column(case) if len(how.truths) > 1 and ran.by_column else case
@@ -349,13 +363,15 @@ def _located(
         return None  # with every value as an output ONNX Runtime may refuse what it runs otherwise
 
 
-def _telling(baseline: Baseline, leg: MeasuredLeg, judge: Judge) -> Case:
+def _telling(baseline: Baseline, leg: MeasuredLeg) -> Case:
     """Return the first case in which a leg is beyond its limit, or else the one with the largest error."""
-    for case in baseline.cases:
-        distance = leg.distances.get(case.name)
-        if distance is None:
-            continue
-        allowed = leg.limit * judge.scale or judge.limits.maximum * judge.floor({case.name: distance})[1]
-        if not distance.total_maximum <= allowed:
-            return case
-    return next(case for case in baseline.cases if case.name == leg.worst_case)
+    cases = [case for case in baseline.cases if case.name in leg.distances]
+    worst = next(case for case in cases if case.name == leg.worst_case)
+    return next((case for case in cases if _beyond(baseline, leg, case)), worst)
+
+
+def _beyond(baseline: Baseline, leg: MeasuredLeg, case: Case) -> bool:
+    """Tell whether a leg is beyond its limit in a case."""
+    judge, distance = baseline.judge, leg.distances[case.name]
+    allowed = leg.limit * judge.scale or judge.limits.maximum * judge.floor(leg.distances)[1]
+    return not distance.total_maximum <= allowed

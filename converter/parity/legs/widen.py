@@ -42,6 +42,16 @@ class OpenedGraph:
     weights: list[Any]
 
 
+LOG_NOTHING = 4  # what ONNX Runtime refuses is an error in Python too, and is said in the report
+
+
+def quiet_options() -> onnxruntime.SessionOptions:
+    """Return the options of a session that may be refused."""
+    options = session_options()
+    options.log_severity_level = LOG_NOTHING
+    return options
+
+
 Edit = Callable[[onnx.GraphProto], None]  # changes a graph in memory
 
 
@@ -54,7 +64,7 @@ def graph_session(file: Path, edit: Edit = lambda graph: None) -> OpenedGraph:
 
 def open_graph(model: onnx.ModelProto, file: Path) -> OpenedGraph:
     """Open a model that was read from ``file`` on the CPU."""
-    session = session_of(model.SerializeToString(), session_options(), file.parent, CPU_PROVIDER)
+    session = session_of(model.SerializeToString(), quiet_options(), file.parent, CPU_PROVIDER)
     return OpenedGraph(session, [])
 
 
@@ -80,7 +90,7 @@ def open_widened(model: onnx.ModelProto, file: Path, config: GPT2Config | None =
     """Widen a model that was read from ``file``, and open it on the CPU; see ``widened_session``."""
     if config is not None:
         make_constants_whole(model.graph, config)
-    options = session_options()
+    options = quiet_options()
     weights: list[Any] = []
     products = multiply_in_float64(model.graph, file)
     for tensor in model.graph.initializer:
@@ -137,7 +147,10 @@ def make_constants_whole(graph: onnx.GraphProto, config: GPT2Config) -> None:
     ]
     if not rounded:
         return
-    whole = {float(np.float16(number)): number for number in _constants(config)}
+    known = _constants(config)
+    known |= {math.sqrt(number) for number in known if number > 0}  # others scale queries and keys, each by a root
+    with np.errstate(over="ignore"):
+        whole = {float(np.float16(number)): number for number in known}
     for tensor in rounded:
         value = numpy_helper.to_array(tensor)
         number = whole.get(float(value.item()), float(value.item()))

@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from converter.errors import ModelFolderError
 from converter.files import read_json
+from converter.folder.certificate import shipped_files
+from converter.folder.staging import MANIFEST
 
 # Files that make one model, and where they are looked for: the one for prompts, then the one that has a cache.
 LAYOUTS: tuple[tuple[str, ...], ...] = (
@@ -18,6 +22,29 @@ LAYOUTS: tuple[tuple[str, ...], ...] = (
 )
 FOLDERS = ("", "onnx")
 GENAI = "genai_config.json"
+
+
+def is_export(path: Path) -> bool:
+    """Tell whether a path is an export of another program: an ONNX file, or a folder without a manifest of gpt2onnx."""
+    if path.is_dir():
+        return not (path / MANIFEST).exists()
+    return path.is_file()
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return every file of an export: those of its folder, or an ONNX file and the data files that it names.
+
+    Raises:
+        ModelFolderError: it is no ONNX file.
+    """
+    return shipped_files(path) if path.is_dir() else [path, *data_files(path)]
+
+
+def data_files(file: Path) -> list[Path]:
+    """Return the files that an ONNX file has its weights in."""
+    graph = onnx.load(file, load_external_data=False).graph
+    names = {entry.value for tensor in graph.initializer for entry in tensor.external_data if entry.key == "location"}
+    return sorted(file.parent / name for name in names)
 
 
 def find(path: Path) -> tuple[Path, ...]:
