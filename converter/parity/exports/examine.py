@@ -85,9 +85,12 @@ def ask(path: Path, config: GPT2Config, given: Mapping[str, str] | None = None) 
         return Asked(os.fspath(path), tuple(each.file for each in interfaces), interfaces)
     files = find(path)
     for file in files:
-        names = {value.name for value in read_signature(file).outputs}
-        if lacking := sorted(set(HEADS[config.head].outputs) - names):
-            raise ModelFolderError(f"{file} lacks the output {lacking[0]} of the head {config.head}")
+        signature = read_signature(file)
+        names = {value.name for value in signature.outputs}
+        if lacking := [name for name in HEADS[config.head].outputs if name not in names]:
+            raise ModelFolderError(f"{file} lacks the output {lacking[0]} of the head {config.head}; it {signature}")
+        if odd := [value.name for value in signature.inputs if value.name not in legs.KNOWN]:
+            raise ModelFolderError(f"{file} takes {odd[0]}, which is none of a GPT-2's inputs; it {signature}")
     return Asked(os.fspath(path), files, ())
 
 

@@ -91,7 +91,7 @@ def quantized_of(file: Path) -> Iterator[Quantized]:
         for names in _parts(node, tensors):
             if names[0] not in seen:
                 seen.add(names[0])
-                yield _read(*(tensors.get(name) for name in names))
+                yield from _read(*(tensors.get(name) for name in names))
         if node.op_type == "MatMulNBits" and node.input[1] in tensors and node.input[1] not in seen:
             seen.add(node.input[1])
             parts = [tensors[name] for name in node.input[1:4] if name in tensors]
@@ -111,18 +111,19 @@ def _parts(node: NodeProto, tensors: Mapping[str, Held]) -> Iterator[tuple[str, 
             yield name, f"{base}{SCALE}", f"{base}{ZERO_POINT}"
 
 
-def _read(numbers: Held | None, scale: Held | None, zero_point: Held | None) -> Quantized:
+def _read(numbers: Held | None, scale: Held | None, zero_point: Held | None) -> Iterator[Quantized]:
+    """Yield what a weight stands for. A square one has a scale for each row or for each column: both are yielded."""
     assert numbers is not None
     assert scale is not None
     whole = numbers.array().astype(np.float64)
-    step = _along(scale.array().astype(np.float64), whole)
-    zero = _along(zero_point.array().astype(np.float64), whole) if zero_point is not None else 0.0
-    return Quantized(numbers.name, (whole - zero) * step, step)
+    for axis in [axis for axis, size in enumerate(whole.shape) if size == scale.size] or [0]:
+        step = _along(scale.array().astype(np.float64), whole, axis)
+        zero = _along(zero_point.array().astype(np.float64), whole, axis) if zero_point is not None else 0.0
+        yield Quantized(numbers.name, (whole - zero) * step, step)
 
 
-def _along(values: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def _along(values: np.ndarray, whole: np.ndarray, axis: int) -> np.ndarray:
     """Return scales or zero points so that they broadcast: one number, or one for each index of an axis."""
     if values.size == 1:
         return values.reshape(())
-    axis = next((axis for axis, size in enumerate(whole.shape) if size == values.size), whole.ndim - 1)
     return values.reshape([-1 if at == axis else 1 for at in range(whole.ndim)])

@@ -169,7 +169,8 @@ def _factor(array: np.ndarray, numbers: np.ndarray) -> float:
         flat, found = np.ascontiguousarray(expected).ravel(), array.ravel()
         square = float(flat @ flat)
         factor = float(flat @ found) / square if square else 0.0
-        if factor and np.abs(found - factor * flat).max() <= MULTIPLE * np.abs(found).max():
+        changed = abs(factor - 1) > NEAR  # else some numbers differ, and the others are the same
+        if factor and changed and np.abs(found - factor * flat).max() <= MULTIPLE * np.abs(found).max():
             return factor
     return 0.0
 

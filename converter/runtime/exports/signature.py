@@ -98,7 +98,7 @@ def read_signature(file: Path) -> Signature:
         ModelFolderError: it is not there, or no ONNX file.
     """
     try:
-        model = onnx.load(file, load_external_data=False)
+        model = onnx.load(file, format="protobuf", load_external_data=False)
     except FileNotFoundError as error:
         raise ModelFolderError(f"there is no ONNX file {file}") from error
     except (DecodeError, OSError, ValueError) as error:

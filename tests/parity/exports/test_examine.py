@@ -1,0 +1,271 @@
+"""An export of another program gets a verdict, and on a mismatch the first wrong operation and its cause."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import transformers
+from onnx import numpy_helper
+
+from converter import check, convert
+from converter.errors import CheckError, ModelFolderError
+from converter.parity.report.report import Report
+from tests import disguises
+from tests.disguises import disguise
+
+Save = Callable[..., Path]
+
+# Head dimensions of which 1/√head_dim is the inverse of no layer's number.
+SHAPE = {"n_embd": 15, "n_layer": 2, "n_inner": 15}
+
+RIGHT = {
+    "with a cache": (),
+    "int32": (disguises.int32,),
+    "keys and values joined": (disguises.joined_cache,),
+    "merged": (disguises.merged,),
+    "last logits only": (disguises.last_only,),
+    "no mask": (disguises.without_mask,),
+    "no positions": (disguises.own_positions,),
+    "names that say nothing": (disguises.split_projections, disguises.transposed_weights, disguises.renamed),
+}
+
+
+@pytest.fixture
+def source(save: Save) -> Path:
+    return save(**SHAPE)
+
+
+@pytest.fixture
+def export(source: Path, tmp_path: Path) -> Callable[..., Path]:
+    """``export(*edits, source=…, opset=…)``: a source as somebody else exports it."""
+
+    def make(*edits: disguises.Edit, of: Path = source, **options: int) -> Path:
+        convert(of, tmp_path / "ours", force=True, **options)
+        return disguise(tmp_path / "ours", tmp_path / "theirs" / "model.onnx", *edits)
+
+    return make
+
+
+@pytest.mark.parametrize("edits", RIGHT.values(), ids=RIGHT)
+def test_a_right_export_matches_and_every_weight_is_found(
+    source: Path, export: Callable[..., Path], edits: tuple[disguises.Edit, ...]
+) -> None:
+    report = check(source, export(*edits))
+    assert report.passed, report.faults
+    assert report.headline == "MATCH"
+    assert "28 of 28 weights bit for bit, mathematics in float64, float32 within rounding" in report.verdict
+    assert report.export is not None
+    assert not report.export.localisation
+
+
+def test_what_an_interface_cannot_express_is_said_and_not_run(source: Path, export: Callable[..., Path]) -> None:
+    without = check(source, export(disguises.without_mask))
+    assert any(
+        note.startswith("it takes no attention_mask, so that it is held on unpadded rows only")
+        for note in without.notes
+    )
+    assert "left-padded batch" not in leg(without, "ONNX Runtime float32").cases
+    assert "chunked prefill" in leg(without, "ONNX Runtime float32").cases
+    itself = check(source, export(disguises.own_positions))
+    assert any("counts padding too" in note for note in itself.notes)
+    assert "left-padded batch" in leg(itself, "ONNX Runtime float32").cases
+
+
+def test_a_branch_that_never_runs_is_said(source: Path, export: Callable[..., Path]) -> None:
+    def never(graph: onnx.GraphProto) -> None:
+        disguises.merged(graph)
+        disguises._keep(graph.input, lambda value: value.name != "use_cache_branch")
+        graph.initializer.append(numpy_helper.from_array(np.array([True]), "use_cache_branch"))
+
+    report = check(source, export(never))
+    assert report.passed, report.faults
+    assert "the branch for use_cache_branch being false was never taken" in report.notes
+
+
+def leg(report: Report, name: str):
+    return next(leg for leg in report.legs if leg.name == name)
+
+
+def altered(save: Save, tmp_path: Path, change: Callable[[dict], None] | None = None, **config: object) -> Path:
+    """The source with another config or with changed weights, as a careless exporter reads it."""
+    path = save("altered", **{**SHAPE, **config})
+    if change is not None:
+        model = transformers.GPT2LMHeadModel.from_pretrained(path)
+        with torch.no_grad():
+            change(dict(model.named_parameters()))
+        model.save_pretrained(path)
+    return path
+
+
+def transposed(weights: dict) -> None:
+    weights["transformer.h.1.attn.c_proj.weight"].copy_(weights["transformer.h.1.attn.c_proj.weight"].T.clone())
+
+
+def square_mlp(weights: dict) -> None:
+    weights["transformer.h.0.mlp.c_fc.weight"].copy_(weights["transformer.h.0.mlp.c_fc.weight"].T.clone())
+
+
+# What is wrong → how it came about, the operation that is named, the cause.
+WRONG_SOURCES = {
+    "gelu": ({"activation_function": "gelu"}, None, "h.0.mlp.act", "activation"),
+    "silu": ({"activation_function": "silu"}, None, "h.0.mlp.act", "activation"),
+    "epsilon": ({"layer_norm_epsilon": 1e-4}, None, "h.0.ln_1", "epsilon"),
+    "no scale": ({"scale_attn_weights": False}, None, "h.0.attn.sdpa", "scale"),
+    "scale by layer": ({"scale_attn_by_inverse_layer_idx": True}, None, "h.1.attn.sdpa", "inverse_layer"),
+    "a square attention weight transposed": ({}, transposed, "h.1.attn.c_proj", "transposed"),
+    "a square weight of the MLP transposed": ({}, square_mlp, "h.0.mlp.c_fc", "transposed"),
+}
+HIDDEN = (disguises.transposed_weights, disguises.renamed)
+
+
+@pytest.mark.parametrize("opset", [17, 23])
+@pytest.mark.parametrize(("config", "change", "first", "cause"), WRONG_SOURCES.values(), ids=WRONG_SOURCES)
+def test_a_wrong_export_is_named_without_any_name(
+    source: Path, save: Save, export: Callable[..., Path], tmp_path: Path, opset: int,
+    config: dict, change: Callable[[dict], None] | None, first: str, cause: str,
+) -> None:  # fmt: skip
+    report = check(source, export(*HIDDEN, of=altered(save, tmp_path, change, **config), opset=opset))
+    assert_named(report, first, cause)
+    assert report.export is not None
+    assert report.export.weights is not None
+    assert report.export.weights.missing == ()  # the numbers are the source's
+
+
+WRONG_GRAPHS = {
+    "positions ignored": (disguises.ignored_positions, "wpe", "position"),
+    "mask dropped": (disguises.ignored_mask, "h.0.attn.sdpa", "mask"),
+}
+
+
+@pytest.mark.parametrize(("edit", "first", "cause"), WRONG_GRAPHS.values(), ids=WRONG_GRAPHS)
+def test_padding_that_is_not_heeded_is_named(
+    source: Path, export: Callable[..., Path], edit: disguises.Edit, first: str, cause: str
+) -> None:
+    report = check(source, export(edit, *HIDDEN))
+    assert_named(report, first, cause)
+    assert report.localisation is not None
+    assert report.localisation.case == "left-padded batch"
+    assert any(note.startswith("it is wrong in left-padded batch, batch of 2") for note in report.notes)
+
+
+def assert_named(report: Report, first: str, cause: str) -> None:
+    assert not report.passed
+    assert report.headline == "MISMATCH"
+    assert report.localisation is not None
+    assert report.diagnosis is not None
+    assert report.localisation.first == first
+    assert report.diagnosis.findings[0].cause == cause
+    assert report.diagnosis.findings[0].sentence in report.verdict
+
+
+def test_a_changed_weight_is_a_fault_even_of_a_token_that_is_not_fed(source: Path, export: Callable[..., Path]) -> None:
+    def edit(graph: onnx.GraphProto) -> None:
+        tensor = next(tensor for tensor in graph.initializer if tensor.name == "wpe.weight")
+        array = numpy_helper.to_array(tensor).copy()
+        array[-1, 3] += 1e-6
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+    report = check(source, export(edit, *HIDDEN))
+    assert not report.passed
+    assert report.exactness_faults[0].startswith("wpe.weight has other numbers in onnx::W_")
+
+
+def test_a_graph_that_cannot_be_run_is_a_mismatch_that_says_so(source: Path, export: Callable[..., Path]) -> None:
+    def edit(graph: onnx.GraphProto) -> None:
+        next(node for node in graph.node if node.op_type == "MatMul").op_type = "Nonsense"
+
+    report = check(source, export(edit))
+    assert not report.passed
+    assert "cannot be run by ONNX Runtime" in report.verdict
+    assert "\n" not in report.verdict
+
+
+# --- beside a folder of ours ------------------------------------------------------------------------------------------
+
+
+def test_every_view_agrees_on_whether_an_export_beside_the_folder_is_right(
+    source: Path, save: Save, export: Callable[..., Path], tmp_path: Path
+) -> None:
+    convert(source, tmp_path / "out")
+    wrong = export(of=altered(save, tmp_path, activation_function="gelu"))
+    report = check(source, tmp_path / "out", also=[wrong])
+    assert report.matches
+    assert not report.passed
+    assert report.headline == "MISMATCH"
+    assert f"is {source}, but {wrong} is NOT {source}: the activation in h.0.mlp.act is gelu" in report.verdict
+    found = report.to_dict()
+    assert found["passed"] is False
+    assert found["also"][0]["passed"] is False
+    json.dumps(found)
+    certificate = json.loads((tmp_path / "out" / "gpt2onnx.json").read_text())["certificate"]
+    assert certificate["passed"] is True  # the folder is right
+    assert report.by_logits_alone().also == ()
+
+
+def test_an_export_that_cannot_be_run_fails_alone(source: Path, export: Callable[..., Path], tmp_path: Path) -> None:
+    convert(source, tmp_path / "out")
+    right = export()
+    broken = onnx.load(right)
+    next(node for node in broken.graph.node if node.op_type == "MatMul").op_type = "Nonsense"
+    onnx.save(broken, tmp_path / "broken.onnx")
+    report = check(source, tmp_path / "out", also=[tmp_path / "broken.onnx", right])
+    assert len(report.other_faults) == 1
+    assert report.other_faults[0].startswith(f"{tmp_path / 'broken.onnx'} is NOT {source}: ")
+    assert not leg(report, str(right)).fault
+
+
+def test_what_cannot_be_read_is_refused_before_anything_is_computed(source: Path, tmp_path: Path) -> None:
+    convert(source, tmp_path / "out")
+    steps: list[str] = []
+    for other in (source / "config.json", tmp_path / "no.onnx"):
+        with pytest.raises(ModelFolderError):
+            check(source, tmp_path / "out", also=[other], progress=lambda step, *_: steps.append(step))
+    with pytest.raises((ModelFolderError, CheckError)):
+        check(source, source / "config.json", progress=lambda step, *_: steps.append(step))
+    assert steps == []
+
+
+def test_steps_are_counted_with_those_of_exports(source: Path, export: Callable[..., Path], tmp_path: Path) -> None:
+    convert(source, tmp_path / "out")
+    file = export()
+    for target in (tmp_path / "out", file):
+        seen: list[int] = []
+        totals: set[int] = set()
+
+        def note(_: str, done: int, total: int, seen: list[int] = seen, totals: set[int] = totals) -> None:
+            seen.append(done)
+            totals.add(total)
+
+        check(source, target, also=[file], progress=note)
+        assert [seen] == [list(range(total)) for total in totals]
+
+
+# --- the verdict kept -------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_written_beside_an_export_unless_asked_for(
+    source: Path, export: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = export()
+    before = sorted(file.parent.iterdir())
+    check(source, file)
+    assert sorted(file.parent.iterdir()) == before
+    check(source, file, certificate=tmp_path / "verdict.json")
+    assert sorted(file.parent.iterdir()) == before
+    kept = json.loads((tmp_path / "verdict.json").read_text())["certificate"]
+    assert kept["passed"] is True
+    assert list(kept["files"]) == ["model.onnx"]
+
+
+def test_the_logits_alone_may_decide(source: Path, export: Callable[..., Path]) -> None:
+    report = check(source, export(), files=False)
+    assert report.passed
+    assert "weights not compared" in report.verdict
+    assert replace(report, seconds=0.0).export.weights is None
