@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,13 +17,12 @@ import pytest
 from converter import convert, load
 from converter.data import CHECKPOINT
 from converter.weights.precisions import PRECISIONS
+from tests.clients.asking import WORKERS, Reply, replied
 from tests.clients.table import Seen, write
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 ENVIRONMENTS = ROOT / ".clients"
-WORKERS = HERE / "workers"
-LIMIT_SECONDS = 300
 
 NEW_TOKENS = 20
 BEAMS = 3
@@ -36,8 +33,6 @@ TURNS = ("The syntax of", " This can lead to errors")
 ENDED = ("The following<|endoftext|>", "The syntax of<|endoftext|><|endoftext|>")  # as each of DialoGPT's prompts
 
 SEEN = pytest.StashKey[list[Seen]]()
-
-Reply = dict[str, Any]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -196,19 +191,7 @@ def ask(environment: Callable[[str], Path]) -> Callable[[str, str, Reply], Reply
     def run(client: str, worker: str, request: Reply) -> Reply:
         home = environment(client)
         program = "node" if worker.endswith("js") else str(home / "bin" / "python")
-        done = subprocess.run(
-            [program, str(WORKERS / worker)],
-            input=json.dumps(request),
-            capture_output=True,
-            text=True,
-            timeout=LIMIT_SECONDS,
-            cwd=home,  # where node looks for packages that are required from there
-            env={name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-            | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
-        )
-        print(done.stderr)  # noqa: T201 - pytest shows it beside a failure
-        lines = done.stdout.splitlines()
-        return json.loads(lines[-1]) if lines else {"error": f"its process ended with {done.returncode}"}
+        return replied([program, str(WORKERS / worker)], request, home)
 
     return run
 

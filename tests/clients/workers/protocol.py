@@ -21,11 +21,16 @@ Answers = dict[str, Callable[[], Any]]  # what is asked → what gives it
 
 def serve(answers: Callable[[Request], Answers]) -> None:
     """Answer the one request that comes in, each thing asked for itself."""
+    respond(lambda request: {what: attempt(answer) for what, answer in answers(request).items()})
+
+
+def respond(answer: Callable[[Request], dict[str, Any]]) -> None:
+    """Answer the one request that comes in; what cannot be answered is an ``error``."""
     output = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print goes where their errors go
     request = json.load(sys.stdin)
     try:
-        reply = {what: attempt(answer) for what, answer in answers(request).items()}
+        reply = answer(request)
     except Exception as error:
         reply = {"error": one_line(error)}
     output.write(json.dumps(reply) + "\n")
