@@ -14,6 +14,11 @@ declare -A PINS=(
   [genai]="onnxruntime-genai==0.18.0 onnxruntime==1.32.0 $NUMPY"
   [openvino]="openvino==2026.4.1 tokenizers==0.23.3 $NUMPY"
   [transformers]="transformers==5.23.0 $TORCH"
+  # These export. Both old Optimums can merge the decoders without and with a past, around different attentions. ONNX
+  # Runtime's own tool for GPT-2 needs the older transformers, whose cache was a tuple.
+  [optimum-1.17]="optimum==1.17.1 transformers==4.37.2 accelerate==0.27.2 $TORCH onnx==1.16.2 onnxruntime==1.19.2 numpy==1.26.4 coloredlogs==15.0.1"
+  [optimum-1.24]="optimum==1.24.0 transformers==4.48.3 accelerate==1.15.0 $TORCH onnx==1.23.2 onnx-ir==1.1.0 onnxruntime==1.32.0 $NUMPY"
+  [mobius]="mobius-onnx==0.1.0 transformers==5.23.0 $TORCH onnxruntime==1.32.0"
 )
 # The oldest that PyPI has for Python 3.11, and what brought a new opset or operator since.
 OLD_RUNTIMES=(1.15.0 1.17.3) # built for NumPy 1
@@ -46,7 +51,7 @@ install() {
 }
 
 names=("$@")
-[ $# -gt 0 ] || names=(optimum genai openvino transformers "${OLD_RUNTIMES[@]/#/onnxruntime-}" "${RUNTIMES[@]/#/onnxruntime-}" js)
+[ $# -gt 0 ] || names=(optimum genai openvino transformers optimum-1.17 optimum-1.24 mobius "${OLD_RUNTIMES[@]/#/onnxruntime-}" "${RUNTIMES[@]/#/onnxruntime-}" js)
 failed=0
 for name in "${names[@]}"; do
   if [ "$name" = js ]; then
