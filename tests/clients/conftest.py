@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from converter import convert, load
 from converter.data import CHECKPOINT
 from converter.weights.precisions import PRECISIONS
 from tests.clients.asking import WORKERS, Reply, replied
+from tests.clients.exports import BROKEN, INTERFACES, SHAPE, VARIANTS
+from tests.clients.making import Order, made
 from tests.clients.table import Seen, write
 
 HERE = Path(__file__).parent
@@ -194,6 +197,41 @@ def ask(environment: Callable[[str], Path]) -> Callable[[str, str, Reply], Reply
         return replied([program, str(WORKERS / worker)], request, home)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def source_of(head_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``source_of(variant)`` is the checkpoint that an export claims to be of."""
+
+    @functools.cache
+    def save(variant: str) -> Path:
+        source = tmp_path_factory.mktemp("sources") / "source"
+        head_model("lm", **SHAPE | VARIANTS[variant].config).save_pretrained(source)
+        return source
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def exported(
+    environment: Callable[[str], Path], source_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """``exported(interface, variant="usual")`` is the folder of an export; the tables in ``exports.py`` name both.
+
+    It is made once for all runs. The test is skipped where the exporter's environment is absent.
+    """
+
+    @functools.cache
+    def export(interface: str, variant: str = "usual") -> Path:
+        row, defect = (INTERFACES | BROKEN)[interface], VARIANTS[variant]
+        home = environment(row.environment) if row.environment else None
+        source = source_of(variant)
+        if defect.change:
+            source = shutil.copytree(source, tmp_path_factory.mktemp("changed") / "source")
+            defect.change(source)
+        return made(ENVIRONMENTS / "exports", Order(row.exporter, home, source, row.options, defect.ignore))
+
+    return export
 
 
 Record = Callable[..., None]
