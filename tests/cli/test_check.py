@@ -13,6 +13,7 @@ from converter.data import CHECKPOINT
 from converter.parity.seeded import mutations
 from tests.cli.commands import ROOT, assert_one_sentence, run, succeed
 from tests.conftest import Save
+from tests.disguises import called, disguise, renamed
 
 
 def test_check_prints_a_table_and_exits_with_0_on_a_match(bundled: Path) -> None:
@@ -89,9 +90,11 @@ def test_check_reads_another_exporters_file_too(save: Save, tmp_path: Path) -> N
     wrong = run("check", source, tmp_path / "source-onnx", "--also", foreign)
     assert wrong.exit_code == 1
     assert f"{foreign} is NOT {source}" in wrong.stdout
-    assert "MATCH: " in wrong.stdout  # of the folder
+    assert f"MISMATCH: {tmp_path / 'source-onnx'} is {source}, but {foreign} is NOT {source}" in wrong.stdout
     assert json.loads((tmp_path / "source-onnx" / "gpt2onnx.json").read_text())["certificate"]["passed"] is True
-    assert_one_sentence(run("check", source, tmp_path / "source-onnx", "--also", "no.onnx"), "there is no ONNX file no")
+    assert_one_sentence(
+        run("check", source, tmp_path / "source-onnx", "--also", "no.onnx"), "there is no ONNX file or folder no"
+    )
     (tmp_path / "broken.onnx").write_bytes(b"rubbish")
     assert_one_sentence(run("check", source, tmp_path / "source-onnx", "--also", tmp_path / "broken.onnx"), "broken")
 
@@ -158,3 +161,39 @@ def test_check_can_prove_that_it_would_have_noticed(save: Save, monkeypatch: pyt
     assert "square weight transposed" in result.stdout
     assert "is transposed: it lies [out, in] where the graph takes [in, out]" in result.stdout
     assert_one_sentence(run("check", "nowhere", "--prove"), "nowhere")
+
+
+def test_an_export_of_another_program_is_checked_and_its_verdict_kept_where_one_says(
+    save: Save, tmp_path: Path
+) -> None:
+    source, other = save(), save("other", activation_function="gelu")
+    for name in (source, other):
+        succeed("convert", name, tmp_path / f"{name.name}-onnx", "-q")
+    right, wrong = (
+        disguise(
+            tmp_path / f"{name}-onnx",
+            tmp_path / name / "theirs.onnx",
+            renamed,
+            called(input_ids="x", attention_mask="m"),
+        )
+        for name in ("source", "other")
+    )
+    roles = "--inputs", "x=input_ids,m=attention_mask"
+    refused = run("check", source, right)
+    assert_one_sentence(
+        refused, "theirs.onnx has an unknown interface, as the input x cannot be told; it takes x (int64"
+    )
+    misread = run("check", source, right, "--inputs", "x")
+    assert misread.exit_code == 2
+    assert "'x' is not of the form NAME=ROLE" in misread.stderr
+    found = run("check", source, right, *roles, "--certificate", tmp_path / "verdict.json", "--json")
+    assert found.exit_code == 0
+    assert json.loads(found.stdout)["export"]["weights"]["missing"] == []
+    assert "all 1 files: a match" in succeed("verify", right, "--certificate", tmp_path / "verdict.json").stdout
+    named = run("check", source, wrong, *roles)
+    assert named.exit_code == 1
+    assert "the activation in h.0.mlp.act is gelu; the source has gelu_new" in named.stdout
+    right.write_bytes(wrong.read_bytes())
+    assert run("verify", right, "--certificate", tmp_path / "verdict.json").exit_code == 1
+    assert_one_sentence(run("verify", right, "--certificate", source / "config.json"), "holds no certificate")
+    assert_one_sentence(run("verify", right), "there is no model folder")
