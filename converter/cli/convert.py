@@ -24,6 +24,7 @@ from converter.cli.options import (
     source_help,
     source_options,
 )
+from converter.graph.outputs import WORDS
 from converter.memory import peak_memory
 from converter.weights.precisions import PRECISIONS
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 # What --to names → the function that writes it (module, name), and the options that it alone uses.
 TARGETS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "onnx": ("converter.folder.convert", "convert", ("precision", "in_place", "opset", "then_check")),
+    "onnx": ("converter.folder.convert", "convert", ("precision", "in_place", "opset", "outputs", "then_check")),
     "hf": ("converter.folder.save", "to_huggingface", ("max_shard_size",)),
     "reference": ("converter.folder.save", "to_reference", ()),
 }
@@ -47,11 +48,12 @@ TARGETS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "gpt2onnx convert ./my-gpt2 my-gpt2-onnx --precision fp32,int8",
         "gpt2onnx convert ./my-gpt2 my-gpt2-onnx --precision int4   # added to it",
         "gpt2onnx convert ./my-gpt2 --in-place   # beside the weights",
+        "gpt2onnx convert ./my-gpt2 my-inside-onnx --outputs 'attentions,h.*.mlp.act'",
         "gpt2onnx convert openai-community/gpt2 lora-onnx --adapter ./my-lora",
         "gpt2onnx convert nanogpt/ckpt.pt my-hf --activation gelu --to hf",
     ],
     groups={
-        "The graph": ("precision", "opset", "in_place", "then_check"),
+        "The graph": ("precision", "opset", "outputs", "in_place", "then_check"),
         **SOURCE_GROUP,
         **OUTPUT_GROUP,
     },
@@ -86,6 +88,13 @@ TARGETS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 @click.option(
     "--opset", metavar="NUMBER", default=23, show_default=True, help="ONNX opset, 17 to 25; lower for old runtimes."
 )
+@click.option(
+    "--outputs",
+    metavar="NAMES",
+    multiple=True,
+    shell_complete=complete_names(WORDS, ","),
+    help="What the graph returns too: hidden_states, attentions, or globs over its operations such as 'h.*.mlp.act'.",
+)
 @click.option("--force", is_flag=True, help="Replace an OUT that gpt2onnx wrote.")
 @click.option("--no-scan", is_flag=True, help="Do not look for NaN and infinity in the weights.")
 @click.option(
@@ -103,6 +112,7 @@ def convert(
     precision: str,
     in_place: bool,
     opset: int,
+    outputs: tuple[str, ...],
     force: bool,
     no_scan: bool,
     then_check: bool,
@@ -126,7 +136,8 @@ def convert(
     with progress.amounts(f"writing {out or source}", show=not quiet, at_once=False) as count:
         module, name, used = TARGETS[to]
         special = {
-            "precision": precision, "in_place": in_place, "opset": opset, "max_shard_size": max_shard_size,
+            "precision": precision, "in_place": in_place, "opset": opset, "outputs": outputs,
+            "max_shard_size": max_shard_size,
         }  # fmt: skip
         done = getattr(importlib.import_module(module), name)(
             source,

@@ -46,6 +46,11 @@ def print_folder(folder: Path, found: Mapping[str, Any]) -> None:
         graph = ", ".join(facts.get("heads", {}).values()) or str(facts.get("model", "–"))
         rows.add_row(name, graph, *_numbers(facts))
     tables.show_dense(out, rows, "graph", "quantized")
+    for name, facts in found["precisions"].items():
+        if manifest.OUTPUTS in facts:
+            out.print(
+                f"{name} returns {', '.join(facts[manifest.OUTPUTS])} too: gpt2onnx run {folder} TEXT", markup=False
+            )
     out.print(certificate_line(folder, found["certificate"]), markup=False)
 
 

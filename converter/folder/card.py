@@ -7,6 +7,7 @@ from typing import Any
 
 from converter.folder import snippets
 from converter.folder.clients import UNSUPPORTED
+from converter.folder.manifest import OUTPUTS
 from converter.weights.precisions import PRECISIONS
 from reference.config import GPT2Config
 
@@ -144,7 +145,15 @@ def files_table(values: Mapping[str, Any]) -> str:
         rows = [row[: len(FILES)] for row in rows]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     measured_too = [QUALITY_SAYS.format(on=_measured_on(values))] if len(rows[0]) > len(FILES) else []
-    return "\n\n".join([table, *measured_too, *unsupported(values)])
+    return "\n\n".join([table, *measured_too, *inside(values), *unsupported(values)])
+
+
+def inside(values: Mapping[str, Any]) -> list[str]:
+    """Return a paragraph on what the graphs return beside their answer; empty if they return nothing else."""
+    asked = {name: facts[OUTPUTS] for name, facts in values["precisions"].items() if OUTPUTS in facts}
+    sentences = [f"The {name} graph also returns {', '.join(f'`{each}`' for each in asked[name])}." for name in asked]
+    how = '`gpt2onnx run . "A text" --save inside.npz` writes them into a file.'
+    return ["\n".join([*sentences, how])] if sentences else []
 
 
 def unsupported(values: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ can hold a folder against it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -50,6 +50,7 @@ def write_graphs(
     size: int,
     opset: int,
     model: str | None = None,
+    outputs: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write the graphs of one precision, and return what the manifest says of it.
 
@@ -57,6 +58,7 @@ def write_graphs(
         places: where the graph finds its initializers: name → file, offset, length.
         size: the bytes that the weights take.
         model: the first graph's file, if it is not the precision's own.
+        outputs: what the graphs return beside the answers of their heads: patterns of ``converter.graph.outputs``.
     """
     from converter.graph.build import build
     from converter.graph.layers import ACCURACY_LEVEL, layers_of
@@ -64,7 +66,7 @@ def write_graphs(
     heads = graph_files(ledger, model or row.model)
     for part in ledger.per_graph:
         file = stage / heads[part.config.head]
-        file.write_bytes(build(part.config, places.__getitem__, opset, layers_of(row)))
+        file.write_bytes(build(part.config, places.__getitem__, opset, layers_of(row), outputs))
     size += sum((stage / name).stat().st_size for name in heads.values())
     facts: dict[str, Any] = {
         "model": model or row.model,
@@ -73,6 +75,8 @@ def write_graphs(
         "opset": opset,
         "bytes": size,
     }
+    if outputs:
+        facts[manifest.OUTPUTS] = list(outputs)
     if row.scheme is not None:
         share = write.quantized_share(ledger.config, row.scheme)
         if not share:
@@ -137,7 +141,7 @@ def derive(
     """Write into an empty folder what a conversion writes; the files of the weights are empty.
 
     Args:
-        precisions: what the manifest of the folder says of each: ``opset`` and ``model`` are read.
+        precisions: what the manifest of the folder says of each: ``opset``, ``model`` and ``outputs`` are read.
         places: for each precision, where the graph finds its initializers: name → file, offset, length.
         keep: the files of a source that was converted in place; they are read but not changed.
     """
@@ -149,7 +153,8 @@ def derive(
         in_place = facts["model"] == MODEL_IN_PLACE
         if in_place:
             size = sum(length for *_, length in where.values())
-        there[name] = write_graphs(stage, ledger, row, where, size, facts["opset"], facts["model"])
+        asked = facts.get(manifest.OUTPUTS, ())
+        there[name] = write_graphs(stage, ledger, row, where, size, facts["opset"], facts["model"], asked)
         if in_place:
             there[name]["data"] = ", ".join(sorted({file for file, *_ in where.values()}))
         else:

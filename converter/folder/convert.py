@@ -69,6 +69,7 @@ def convert(
     opset: int = DEFAULT_OPSET,
     force: bool = False,
     in_place: bool = False,
+    outputs: str | Iterable[str] = (),
     ignore: Iterable[str] = (),
     scan: bool = True,
     activation: str | None = None,
@@ -86,6 +87,8 @@ def convert(
         precision: one or more of ``fp32``, ``fp16``, ``int8``, ``int4``: a list, or names with commas between them.
         opset: of the graph, from 17.
         force: replace an ``out`` (or, in place, a graph) that an earlier conversion wrote.
+        outputs: what the graph returns too: ``hidden_states``, ``attentions``, and globs over the names of operations
+            such as ``h.*.mlp.act``: a list, or names with commas between them.
         ignore: globs of tensors to leave aside.
         scan: refuse weights that hold NaN or infinity.
         activation: ``activation_function`` of a checkpoint that does not record it (nanoGPT's).
@@ -94,10 +97,12 @@ def convert(
         progress: called with the work done so far and the work in all (of no unit), by any thread.
 
     Raises:
-        ConfigError, CheckpointError: the source is not a GPT-2, is incomplete or damaged; or the opset is out of range.
+        ConfigError, CheckpointError: the source is not a GPT-2, is incomplete or damaged; or the opset is out of range,
+            or nothing in the model has the name of an output.
         OutputError: the folder cannot be written, or exists.
     """
     from converter.graph.build import MAX_OPSET, MIN_OPSET
+    from converter.graph.outputs import parse, refuse_unknown
 
     if not MIN_OPSET <= opset <= MAX_OPSET:
         raise ConfigError(f"opset is {opset}; expected {MIN_OPSET} to {MAX_OPSET}")
@@ -108,8 +113,10 @@ def convert(
         raise OutputError("--in-place copies no weights, and another precision changes them: give an OUT")
     read_as = SourceOptions(tuple(ignore), activation, adapter, head)
     checkpoint, ledger = read_source(source, read_as, bars=progress is not None)
+    inside = parse(outputs)
+    refuse_unknown(inside, [part.config for part in ledger.per_graph])
     if out is None:
-        return _convert_in_place(checkpoint, ledger, opset, force, scan, progress)
+        return _convert_in_place(checkpoint, ledger, opset, force, inside, scan, progress)
     layouts = {row: write.plan(ledger, row) for row in asked}
     counter = data_file.Counter(progress)
     looked_at = counter.scan(ledger.weights, scan)
@@ -121,7 +128,8 @@ def convert(
         there = dict(kept)
         for row, layout in layouts.items():
             write.write(stage / row.data, layout, ledger, row, looked_at if row is asked[0] else None, written[row])
-            there[row.name] = write_graphs(stage, ledger, row, write.places(layout, row), layout.nbytes, opset)
+            places = write.places(layout, row)
+            there[row.name] = write_graphs(stage, ledger, row, places, layout.nbytes, opset, outputs=inside)
         for facts in kept.values():
             _carry_over(Path(out), stage, [facts["data"], *facts["heads"].values()])
         link_weights(stage, there)
@@ -172,7 +180,13 @@ def _carry_over(out: Path, stage: Path, names: Iterable[str]) -> None:
 
 
 def _convert_in_place(
-    checkpoint: Checkpoint, ledger: Ledger, opset: int, force: bool, scan: bool, progress: Progress | None
+    checkpoint: Checkpoint,
+    ledger: Ledger,
+    opset: int,
+    force: bool,
+    outputs: tuple[str, ...],
+    scan: bool,
+    progress: Progress | None,
 ) -> Conversion:
     folder = checkpoint.folder
     _refuse_in_place(checkpoint, ledger)
@@ -191,7 +205,7 @@ def _convert_in_place(
             places = {name: (w.file.name, w.offset, w.nbytes) for name, w in ledger.weights.items()}
             data = ", ".join(sorted({weight.file.name for weight in ledger.weights.values()}))
             size = sum(weight.nbytes for weight in ledger.weights.values())
-            facts = write_graphs(stage, ledger, PRECISIONS["fp32"], places, size, opset, MODEL_IN_PLACE)
+            facts = write_graphs(stage, ledger, PRECISIONS["fp32"], places, size, opset, MODEL_IN_PLACE, outputs)
             there, mark = {"fp32": {**facts, "data": data}}, manifest.fingerprint(ledger)
             remarks = write_companions(checkpoint, stage, ledger, there, mark, keep=before - replaceable)
             new = sorted({entry.name for entry in stage.iterdir()} - (before - replaceable))

@@ -21,6 +21,7 @@ from converter.weights.ledger import Entry, Ledger
 FORMAT = 1
 SAMPLE = 4096  # numbers of each weight that a fingerprint looks at
 TARGET = "target"  # the key of what is no model folder: what it was written as
+OUTPUTS = "outputs"  # the key of what a precision's graphs return beside the answers of their heads
 
 
 def carry(checkpoint: Checkpoint, folder: Path) -> None:

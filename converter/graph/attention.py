@@ -48,7 +48,14 @@ class ScaledDotProduct(Module):
     """softmax(scale · q kᵀ + mask) v over the cached and the new tokens; it returns the longer cache, too.
 
     ``q``, ``k``, ``v`` and the result are ``[batch, new, n_embd]``. Without a cache there is none to return either.
+
+    Attributes:
+        returns_weights: whether the graph returns what softmax gives, ``[batch, n_head, new, total]``.
+        weights: this, once the nodes are written.
     """
+
+    returns_weights = False
+    weights: ir.Value | None = None
 
     def __init__(self, config: GPT2Config, layer_idx: int, layers: Layers) -> None:
         super().__init__()
@@ -59,7 +66,7 @@ class ScaledDotProduct(Module):
     def forward(
         self, op: Any, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value, past: KeyValue | None
     ) -> tuple[ir.Value, KeyValue | None]:
-        if op.version >= ATTENTION_SINCE:
+        if not self.is_spelled_out(op):
             heads = {"q_num_heads": self.n_head, "kv_num_heads": self.n_head, "scale": self.scale}
             if self.dtype != ir.DataType.FLOAT:
                 heads["softmax_precision"] = ir.DataType.FLOAT
@@ -79,8 +86,17 @@ class ScaledDotProduct(Module):
         weights = op.Softmax(op.Add(scores, mask), axis=-1)
         if self.dtype != ir.DataType.FLOAT:
             weights = op.Cast(weights, to=self.dtype)
+        self.weights = weights
         attended = op.Transpose(op.MatMul(weights, value), perm=[0, 2, 1, 3])
         return op.Reshape(attended, [0, 0, self.n_head * self.head_dim]), None if past is None else (key, value)
+
+    def is_spelled_out(self, op: Any) -> bool:
+        """Tell whether attention is written as single operations, which take an additive mask.
+
+        The operator Attention could return its probabilities, too. But onnx infers a last dimension of 0 for them,
+        which runtimes believe, and ONNX Runtime's CUDA kernel does not return them.
+        """
+        return self.returns_weights or op.version < ATTENTION_SINCE
 
     def heads(self, op: Any, x: ir.Value) -> ir.Value:
         """Reshape ``[batch, new, n_embd]`` to ``[batch, n_head, new, head_dim]``."""

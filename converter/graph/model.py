@@ -7,7 +7,7 @@ from typing import Any
 import onnx_ir as ir
 
 from converter.graph.activations import activation
-from converter.graph.attention import ATTENTION_SINCE, AdditiveMask, CausalMask, CausalSelfAttention, KeyValue
+from converter.graph.attention import AdditiveMask, CausalMask, CausalSelfAttention, KeyValue
 from converter.graph.layers import Embedding, Layers
 from converter.graph.module import Module, ModuleList, Parameter
 from reference.config import GPT2Config
@@ -89,12 +89,13 @@ class Body(Module):
     ) -> tuple[ir.Value, list[KeyValue]]:
         """Return the output of the blocks, ``[batch, new, n_embd]``, not normalised, and the cache of each layer."""
         mask = self.mask(op, input_ids, attention_mask)
-        if op.version < ATTENTION_SINCE:
-            mask = self.additive_mask(op, mask)
+        spelled_out = [block.attn.sdpa.is_spelled_out(op) for block in self.h]
+        additive = self.additive_mask(op, mask) if any(spelled_out) else None
         x = op.Add(self.wte(op, input_ids), self.wpe(op, position_ids), _outputs=["drop"])
         presents = []
         for i, block in enumerate(self.h):
-            x, present = block(op, x, mask, past_key_values[i] if past_key_values else None)
+            seen = additive if spelled_out[i] else mask
+            x, present = block(op, x, seen, past_key_values[i] if past_key_values else None)
             presents.append(present)
         return x, presents
 

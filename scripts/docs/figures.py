@@ -13,7 +13,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from run import report, run
 
-from converter.parity.diagnosis.taps import OPERATIONS, TapReport
+from converter.graph.outputs import OPERATIONS
+from converter.parity.diagnosis.taps import TapReport
 from converter.parity.report.drawing import FULL_WIDTH, HALF_WIDTH, PAINT, Plot, draw, logarithmic
 from converter.weights.precisions import PRECISIONS
 from reference.activations import gelu, gelu_tanh

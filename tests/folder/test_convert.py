@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import transformers
@@ -436,3 +437,43 @@ def test_weights_keep_their_place_within_a_block_so_that_blocks_can_be_shared(sa
     for name, (offset, _) in layout.places.items():
         assert (offset - weights[name].offset) % data_file.BLOCK_BYTES == 0, name
     assert len(layout.header) % data_file.HEADER_ALIGNMENT == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"in_place": True}], ids=["out", "in place"])
+def test_what_a_graph_returns_too_is_in_the_manifest_and_on_the_card(
+    save: Save, tmp_path: Path, options: dict[str, bool]
+) -> None:
+    source = save()
+    folder = convert(source, None if options else tmp_path / "out", outputs="attentions,h.*.mlp.act", **options).out
+    facts = json.loads((folder / "gpt2onnx.json").read_text())["precisions"]["fp32"]
+    assert facts["outputs"] == ["attentions", "h.*.mlp.act"]
+    graph = onnx.load(folder / facts["model"], load_external_data=False).graph
+    inside = [value.name for value in graph.output if value.name.startswith(("attentions", "h."))]
+    assert inside == [*(f"attentions.{i}" for i in range(3)), *(f"h.{i}.mlp.act" for i in range(3))]
+    assert "The fp32 graph also returns `attentions`, `h.*.mlp.act`." in (folder / "README.md").read_text()
+
+
+def test_each_precision_has_outputs_of_its_own(save: Save, tmp_path: Path) -> None:
+    source, out = save(), tmp_path / "out"
+    convert(source, out, outputs="attentions")
+    convert(source, out, precision="int8")
+    there = json.loads((out / "gpt2onnx.json").read_text())["precisions"]
+    assert there["fp32"]["outputs"] == ["attentions"]
+    assert "outputs" not in there["int8"]
+    convert(source, out, outputs="ln_f", force=True)
+    assert json.loads((out / "gpt2onnx.json").read_text())["precisions"]["fp32"]["outputs"] == ["ln_f"]
+
+
+def test_outputs_of_a_model_of_two_heads_are_those_that_each_graph_has(save: Save, tmp_path: Path) -> None:
+    convert(save(head="double-heads"), tmp_path / "out", outputs=["pool", "ln_f"])
+    for file, expected in (("model", {"ln_f"}), ("model_multiple_choice", {"pool", "ln_f"})):
+        graph = onnx.load(tmp_path / "out" / "onnx" / f"{file}.onnx", load_external_data=False).graph
+        assert {value.name for value in graph.output} & {"pool", "ln_f"} == expected
+
+
+def test_an_output_that_the_model_does_not_have_is_refused_before_anything_is_written(
+    save: Save, tmp_path: Path
+) -> None:
+    with pytest.raises(GPT2Error, match="nothing in this model is called 'mlp'; there are hidden_states, attentions"):
+        convert(save(), tmp_path / "out", outputs="mlp")
+    assert not (tmp_path / "out").exists()

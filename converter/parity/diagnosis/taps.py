@@ -19,6 +19,7 @@ import onnx
 import torch
 from torch import Tensor
 
+from converter.graph.outputs import BEFORE, operations
 from converter.parity.legs import leg as legs
 from converter.parity.legs.cases import Case
 from converter.parity.legs.huggingface import HuggingFace, answer, knows_padding, step_of
@@ -31,12 +32,7 @@ from reference.head import HEADS, LM
 
 Taps = dict[str, np.ndarray]
 
-# The operations of a layer, in the order of the data flow.
-OPERATIONS = (
-    "ln_1", "attn.c_attn", "attn.q", "attn.k", "attn.v", "attn.sdpa", "attn.c_proj", "attn_residual",
-    "ln_2", "mlp.c_fc", "mlp.act", "mlp.c_proj", "mlp_residual",
-)  # fmt: skip
-BEFORE = ("wte", "wpe", "drop")
+tap_names = operations
 
 # A single operation of ONNX Runtime may be this many times as far from the truth as Hugging Face's. Two ways to compute
 # one operation vary more than the logits, where much averages out.
@@ -48,12 +44,6 @@ TAP_FLOAT64_LIMIT = 1e-6
 ANY_TOKEN = 0
 
 TAPS_BYTES = 2**30  # the most bytes of a graph's taps at a time; the case is run again for the rest
-
-
-def tap_names(config: GPT2Config) -> list[str]:
-    """Return every tap, in the order of the data flow."""
-    layers = (f"h.{i}.{name}" for i in range(config.n_layer) for name in OPERATIONS)
-    return [*BEFORE, *layers, *config.head_spec.taps]
 
 
 def module_of(tap: str, head: str) -> str:

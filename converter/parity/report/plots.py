@@ -13,13 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from converter.parity.diagnosis.taps import (
-    OPERATIONS,
-    TAP_FLOAT64_LIMIT,
-    TAP_LIMIT,
-    Localisation,
-    TapReport,
-)
+from converter.graph.outputs import OPERATIONS
+from converter.parity.diagnosis.taps import TAP_FLOAT64_LIMIT, TAP_LIMIT, Localisation, TapReport
 from converter.parity.legs.cases import Case
 from converter.parity.legs.half import FLOAT16_MAXIMUM
 from converter.parity.legs.identity import LegKind

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path, PurePath
@@ -23,18 +23,20 @@ from google.protobuf.message import DecodeError
 from converter.checkpoint.config import parse_config
 from converter.checkpoint.options import SourceOptions
 from converter.checkpoint.source import Checkpoint
-from converter.errors import CheckError
+from converter.errors import CheckError, ConfigError
 from converter.files import read_json, write_json
 from converter.folder import card, manifest
 from converter.folder.certificate import KEY as CERTIFICATE
 from converter.folder.content import MODEL_IN_PLACE, WEIGHTS_LINK, derive, versions
 from converter.folder.staging import MANIFEST, files_in
 from converter.graph.build import MAX_OPSET, MIN_OPSET
+from converter.graph.outputs import refuse_unknown
 from converter.parity.verdict.graphs import differences, shown
 from converter.weights import write
 from converter.weights.data_file import Plan
 from converter.weights.ledger import Ledger, read_source
 from converter.weights.precisions import PRECISIONS
+from reference.config import GPT2Config
 
 CARD = "README.md"
 QUALITY = "quality"  # what a check writes into the manifest
@@ -111,7 +113,7 @@ def reproduce(
     values = manifest.read(out)
     if "precisions" not in values or manifest.TARGET in values:
         return Reproduction(notes=(f"{out} has no {MANIFEST} of a conversion, so its files were not compared",))
-    wrong = _unusable(values)
+    wrong = _unusable(values, [part.config for part in ledger.per_graph])
     if wrong:
         return Reproduction((f"{MANIFEST}: {wrong}",), files=1)
     head = parse_config(read_json(out / "config.json"), out / "config.json").head
@@ -134,7 +136,7 @@ def reproduce(
     return Reproduction(tuple(map(str, faults)), accepted, tuple(notes), unproven, len(files_in(out)))
 
 
-def _unusable(values: Mapping[str, Any]) -> str:
+def _unusable(values: Mapping[str, Any], configs: Sequence[GPT2Config]) -> str:
     """Return what in a manifest no conversion can have written; empty if a folder can be derived from it."""
     there = values["precisions"]
     if not isinstance(there, dict) or not there:
@@ -147,6 +149,13 @@ def _unusable(values: Mapping[str, Any]) -> str:
             return f"precisions.{name}.opset {facts.get('opset')!r}; expected {MIN_OPSET} to {MAX_OPSET}"
         if facts.get("model") not in (row.model, MODEL_IN_PLACE):
             return f"precisions.{name}.model {facts.get('model')!r}; the source gives {row.model!r}"
+        outputs = facts.get(manifest.OUTPUTS, [])
+        if not isinstance(outputs, list) or not all(isinstance(pattern, str) for pattern in outputs):
+            return f"precisions.{name}.outputs {shown(outputs)}; expected a list of names"
+        try:
+            refuse_unknown(outputs, configs)
+        except ConfigError as error:
+            return f"precisions.{name}.{error}"
     return ""
 
 

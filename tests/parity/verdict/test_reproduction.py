@@ -77,6 +77,14 @@ def test_so_is_one_of_another_opset_and_head(save: Save, tmp_path: Path, opset: 
     assert held(tmp_path / "out", source=source).faults == ()
 
 
+@pytest.mark.parametrize("head", ["lm", "double-heads"])
+def test_so_is_one_whose_graphs_return_more(save: Save, tmp_path: Path, head: str) -> None:
+    source = save(head=head)
+    convert(source, tmp_path / "out", outputs="attentions,pool" if head == "double-heads" else "attentions")
+    convert(source, tmp_path / "out", precision="fp16", outputs="h.*.mlp.act")
+    assert held(tmp_path / "out", source=source).faults == ()
+
+
 def test_so_is_one_that_was_converted_in_place_and_one_that_got_a_precision_later(save: Save, tmp_path: Path) -> None:
     source = save()
     convert(source, in_place=True)
@@ -183,6 +191,14 @@ FILES: dict[str, tuple[Edit, str]] = {
     "no such precision": (
         lambda out: edit_json(out / "gpt2onnx.json", lambda v: v["precisions"].update(fp8=v["precisions"]["fp32"])),
         "gpt2onnx.json: precisions.fp8 is none of fp32, fp16, int8, int4",
+    ),
+    "outputs that the graph has not": (
+        lambda out: edit_json(out / "gpt2onnx.json", lambda v: v["precisions"]["fp32"].update(outputs=["ln_f"])),
+        "onnx/model.onnx: the output ln_f of the source is missing",
+    ),
+    "no such output": (
+        lambda out: edit_json(out / "gpt2onnx.json", lambda v: v["precisions"]["fp32"].update(outputs=["ln_x"])),
+        "gpt2onnx.json: precisions.fp32.outputs: nothing in this model is called 'ln_x'",
     ),
 }
 
