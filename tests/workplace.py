@@ -49,6 +49,7 @@ def things(tmp_path_factory: pytest.TempPathFactory, head_model: Head) -> Path:
     for name, out in CONVERTED.items():
         convert(here / name, here / out, precision="fp32,int8")
     check(here / SOURCES[0], here / "gpt2-onnx")
+    convert(here / "my-gpt2", here / "inside-onnx", outputs="attentions")
     for out, head in HEADS.items():
         convert(save(f"{head}-source", head), here / out)
     templates = save("chatty-source") / "additional_chat_templates"

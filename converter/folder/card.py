@@ -152,7 +152,7 @@ def inside(values: Mapping[str, Any]) -> list[str]:
     """Return a paragraph on what the graphs return beside their answer; empty if they return nothing else."""
     asked = {name: facts[OUTPUTS] for name, facts in values["precisions"].items() if OUTPUTS in facts}
     sentences = [f"The {name} graph also returns {', '.join(f'`{each}`' for each in asked[name])}." for name in asked]
-    how = '`gpt2onnx run . "A text" --save inside.npz` writes them into a file.'
+    how = "`gpt2onnx run` writes them into a file with `--save inside.npz`."
     return ["\n".join([*sentences, how])] if sentences else []
 
 

@@ -64,7 +64,7 @@ def refuse_unknown(patterns: Iterable[str], configs: Sequence[GPT2Config]) -> No
     there = list(dict.fromkeys(name for config in configs for name in names(config)))
     for pattern in patterns:
         if pattern not in WORDS and not any(fnmatchcase(name, pattern) for name in there):
-            alone = [name for name in operations(configs[0]) if not name.startswith("h.")]
+            alone = [name for name in there if name.partition(".")[0] not in ("h", *WORDS)]
             raise ConfigError(
                 f"outputs: nothing in this model is called {pattern!r}; there are {', '.join((*WORDS, *alone))}, "
                 f"and in each of h.0 to h.{configs[0].n_layer - 1} {', '.join(OPERATIONS)}"

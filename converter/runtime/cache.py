@@ -73,12 +73,20 @@ class GrowingCache(Cache):
         self.values = [empty] * len(self.devices)
 
     def step(self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int) -> np.ndarray:
+        return self.run(ids, mask, positions, keep, ["logits"])[0]
+
+    def run(
+        self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int, names: Sequence[str]
+    ) -> list[np.ndarray]:
+        """Run new tokens as ``step`` does; return the outputs of these names."""
         fed = *(np.ascontiguousarray(array, np.int64) for array in (ids, mask, positions)), np.array(keep, np.int64)
         pasts, presents = self.model.cache_names
         feeds = dict(zip([*STEP_FED, *pasts], [*map(on_cpu, fed), *self.values], strict=True))
-        logits, *self.values = run_values(self.model.session, feeds, ["logits", *presents], [CPU, *self.devices])
+        devices = [*[CPU] * len(names), *self.devices]
+        found = run_values(self.model.session, feeds, [*names, *presents], devices)
+        self.values = found[len(names) :]
         self.used += ids.shape[1]
-        return logits.numpy()
+        return [value.numpy() for value in found[: len(names)]]
 
     def keep_rows(self, rows: np.ndarray) -> None:
         self._take(rows, 0)

@@ -67,20 +67,59 @@ class HeadModel:
         named = self.settings.get("id2label") or {}
         return [str(named.get(str(i), f"LABEL_{i}")) for i in range(self.config.num_labels)]
 
-    def outputs(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> dict[str, np.ndarray]:
-        """Run the graph.
+    @property
+    def inside(self) -> list[str]:
+        """Return the names of what the graph returns beside its head's answer: see ``convert``'s ``outputs``."""
+        return [value.name for value in self.session.get_outputs() if value.name not in self.config.head_spec.outputs]
+
+    def outputs(
+        self, texts: Text | Sequence[Text] | np.ndarray, attention_mask: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """Return everything that the graph returns: the answer of its head, and what ``inside`` names.
 
         Args:
-            input_ids: ``[batch, tokens]`` int64; for multiple choice ``[batch, choices, tokens]``.
-            attention_mask: likewise, 0 for padding on either side.
+            texts: one text, or several that are padded on the right, as for ``run``. With a mask the token ids of a
+                batch, ``[batch, tokens]`` int64; for multiple choice ``[batch, choices, tokens]``.
+            attention_mask: of the same shape, 0 for padding on either side.
 
         Returns:
-            The graph's outputs by name, float32.
+            Name → float32, with the dimensions that the graph declares; of one text, or the choices of one question,
+            without ``batch_size``.
+
+        Raises:
+            PromptError: see ``run``.
         """
+        if attention_mask is not None:
+            return self._run(texts, attention_mask)
+        given = _several(texts, self.config.head)
+        if not given:
+            raise PromptError("there is no text; give one or more")
+        _, ids, mask = self._batch(given)
+        one = self.config.head_spec.compares or given[0] is texts
+        found = self._run(ids[None], mask[None]) if self.config.head_spec.compares else self._run(ids, mask)
+        batched = {value.name for value in self.session.get_outputs() if value.shape[0] == "batch_size"}
+        return {name: array[0] if one and name in batched else array for name, array in found.items()}
+
+    def _run(self, input_ids: Any, attention_mask: Any) -> dict[str, np.ndarray]:
         names = [output.name for output in self.session.get_outputs()]
         fed = zip(FED, (input_ids, attention_mask), strict=True)
         feeds = {name: np.ascontiguousarray(array, np.int64) for name, array in fed}
         return dict(zip(names, self.session.run(names, feeds), strict=True))
+
+    def encode(self, texts: Text | Sequence[Text]) -> list[list[int]]:
+        """Return one or more texts as token ids.
+
+        Raises:
+            PromptError: see ``run``.
+        """
+        return [EncodedText.encode(self, text).ids for text in _several(texts, self.config.head)]
+
+    def _batch(self, texts: Sequence[Text]) -> tuple[list[EncodedText], np.ndarray, np.ndarray]:
+        """Return texts as rows, and their ids and mask ``[batch, tokens]``, padded on the right."""
+        rows = [EncodedText.encode(self, text) for text in texts]
+        ids, mask = batch_of([row.ids for row in rows])
+        refuse_ids(ids, self)
+        return rows, ids, mask
 
     def run(self, texts: Text | Sequence[Text]) -> list[Any]:
         """Return what the head says of each text, or how several choices compare.
@@ -94,11 +133,10 @@ class HeadModel:
         Raises:
             PromptError: a text is empty or too long, holds an id that is no token, or there is no tokenizer.
         """
-        rows = [EncodedText.encode(self, text) for text in _several(texts, self.config.head)]
-        if not rows:
+        given = _several(texts, self.config.head)
+        if not given:
             return []
-        ids, mask = batch_of([row.ids for row in rows])
-        refuse_ids(ids, self)
+        rows, ids, mask = self._batch(given)
         if self.config.head_spec.compares:
             return _choices(self.outputs(ids[None], mask[None])["mc_logits"][0])
         found = self.outputs(ids, mask)

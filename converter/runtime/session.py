@@ -124,12 +124,43 @@ class Model(Reader):
             PromptError: an id is not a token of the model, there are more than ``n_positions``, or it is a text and the
                 folder has no tokenizer.
         """
-        one, array = self._array(prompts)
-        if array.shape[1] > self.config.n_positions:
-            raise PromptError(f"{array.shape[1]} tokens are more than the model's {self.config.n_positions} positions")
-        positions = np.broadcast_to(np.arange(array.shape[1]), array.shape)
-        logits = self.step(array, np.ones_like(array), positions, self.empty_cache(len(array)))
+        one, ids, mask, positions = self._fed(prompts)
+        logits = self.step(ids, mask, positions, self.empty_cache(len(ids)))
         return logits[0] if one else logits
+
+    @property
+    def inside(self) -> list[str]:
+        """Return the names of what the graph returns beside logits and cache: see ``convert``'s ``outputs``."""
+        return [
+            value.name for value in self.session.get_outputs() if value.name not in ("logits", *self.cache_names[1])
+        ]
+
+    def outputs(self, prompts: Prompts | np.ndarray) -> dict[str, np.ndarray]:
+        """Return everything that the graph returns for a text but the cache: ``logits``, and what ``inside`` names.
+
+        Args:
+            prompts: see ``logits``.
+
+        Returns:
+            Name → float32: ``[tokens, width]``, and ``attentions.{i}`` ``[n_head, query, key]``; of several texts with
+            a dimension for these before.
+
+        Raises:
+            PromptError: see ``logits``.
+        """
+        if not self.inside:
+            return {"logits": self.logits(prompts)}
+        one, ids, mask, positions = self._fed(prompts)
+        names = ["logits", *self.inside]
+        found = GrowingCache(self, len(ids)).run(ids, mask, positions, 0, names)
+        return {name: value[0] if one else value for name, value in zip(names, found, strict=True)}
+
+    def _fed(self, prompts: Any) -> tuple[bool, np.ndarray, np.ndarray, np.ndarray]:
+        """Return whether it is one prompt, and for all of them ids, mask and positions, ``[batch, tokens]``."""
+        one, ids = self._array(prompts)
+        if ids.shape[1] > self.config.n_positions:
+            raise PromptError(f"{ids.shape[1]} tokens are more than the model's {self.config.n_positions} positions")
+        return one, ids, np.ones_like(ids), np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
 
     def _array(self, prompts: Any) -> tuple[bool, np.ndarray]:
         """Return whether it is one prompt, and the token ids of all, ``[batch, tokens]``."""

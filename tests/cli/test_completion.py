@@ -48,6 +48,7 @@ def test_options_are_offered_with_what_they_do() -> None:
     [
         (("convert", "a", "b", "--to", ""), ["onnx", "hf", "reference"]),
         (("convert", "a", "b", "--head", "token"), ["token-classification"]),
+        (("convert", "a", "b", "--outputs", "attentions,h"), ["attentions,hidden_states"]),
         (("convert", "a", "b", "--activation", "gelu_p"), ["gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh"]),
         (("generate", "out", "--precision", "int"), ["int8", "int4"]),
         (("generate", "out", "--provider", "c"), ["cpu", "cuda"]),

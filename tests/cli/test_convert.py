@@ -203,6 +203,7 @@ def test_a_folder_without_a_graph_says_that_it_is_a_source(tmp_path: Path, targe
     ("arguments", "sentence"),
     [
         (("--to", "hf", "--opset", "17"), "--to hf does not use --opset: omit it"),
+        (("--to", "hf", "--outputs", "attentions"), "--to hf does not use --outputs: omit it"),
         (("--to", "hf", "--check"), "--to hf does not use --check: omit it"),
         (("--to", "reference", "--in-place"), "--to reference does not use --in-place: omit it"),
         (("--to", "reference", "--max-shard-size", "5GB"), "--to reference does not use --max-shard-size"),

@@ -7,11 +7,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from converter.data import CHECKPOINT
-from tests.cli.commands import assert_one_sentence, run
+from converter.runtime.heads import load
+from tests.cli.commands import assert_one_sentence, run, succeed
 from tests.conftest import Save
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,?Ġ"
@@ -23,12 +26,13 @@ NAMED = {"id2label": NAMES, "label2id": {name: i for i, name in NAMES.items()}}
 def made(save: Save, tmp_path: Path) -> Callable[..., Path]:
     """``made(head, **config)``: a model folder with this head, which reads letters."""
 
-    def make(head: str, **config: object) -> Path:
+    def make(head: str, outputs: str = "", **config: object) -> Path:
         source = save(head=head, **{"vocab_size": 80, "n_positions": 60, "n_layer": 1} | config)
         tokenizer = Tokenizer(models.BPE(vocab={letter: 79 - i for i, letter in enumerate(LETTERS)}, merges=[]))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.save(str(source / "tokenizer.json"))
-        assert run("convert", source, tmp_path / "out", "--quiet").exit_code == 0
+        asked = ("--outputs", outputs) if outputs else ()
+        assert run("convert", source, tmp_path / "out", "--quiet", *asked).exit_code == 0
         return tmp_path / "out"
 
     return make
@@ -153,3 +157,43 @@ def test_a_head_that_is_asked_for_is_converted_checked_and_shown(save: Save, tmp
     assert_one_sentence(run("check", source, tmp_path / "out"), "its head is base, the source's lm; --head says")
     assert run("check", source, tmp_path / "out", "--head", "base").exit_code == 0
     assert_one_sentence(run("check", "--prove", save("b", head="base")), "has the head base")
+
+
+def test_of_a_language_model_run_prints_what_its_graph_returns(save: Save, tmp_path: Path) -> None:
+    assert run("convert", CHECKPOINT, tmp_path / "out", "--outputs", "attentions,ln_f", "-q").exit_code == 0
+    shown = succeed("run", tmp_path / "out", "The following").stdout
+    rows = [line.split(maxsplit=1) for line in shown.splitlines() if "×" in line]
+    assert [name for name, _ in rows] == ["logits", *(f"attentions.{i}" for i in range(5)), "ln_f"]
+    assert dict(rows)["attentions.3"].strip() == "6 × 2 × 2"
+    two = succeed("run", tmp_path / "out", "The following", "A", "--json").stdout
+    assert [fact["outputs"]["ln_f"] for fact in json.loads(two)] == [[2, 192], [1, 192]]
+
+
+@pytest.mark.parametrize("ending", ["npz", "safetensors"])
+def test_run_saves_what_a_graph_returns_and_the_ids(made: Callable[..., Path], tmp_path: Path, ending: str) -> None:
+    out, file = made("token-classification", outputs="h.0.mlp.act"), tmp_path / f"inside.{ending}"
+    read = {"npz": lambda: dict(np.load(file)), "safetensors": lambda: load_file(file)}[ending]
+    shown = succeed("run", out, "Ada", "--save", file).stdout
+    assert len(shown.splitlines()) > 3  # the answer, and the shapes
+    found, expected = read(), load(out).outputs("Ada")
+    assert found.pop("input_ids").tolist() == load(out).encode("Ada")[0]
+    assert found.keys() == expected.keys() == {"logits", "h.0.mlp.act"}
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+    succeed("run", out, "Ada", "a", "--save", file, "--json")
+    assert {name.partition("/")[0] for name in read()} == {"1", "2"}
+
+
+def test_run_saves_an_answer_too_where_nothing_else_is_returned(made: Callable[..., Path], tmp_path: Path) -> None:
+    out = made("double-heads")
+    succeed("run", out, "one", "another", "--save", tmp_path / "all.npz")
+    found = dict(np.load(tmp_path / "all.npz"))
+    assert {name: array.shape for name, array in found.items()} == {"input_ids": (2, 7), "mc_logits": (2,)}
+
+
+def test_run_refuses_a_file_that_it_cannot_write(bundled: Path, tmp_path: Path) -> None:
+    result = run("run", bundled, "a", "--save", tmp_path / "a.txt")
+    assert result.exit_code == 2
+    assert "--save writes .npz and .safetensors files, not a.txt" in result.stderr
+    result = run("run", bundled, "a", "--save", tmp_path / "nowhere" / "a.npz")
+    assert "there is no folder" in result.stderr
