@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @cli.command(
-    short_help="What other heads say, and what is inside: labels, spans, attention.",
+    short_help="What other heads say and what is inside: labels, attention.",
     examples=[
         'gpt2onnx run classifier-onnx "What a film!"',
         'gpt2onnx run qa-onnx "Ada was born in London." --question "Where was Ada?"',
