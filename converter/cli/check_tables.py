@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -69,12 +70,19 @@ def print_legs(out: Console, report: Report) -> None:
 
 def leg_table(report: Report) -> Table:
     """Return the table of legs with all its columns."""
+    from converter.parity.outputs import summaries
+
     legs = tables.table("leg", "proves", *LEG_COLUMNS, "verdict", right=tuple(LEG_COLUMNS))
     blank = [""] * len(LEG_COLUMNS)
     for row in report.comparisons:
         legs.add_row(row.name, row.proves, *blank, mark(row.status))
     for leg in report.legs:
         legs.add_row(leg.name, leg.kind, *(text(leg) for text in LEG_COLUMNS.values()), mark(leg.status))
+    for found in summaries(report.outputs):
+        floors = "" if math.isnan(found.floors) else f"{found.floors:.2f}"
+        known = {"RMS error": f"{found.rms:.1e}", "RMS ÷ floor": floors}
+        cells = (known.get(name, "") for name in LEG_COLUMNS)
+        legs.add_row(found.name, found.proves, *cells, mark("FAIL" if found.faults else "pass"))
     return legs
 
 

@@ -196,8 +196,9 @@ def check_export(opened: Opened, export: Asked, files: bool, began: float) -> Re
     return report_on(measure_source(*source, step, rows, wanted), export, opened.also, step, files, began)
 
 
-# The steps of a check that are not legs: the truth, comparing the files, and the verdict with its causes.
-BESIDE_LEGS = 3
+# The steps of a check that are not legs: the truth, comparing the files, what is returned beside the answer, and the
+# verdict with its causes.
+BESIDE_LEGS = 4
 
 
 def _counter(progress: Progress, total: int) -> Callable[[str], None]:

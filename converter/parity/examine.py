@@ -42,6 +42,7 @@ from converter.parity.legs.settings import describe
 from converter.parity.legs.shipped import as_shipped
 from converter.parity.legs.truth import truths
 from converter.parity.legs.widen import widened_session
+from converter.parity.outputs import OutputReport, compare_outputs
 from converter.parity.report.report import Details, Report
 from converter.parity.verdict.beside import compare_config, compare_tokenizer
 from converter.parity.verdict.exactness import Exactness, compare_initializers
@@ -120,7 +121,8 @@ def examine(
     """Compare a model folder with its source; returns the report.
 
     Args:
-        step: called with the name of the next step: comparing the files, each of the rows, the verdict.
+        step: called with the name of the next step: comparing the files, each of the rows, what the graphs return
+            beside their answers, the verdict.
         cache: the taps of the source, if an earlier examination computed them.
         rows: the result of ``folder_rows``; made here if None.
 
@@ -140,6 +142,8 @@ def examine(
     judge = baseline.judge
     measured = [*baseline.legs, *legs_of_folder, *(leg for other in others for leg in other.legs)]
     release_memory(baseline.ledger.parameters)
+    step("what is returned beside the answer")
+    outputs, unknown = _outputs(baseline, out, graphs, asked.provider, edited, unrunnable)
     guilty = [leg for leg in measured if leg.kind is not LegKind.LOSSY and not leg.export and judge.fault(leg)]
     located = diagnosis = None
     explained = _to_explain(graphs, guilty, asked.layers)
@@ -171,10 +175,11 @@ def examine(
         allowed=reproduction.allowed,
         unproven=reproduction.unproven,
         run_faults=tuple(unrunnable),
+        outputs=tuple(outputs),
         legs=tuple(judge.report(leg) for leg in sorted(measured, key=lambda leg: list(LegKind).index(leg.kind))),
         localisation=located,
         diagnosis=diagnosis,
-        notes=(*baseline.notes, *reproduction.notes, *notes),
+        notes=(*baseline.notes, *reproduction.notes, *notes, *unknown),
         seconds=time.monotonic() - began,
         details=Details(baseline, tuple(measured), judge),
         also=tuple(other.compared for other in others),
@@ -353,6 +358,25 @@ def _legs(
         if until_fault and baseline.judge.fault(measured[-1]):
             break
     return measured, notes, unrunnable
+
+
+def _outputs(
+    baseline: Baseline, out: Path, graphs: Mapping[str, Path], provider: str, edited: bool, unrunnable: list[str]
+) -> tuple[list[OutputReport], list[str]]:
+    """Compare what the graphs return beside their answers; returns reports, and sentences that qualify the verdict.
+
+    Args:
+        unrunnable: gets a sentence for each graph that cannot be run.
+    """
+    reports, notes = list[OutputReport](), list[str]()
+    for precision, file in graphs.items():
+        try:
+            found, unknown = compare_outputs(baseline, out, file, precision, provider)
+        except UNRUNNABLE as error:
+            unrunnable.append(_cannot_be_run(file, error, edited, " for its outputs"))
+            continue
+        reports, notes = reports + found, notes + unknown
+    return reports, notes
 
 
 def _cannot_be_run(file: Path, error: Exception, edited: bool, how: str) -> str:

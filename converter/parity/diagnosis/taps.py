@@ -241,14 +241,14 @@ def localise(
     for name in (name for name in order if name in truth and name in onnx):
         true = truth[name]
         real = case.real_of(true.shape[1])
-        share = partial(_share, true[real], real)
+        of = partial(share, true[real], real)
         reports.append(
             TapReport(
                 name=name,
                 layer=layer_of(name),
-                onnx=share(onnx[name]),
-                onnx_float64=share(onnx_float64[name]),
-                huggingface=share(huggingface[name]),
+                onnx=of(onnx[name]),
+                onnx_float64=of(onnx_float64[name]),
+                huggingface=of(huggingface[name]),
                 largest=float(np.abs(true[real]).max()),
             )
         )
@@ -256,7 +256,7 @@ def localise(
     return Localisation(case.name, first, tuple(name for name in order if name not in onnx), tuple(reports))
 
 
-def _share(true: np.ndarray, real: np.ndarray, found: np.ndarray) -> float:
+def share(true: np.ndarray, real: np.ndarray, found: np.ndarray) -> float:
     """Return the RMS of the difference divided by that of the truth; infinite if they cannot be compared."""
     if found.shape[:2] != real.shape or found.shape[-1] != true.shape[-1]:
         return math.inf

@@ -199,6 +199,7 @@ def report_on(
         allowed=(),
         unproven="",
         run_faults=found.faults,
+        outputs=(),
         legs=tuple(judge.report(leg) for leg in sorted(measured, key=lambda leg: list(LegKind).index(leg.kind))),
         localisation=found.localisation,
         diagnosis=found.diagnosis,

@@ -1,6 +1,6 @@
 """Write the report of a check as JUnit XML, which CI systems show.
 
-Each leg is a test case, and so is each comparison of files.
+Each leg is a test case, and so are each comparison of files and what each graph returns beside its answer.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from xml.etree.ElementTree import Element, SubElement
 
 from converter.errors import OutputError
 from converter.files import reason
+from converter.parity.outputs import summaries
 from converter.parity.report.report import FILES, Report
 from converter.parity.verdict.judge import LegReport
 
@@ -45,6 +46,8 @@ def tree(report: Report) -> Element:
     _files(suite, report)
     for leg in report.legs:
         _case(suite, leg.name, [leg.fault] if leg.fault else [], leg.seconds, figures(leg))
+    for found in summaries(report.outputs):
+        _case(suite, found.name, found.faults, 0.0, f"RMS error {found.rms:.3g} of their size at most")
     SubElement(suite, "system-out").text = clean("\n".join(_sentences(report)))
     for element in (suites, suite):
         element.set("tests", str(len(suite.findall("testcase"))))

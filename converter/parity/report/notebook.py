@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from html import escape
 
 from converter.parity.report.report import Report
-from converter.parity.report.tables import ERRORS, files, table
+from converter.parity.report.tables import ERRORS, files, inside, table
 
 COLUMNS = ("RMS", "max", "RMS ÷ floor", "max ÷ floor")  # the verdict is based on these
 
@@ -22,7 +22,7 @@ def rows(report: Report) -> Iterator[str]:
     """Yield the rows of the table."""
     legs = table(("", {name: ERRORS[name] for name in COLUMNS}), report)
     yield _row("th", ("leg", "proves", *legs.headings, "verdict"))
-    for leg in (*files(report, ("",) * len(COLUMNS)), *legs.rows):
+    for leg in (*files(report, ("",) * len(COLUMNS)), *legs.rows, *inside(report, COLUMNS)):
         yield _row("td", (leg.name, leg.proves, *leg.cells, leg.verdict))
 
 

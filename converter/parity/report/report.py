@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from converter.parity.baseline import Baseline
     from converter.parity.diagnosis.diagnose import Diagnosis
     from converter.parity.diagnosis.taps import Localisation
+    from converter.parity.outputs import OutputReport
     from converter.parity.verdict.found import Weights
     from converter.parity.verdict.judge import Judge, MeasuredLeg
 
@@ -119,6 +120,7 @@ class Report:
         allowed: the differences that were allowed.
         unproven: what was not compared or not judged, and why, as a part of the verdict; else empty.
         run_faults: a sentence for each graph that was edited and can no longer be run.
+        outputs: what the graphs return beside their answers: one report for each output.
         legs: all legs.
         localisation: how the error grows from operation to operation; only on a mismatch or if asked for.
         diagnosis: what was found to be wrong; only on a mismatch.
@@ -147,6 +149,7 @@ class Report:
     allowed: tuple[str, ...]
     unproven: str
     run_faults: tuple[str, ...]
+    outputs: tuple[OutputReport, ...]
     legs: tuple[LegReport, ...]
     localisation: Localisation | None
     diagnosis: Diagnosis | None
@@ -173,6 +176,7 @@ class Report:
             + self.beside_faults
             + self.run_faults
             + tuple(f"{leg.name} {leg.fault}" for leg in self.legs if leg.fault and not leg.export)
+            + tuple(output.fault for output in self.outputs if output.fault)
         )
 
     @property
@@ -270,6 +274,7 @@ class Report:
             weights if self.exactness else "weights not compared",
             *(["mathematics in float64"] if any(leg.runner is Runner.WIDENED for leg in own) else []),
             *(["float32 within rounding"] if exact else []),
+            *([f"{len(self.outputs)} outputs beside the answer"] if self.outputs else []),
             *([f"{' and '.join(lossy)} within {'their budgets' if lossy[1:] else 'its budget'}"] if lossy else []),
             *([f"{', '.join(self.allowed_files)} allowed to differ"] if self.allowed else []),
             *([self.unproven] if self.unproven else []),
@@ -316,6 +321,7 @@ def together(reports: Sequence[Report], heads: Sequence[str]) -> Report:
             first,
             initializers=first.initializers + report.initializers,
             exactness_faults=first.exactness_faults + report.exactness_faults,
+            outputs=first.outputs + report.outputs,
             legs=first.legs + tuple(replace(leg, name=f"{leg.name}, {head}") for leg in report.legs),
             localisation=first.localisation if first.diagnosis or not report.diagnosis else report.localisation,
             diagnosis=first.diagnosis or report.diagnosis,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from converter.parity.outputs import summaries
 from converter.parity.report.report import Report
+from converter.parity.report.words import error, ratio, share, times, with_error
 from converter.parity.verdict.judge import LegReport
 from converter.parity.verdict.metrics import TOP_K
-
-if TYPE_CHECKING:
-    pass
-from converter.parity.report.words import error, ratio, share, times, with_error
 
 Columns = Mapping[str, Callable[[LegReport], str]]
 
@@ -117,14 +115,14 @@ KEYS = (
 
 
 def table(titled: tuple[str, Columns], report: Report) -> TableOfLegs:
-    """Return a table with a row for each leg. The table of errors also has rows for the files."""
+    """Return a table with a row for each leg. The table of errors also has rows for files and outputs."""
     caption, columns = titled
     rows = []
     for leg in report.legs:
         cells = tuple(text(leg) for text in columns.values())
         rows.append(TableRow(leg.name, leg.kind, cells, leg.status))
     if columns is ERRORS:
-        rows = [*files(report, ("",) * len(columns)), *rows]
+        rows = [*files(report, ("",) * len(columns)), *rows, *inside(report, columns)]
     return TableOfLegs(caption, columns is ERRORS, tuple(columns), tuple(rows))
 
 
@@ -133,4 +131,14 @@ def files(report: Report, blank: tuple[str, ...]) -> list[TableRow]:
     rows = [TableRow(row.name, row.proves, blank, row.status) for row in report.comparisons]
     if not report.exactness:
         rows.insert(0, TableRow("weights, config, tokenizer", "the files", blank, "not compared"))
+    return rows
+
+
+def inside(report: Report, columns: Iterable[str]) -> list[TableRow]:
+    """Return a row for what each graph returns beside its answer."""
+    rows = []
+    for found in summaries(report.outputs):
+        known = {"RMS": error(found.rms), "RMS ÷ floor": "" if math.isnan(found.floors) else times(found.floors)}
+        cells = tuple(known.get(name, "") for name in columns)
+        rows.append(TableRow(found.name, found.proves, cells, "FAIL" if found.faults else "pass"))
     return rows
