@@ -117,3 +117,19 @@ def test_opens_a_graph_beside_the_sources_own_weights(
     hold(
         client, "fp32", "in place, single", {"in place, single": reply.get("single", reply)}, expected("fp32", "single")
     )
+
+
+@pytest.mark.parametrize("client", ASKED)
+def test_opens_a_folder_whose_graph_returns_more_than_it_asks_for(
+    client: str,
+    saved: Path,
+    tmp_path: Path,
+    questions: Reply,
+    expected: Callable[[str, str], Any],
+    ask: Callable[..., Reply],
+) -> None:
+    convert(saved, tmp_path / "out", outputs="hidden_states,attentions")
+    request = {**questions, "folder": str(tmp_path / "out"), "precision": "fp32", "model": "onnx/model.onnx"}
+    reply = ask(INSTALLED_AS[client], f"run_{INSTALLED_AS[client]}.py", request)
+    for what in (what for what in ("single", "batch", "single, io binding") if what in ASKED[client]):
+        assert reply[what]["tokens"] == expected("fp32", SAME_AS.get(what, what)), reply[what]
