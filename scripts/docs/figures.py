@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import PathPatch, Rectangle
+from matplotlib.path import Path as Outline
 from matplotlib.ticker import MaxNLocator
-from run import report, run
+from matplotlib.transforms import Affine2D
+from run import inside, report, run, shown
 
 from converter.graph.outputs import OPERATIONS
 from converter.parity.diagnosis.taps import TapReport
@@ -22,6 +24,9 @@ from reference.model import causal_mask
 
 ATTENTION_LAYER = 1  # the layer whose heads are drawn
 CELL = 0.92
+SHADES = 10  # of a grid that is one of many
+LIGHTER = 0.5  # of a cell with a text on it
+TOKEN_WIDTH = 11  # characters
 
 
 def cells(axes: Axes, strengths: np.ndarray, colour: str = "graph") -> None:
@@ -80,6 +85,57 @@ def attention() -> Plot:
 
     what = f"Attention weights of the {len(weights)} heads of layer {ATTENTION_LAYER}, query by key"
     return draw("attention", what, (FULL_WIDTH, 8.6), paint)
+
+
+def shade(axes: Axes, strengths: np.ndarray) -> None:
+    """Draw a grid as ``cells`` does, in ten steps and with one path for each: many grids stay a small file."""
+    rows, columns = strengths.shape
+    axes.add_patch(Rectangle((0, 0), columns, rows, facecolor=PAINT["faint"], alpha=0.35, linewidth=0))
+    steps = np.rint(strengths * SHADES).astype(int)
+    for step in range(1, SHADES + 1):
+        squares = [
+            Outline.unit_rectangle().transformed(Affine2D().translate(x, y)) for y, x in np.argwhere(steps == step)
+        ]
+        if squares:
+            path = Outline.make_compound_path(*squares)
+            axes.add_patch(PathPatch(path, facecolor=PAINT["graph"], alpha=step / SHADES, linewidth=0))
+    axes.set(xlim=(0, columns), ylim=(rows, 0), aspect="equal", xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def heads() -> Plot:
+    """Draw the attention of every head of every layer, as a graph returns it."""
+    layers = [inside()[f"attentions.{i}"] for i in range(run().config.n_layer)]
+
+    def paint(figure: Figure) -> None:
+        for (layer, head), axes in np.ndenumerate(figure.subplots(len(layers), len(layers[0]))):
+            shade(axes, layers[layer][head])
+            axes.set_ylabel("" if head else f"layer {layer}")
+            axes.set_xlabel(f"head {head}" if layer == len(layers) - 1 else "", labelpad=6)
+
+    what = f"Attention of {len(layers)} layers with {len(layers[0])} heads each, query by key"
+    return draw("heads", what, (FULL_WIDTH, 9.6), paint)
+
+
+@torch.no_grad()
+def lens() -> Plot:
+    """Draw what the output head makes of each hidden state that a graph returns: the likeliest next token."""
+    model = run().model
+    *early, last = (torch.tensor(inside()[f"hidden_states.{i}"]).double() for i in range(run().config.n_layer + 1))
+    chances = [model.lm_head(state).softmax(dim=-1) for state in (*map(model.ln_f, early), last)]
+    sure, tokens = (torch.stack(parts).numpy() for parts in zip(*(each.max(dim=-1) for each in chances), strict=True))
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        cells(axes, LIGHTER * sure)
+        for (layer, at), token in np.ndenumerate(tokens):
+            text = shown(int(token))
+            short = text if len(text) <= TOKEN_WIDTH else f"{text[: TOKEN_WIDTH - 1]}…"
+            axes.text(at + 0.5, layer + 0.5, short, ha="center", va="center", fontsize=6.5)
+        label(axes, ["embeddings", *(f"layer {i}" for i in range(len(sure) - 1))], run().tokens)
+        axes.set_aspect("auto")
+
+    return draw("lens", "The likeliest next token at each position, after each layer", (FULL_WIDTH, 3.8), paint)
 
 
 def gelus() -> Plot:
@@ -188,6 +244,8 @@ def divergence() -> Plot:
 FIGURES: dict[str, Callable[[], Plot]] = {
     "mask": mask,
     "attention": attention,
+    "heads": heads,
+    "lens": lens,
     "gelu": gelus,
     "stream": stream,
     "errors": errors,

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -105,6 +106,17 @@ def folder() -> Path:
     out = Path(mkdtemp(prefix="gpt2onnx-docs-")) / "tiny-onnx"
     convert(CHECKPOINT, out, precision=PRECISIONS)
     return out
+
+
+@functools.cache
+def inside() -> dict[str, np.ndarray]:
+    """Return what a graph returns of ``SENTENCE`` that was converted with hidden states and attention."""
+    from converter.folder.convert import convert
+    from converter.runtime.session import load
+
+    out = Path(mkdtemp(prefix="gpt2onnx-docs-")) / "inside"
+    convert(CHECKPOINT, out, outputs="hidden_states,attentions")
+    return load(out).outputs(run().ids)
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from converter.cli import cli
 from converter.data import CHECKPOINT
 from converter.folder.convert import DEFAULT_OPSET
 from converter.graph.build import MAX_OPSET, MIN_OPSET
+from converter.graph.outputs import BEFORE, OPERATIONS, WORDS
 from converter.parity.seeded.prove import defects
 from converter.parity.verdict.judge import LegReport
 from reference.head import ASKED
@@ -50,6 +51,13 @@ def test_a_conversion_makes_no_second_copy_of_the_weights_in_memory(save: Callab
     tracemalloc.stop()
     assert weights > 25_000_000
     assert peak < weights / 3
+
+
+def test_every_operation_that_a_graph_can_return_is_explained() -> None:
+    page = TOLD["docs/how-to/look-inside.md"]
+    told = {name.removeprefix("h.{i}.") for name in re.findall(r"`(?:h\.\{i\})?(\.?[\w.]+)`", page)}
+    lacking = {name for name in (*BEFORE, *OPERATIONS, *WORDS) if not {name, f".{name}", f".{name[5:]}"} & told}
+    assert not lacking
 
 
 def test_every_key_of_a_leg_is_explained() -> None:
