@@ -56,13 +56,14 @@ def trained(config: dict[str, Any], seed: int) -> transformers.GPT2LMHeadModel:
     SEEDS,
     st.sampled_from((torch.float32, torch.float16, torch.bfloat16)),
     st.integers(MIN_OPSET, MAX_OPSET),
+    st.sampled_from(("", "attentions,hidden_states", "*")),
 )
 def test_any_legal_model_converts_and_matches(
-    config: dict[str, Any], seed: int, dtype: torch.dtype, opset: int
+    config: dict[str, Any], seed: int, dtype: torch.dtype, opset: int, outputs: str
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder) / "source", Path(folder) / "out"
         trained(config, seed).to(dtype).save_pretrained(source)
-        convert(source, out, opset=opset)
+        convert(source, out, opset=opset, outputs=outputs)
         report = check(source, out)
         assert report.passed, report.faults

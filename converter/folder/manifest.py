@@ -95,6 +95,14 @@ def read(folder: Path) -> dict[str, Any]:
     return read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
 
 
+def outputs_of(folder: Path, precision: str) -> list[str]:
+    """Return what the manifest of a folder says that a precision's graphs return beside their answers."""
+    there = read(folder).get("precisions")
+    facts = there.get(precision) if isinstance(there, dict) else None
+    asked = facts.get(OUTPUTS) if isinstance(facts, dict) else None
+    return [name for name in asked if isinstance(name, str)] if isinstance(asked, list) else []
+
+
 def refuse_source(folder: Path, values: Mapping[str, Any]) -> None:
     """Refuse a folder that was written for other programs and holds no graph.
 

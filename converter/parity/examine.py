@@ -371,7 +371,8 @@ def _outputs(
     reports, notes = list[OutputReport](), list[str]()
     for precision, file in graphs.items():
         try:
-            found, unknown = compare_outputs(baseline, out, file, precision, provider)
+            named = precision if len(graphs) > 1 else None
+            found, unknown = compare_outputs(baseline, out, file, precision, named, provider)
         except UNRUNNABLE as error:
             unrunnable.append(_cannot_be_run(file, error, edited, " for its outputs"))
             continue

@@ -109,24 +109,25 @@ def returned(file: Path, config: GPT2Config) -> list[str]:
 
 
 def compare_outputs(
-    baseline: Baseline, out: Path, file: Path, precision: str, provider: str
+    baseline: Baseline, out: Path, file: Path, precision: str, named: str | None, provider: str
 ) -> tuple[list[OutputReport], list[str]]:
     """Compare every output of a graph; returns the reports, and a sentence on each output that is not known.
 
     Args:
         file, precision: a graph of the folder ``out``.
+        named: the precision, if the folder holds several.
         provider: of ONNX Runtime, for the shipped graph.
     """
-    config, recorded = baseline.ledger.config, manifest.read(out).get("precisions") or {}
+    config = baseline.ledger.config
     there, known = returned(file, config), names(config)
-    asked = select(recorded.get(precision, {}).get(manifest.OUTPUTS, ()), config)
+    asked = select(manifest.outputs_of(out, precision), config)
     reports = [
         OutputReport(name, precision, os.fspath(file), fault=f"the output {name} of {file} is missing")
         for name in asked
         if name not in there
     ]
     if compared := [name for name in there if name in known]:
-        shipped = _open(out, config, provider, precision if precision in recorded else None)
+        shipped = _open(out, config, provider, named)
         reports += _compare(baseline, file, precision, compared, shipped)
     return reports, [f"{file} also returns {name}, which was not compared" for name in there if name not in known]
 
@@ -167,8 +168,8 @@ def _compare(
             pairs = zip(errors["onnx"][name], errors["huggingface"][name], strict=True)
             worst["floors"] = max(ours / max(floor, FLOAT32_EPSILON) for ours, floor in pairs)
         report = OutputReport(name, precision, os.fspath(file), **worst)
-        others = _same(first[name], truths[0], cases[0], limits.graph_float64) if name in first else []
-        yield replace(report, fault=fault(report, [other for other in others if other != name], limits))
+        same = _same(first[name], truths[0], cases[0], limits.graph_float64) if name in first else []
+        yield replace(report, fault=fault(report, [] if name in same else same, limits))
 
 
 def _errors(cases: Sequence[Case], truths: Sequence[Arrays], record: Recorder) -> dict[str, list[float]]:

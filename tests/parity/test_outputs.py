@@ -133,6 +133,14 @@ WRONG: dict[str, tuple[Edit, str]] = {
         in_place_of("attentions.1", helper.make_node("Transpose", ["true"], ["attentions.1"], perm=[1, 0, 2, 3])),
         "the output attentions.1 of FILE has another shape than it should have",
     ),
+    "other shapes in other steps": (
+        in_place_of("attentions.1", helper.make_node("Transpose", ["true"], ["attentions.1"], perm=[2, 1, 0, 3])),
+        "the output attentions.1 of FILE has another shape than it should have",
+    ),
+    "a single number": (
+        in_place_of("hidden_states.1", helper.make_node("ReduceSum", ["true"], ["hidden_states.1"], keepdims=0)),
+        "the output hidden_states.1 of FILE has another shape than it should have",
+    ),
     "one is not there": (without("hidden_states.1"), "the output hidden_states.1 of FILE is missing"),
 }
 
@@ -151,6 +159,25 @@ def test_a_wrong_output_is_a_mismatch_that_names_it_though_the_logits_are_right(
     expected = sentence.replace("FILE", str(out / "onnx" / "model.onnx"))
     assert report.verdict.startswith(f"{out} is NOT {source}: {expected}"), report.verdict
     assert check(source, out).faults[-1].startswith("the output ")  # beside what the files say
+
+
+def test_those_that_are_right_are_left_alone_whatever_has_the_same_numbers(save: Save, tmp_path: Path) -> None:
+    source, out = save(), tmp_path / "out"
+    convert(source, out, outputs="*")  # hidden states and the operations that they are
+    edit_graph(out / "onnx" / "model.onnx", swap("attentions.0", "attentions.2"))
+    report = check(source, out, files=False)
+    assert [output.name for output in report.outputs if output.fault] == ["attentions.0", "attentions.2"]
+    assert len(report.faults) == 2
+
+
+@pytest.mark.parametrize("outputs", ["attentions", {"attentions": 1}, [1], None], ids=str)
+def test_a_manifest_with_something_else_for_outputs_is_a_mismatch(save: Save, tmp_path: Path, outputs: Any) -> None:
+    source, out = save(), tmp_path / "out"
+    convert(source, out)
+    values = json.loads((out / "gpt2onnx.json").read_text())
+    values["precisions"]["fp32"]["outputs"] = outputs
+    (out / "gpt2onnx.json").write_text(json.dumps(values))
+    assert "gpt2onnx.json: precisions.fp32.outputs" in check(source, out).verdict
 
 
 def test_what_nobody_knows_is_told_and_no_fault(save: Save, tmp_path: Path) -> None:

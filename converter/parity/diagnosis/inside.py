@@ -44,8 +44,13 @@ class Parts:
         self.parts[name].append(np.array(value, np.float64))
 
     def arrays(self) -> Arrays:
-        """Return the outputs with their chunks put together."""
-        return {name: np.concatenate(parts, axis=1) for name, parts in self.parts.items()}
+        """Return the outputs with their chunks put together, without those whose chunks have other shapes."""
+        return {name: np.concatenate(parts, axis=1) for name, parts in self.parts.items() if _fit(parts)}
+
+
+def _fit(parts: Sequence[np.ndarray]) -> bool:
+    """Tell whether arrays have three dimensions, and differ in the second at most."""
+    return all(part.ndim == 3 for part in parts) and len({(part.shape[0], part.shape[2]) for part in parts}) == 1
 
 
 def truth_inside(ledger: Ledger, case: Case, names: Collection[str]) -> Arrays:
