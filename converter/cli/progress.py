@@ -46,14 +46,14 @@ class Line:
 
     def __init__(self, title: str, clock: Clock = time.monotonic, at_once: bool = True) -> None:
         self.title, self.clock, self.at_once = title, clock, at_once
-        self.done = self.total = 0
+        self.done, self.total = 0.0, 0
         self.began = self.counted = clock()
         self.first = True
         self.due = self.over = False
         self.live: Live | None = None
         self.lock = threading.RLock()
 
-    def count(self, done: int, total: int) -> None:
+    def count(self, done: float, total: int) -> None:
         """Note that ``done`` of ``total`` is done."""
         with self.lock:
             self.done, self.total, self.counted = done, total, self.clock()
@@ -62,7 +62,7 @@ class Line:
             self.at_once = True
             self._appear()
 
-    def step(self, title: str, done: int, total: int) -> None:
+    def step(self, title: str, done: float, total: int) -> None:
         """Note that ``title`` is next, after ``done`` of ``total`` steps."""
         self.title = title
         self.count(done, total)
@@ -164,7 +164,7 @@ def line(
 
 
 @contextmanager
-def steps(title: str = "starting", show: bool = True) -> Iterator[Callable[[str, int, int], None]]:
+def steps(title: str = "starting", show: bool = True) -> Iterator[Callable[[str, float, int], None]]:
     """Yield a function that is told the next step, how many steps are done, and how many there are."""
     with line(title, show) as shown:
         yield shown.step if shown is not None else lambda step, done, total: None

@@ -26,6 +26,7 @@ from converter.parity.legs.huggingface import HuggingFace
 from converter.parity.legs.identity import Identity, LegKind, Runner
 from converter.parity.legs.leg import Leg
 from converter.parity.legs.memory import release_memory
+from converter.parity.legs.steps import Steps
 from converter.parity.legs.truth import truths
 from converter.parity.verdict import metrics
 from converter.parity.verdict.judge import Judge, MeasuredLeg
@@ -99,16 +100,22 @@ class Baseline:
         """Return the judge that compares legs with the measured noise."""
         return Judge.from_legs(self.scale, self.legs, self.limits)
 
-    def measure(self, row: LegSpec) -> MeasuredLeg:
-        """Run a leg; returns its distances from the truth."""
+    def measure(self, row: LegSpec, step: Steps | None = None) -> MeasuredLeg:
+        """Run a leg; returns its distances from the truth.
+
+        Args:
+            step: told of each case.
+        """
         release_memory(self.ledger.parameters)  # free the last model and its logits first
         began = time.monotonic()
         leg = row.open()
         cases = [case for case in self.cases if row.cases(case)]
         true = row.truths(cases) if row.truths is not None else self.truths
-        distances = {
-            case.name: metrics.compare(true[case.name], leg(case), case.real, case.following) for case in cases
-        }
+        distances = {}
+        for done, case in enumerate(cases, 1):
+            distances[case.name] = metrics.compare(true[case.name], leg(case), case.real, case.following)
+            if step is not None:
+                step.within(done, len(cases))
         scored = tuple(case.name for case in cases if case.scored)
         seconds = time.monotonic() - began
         return MeasuredLeg(**row.identity(), distances=distances, scored=scored, seconds=seconds, limit=row.limit)
@@ -130,7 +137,7 @@ def measure_source(
     text: Path | None,
     limits: Limits,
     level: Level,
-    step: Callable[[str], None],
+    step: Steps,
     rows: Sequence[LegSpec] | None = None,
     wanted: MoreCases | None = None,
 ) -> Baseline:
@@ -154,7 +161,7 @@ def measure_source(
     cases = [*grid(config, tokens, level), *sized, *shapes(config, tokens, special, level)]
     shifted = tuple(wanted.shifted(cases)) if wanted is not None else ()
     step("the truth: reference in float64")
-    true = truths(config, ledger.weights, [*cases, *shifted])
+    true = truths(config, ledger.weights, [*cases, *shifted], step)
     measured = {case.name: case.real for case in cases if usual(case)}
     scale = metrics.scale({name: true[name] for name in measured}, measured, config.head)
     if not math.isfinite(scale):
@@ -164,7 +171,7 @@ def measure_source(
     baseline = Baseline(checkpoint, ledger, cases, what, limits, level, true, scale, shifted)
     for row in rows:
         step(row.name)
-        baseline.legs.append(baseline.measure(row))
+        baseline.legs.append(baseline.measure(row, step))
     aside = (f"{entry.tensor.name} was left aside" for entry in ledger.entries if entry.role is Role.IGNORED)
     baseline.notes = (*ledger.warnings, *checkpoint.notes, *aside, *(note for row in rows if (note := row.note())))
     release_memory(ledger.parameters)

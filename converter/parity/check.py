@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +26,8 @@ if TYPE_CHECKING:
 NEEDED = ("torch", "transformers")
 PAGE_NEEDED, PLOT_NEEDED = ("jinja2", "matplotlib"), ("matplotlib",)
 
-Progress = Callable[[str, int, int], None]  # called with the name of the next step, the steps done, and their total
+# Called with the name of a step, the steps done, and their total. Within a long step a fraction of it counts as done.
+Progress = Callable[[str, float, int], None]
 
 
 def available() -> bool:
@@ -95,7 +95,7 @@ def check(
             written into a folder of another exporter.
         certificate: a file to write them to instead.
         own_process: whether the process does nothing else, so that its memory allocator may be set for the check.
-        progress: called before each step.
+        progress: called before each step, and within long ones.
 
     Raises:
         CheckError: torch or transformers is missing, or ``out`` is a model of other dimensions.
@@ -159,6 +159,7 @@ def check_folder(
     from converter.parity.exports.cases import Wanted
     from converter.parity.exports.examine import STEPS
     from converter.parity.legs.huggingface import HuggingFace
+    from converter.parity.legs.steps import Steps
     from converter.parity.report.report import together
     from converter.parity.verdict.beside import compare_config
 
@@ -172,7 +173,7 @@ def check_folder(
     of_source = [source_rows(HuggingFace(checkpoint, part), part, limits, level) for part, _ in parts]
     of_folder = [folder_rows(part, limits, level, folder, each) for part, each in parts]
     total = sum(map(len, of_source)) + sum(len(rows.legs) for rows in of_folder) + len(parts) * BESIDE_LEGS
-    step, reports = _counter(opened.progress, total + len(opened.also) * len(STEPS)), []
+    step, reports = Steps(opened.progress, total + len(opened.also) * len(STEPS)), []
     for (part, each), its_source, its_folder in zip(parts, of_source, of_folder, strict=True):
         wanted = Wanted(tuple(other.interfaces for other in each.also), part.config)
         baseline = measure_source(checkpoint, part, opened.text, limits, level, step, its_source, wanted)
@@ -186,11 +187,12 @@ def check_export(opened: Opened, export: Asked, files: bool, began: float) -> Re
     from converter.parity.exports.cases import Wanted
     from converter.parity.exports.examine import STEPS, report_on
     from converter.parity.legs.huggingface import HuggingFace
+    from converter.parity.legs.steps import Steps
 
     part, all_of_them = opened.ledger.per_graph[0], (export, *opened.also)
     rows = source_rows(HuggingFace(opened.checkpoint, part), part, opened.limits, opened.level)
     # The steps besides are the truth and the verdict.
-    step = _counter(opened.progress, len(rows) + len(all_of_them) * len(STEPS) + 2)
+    step = Steps(opened.progress, len(rows) + len(all_of_them) * len(STEPS) + 2)
     wanted = Wanted(tuple(one.interfaces for one in all_of_them), part.config)
     source = opened.checkpoint, part, opened.text, opened.limits, opened.level
     return report_on(measure_source(*source, step, rows, wanted), export, opened.also, step, files, began)
@@ -199,12 +201,6 @@ def check_export(opened: Opened, export: Asked, files: bool, began: float) -> Re
 # The steps of a check that are not legs: the truth, comparing the files, what is returned beside the answer, and the
 # verdict with its causes.
 BESIDE_LEGS = 4
-
-
-def _counter(progress: Progress, total: int) -> Callable[[str], None]:
-    """Return a function that takes the name of a step, counts it, and calls ``progress``."""
-    done = count()
-    return lambda step: progress(step, next(done), total)
 
 
 def _certified(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -40,6 +40,7 @@ from converter.parity.legs.identity import LegKind, Runner
 from converter.parity.legs.memory import release_memory
 from converter.parity.legs.settings import describe
 from converter.parity.legs.shipped import as_shipped
+from converter.parity.legs.steps import Steps
 from converter.parity.legs.truth import truths
 from converter.parity.legs.widen import widened_session
 from converter.parity.outputs import OutputReport, compare_outputs
@@ -114,7 +115,7 @@ def examine(
     baseline: Baseline,
     out: Path,
     asked: Examination,
-    step: Callable[[str], None],
+    step: Steps,
     cache: TapCache | None = None,
     rows: FolderRows | None = None,
 ) -> Report:
@@ -187,7 +188,7 @@ def examine(
 
 
 def compare_files(
-    baseline: Baseline, out: Path, graphs: Mapping[str, Path], asked: Examination, step: Callable[[str], None]
+    baseline: Baseline, out: Path, graphs: Mapping[str, Path], asked: Examination, step: Steps
 ) -> tuple[list[str], Exactness, Reproduction]:
     """Compare the files of a folder with the source's; returns the results.
 
@@ -335,7 +336,7 @@ def _rounded(ledger: Ledger) -> LegSpec:
 def _legs(
     baseline: Baseline,
     rows: Sequence[tuple[Path, LegSpec]],
-    step: Callable[[str], None],
+    step: Steps,
     edited: bool,
     until_fault: bool,
 ) -> tuple[list[MeasuredLeg], list[str], list[str]]:
@@ -349,7 +350,7 @@ def _legs(
     for file, row in rows:
         step(row.name)
         try:
-            measured.append(baseline.measure(row))
+            measured.append(baseline.measure(row, step))
         except UNRUNNABLE as error:
             how = " in float64" if row.runner is Runner.WIDENED else ""
             unrunnable.append(_cannot_be_run(file, error, edited, how))

@@ -53,6 +53,23 @@ def test_the_graph_is_judged_as_it_is_and_with_its_cache_in_place(
     assert [leg.name for leg in report.legs if leg.fault] == ["ONNX Runtime float32, cache in place"]
 
 
+def assert_counted(steps: list[tuple[str, float, int]]) -> None:
+    """Every step is counted, and what is told within a step lies between it and the next."""
+    begun = [done for _, done, _ in steps if done == int(done)]
+    assert begun == list(range(len(begun)))
+    assert {total for *_, total in steps} == {len(begun)}
+    assert [done for _, done, _ in steps] == sorted({done for _, done, _ in steps})
+
+
+def test_a_long_step_tells_of_its_parts(save: Save, tmp_path: Path) -> None:
+    source, steps = save(n_layer=3), list[tuple[str, float, int]]()
+    convert(source, tmp_path / "out")
+    check(source, tmp_path / "out", progress=lambda *step: steps.append(step))
+    parts = [done for name, done, _ in steps if name == "the truth: reference in float64"]
+    assert parts == [0, 0.25, 0.5, 0.75]  # each layer, and the head
+    assert sum(name == "ONNX Runtime float32" for name, *_ in steps) > 5  # its cases
+
+
 @pytest.mark.parametrize(
     ("config", "precision", "options"),
     [
@@ -67,25 +84,23 @@ def test_the_graph_is_judged_as_it_is_and_with_its_cache_in_place(
 def test_as_many_steps_are_told_of_as_are_taken(
     save: Save, tmp_path: Path, config: dict[str, Any], precision: str, options: dict[str, Any]
 ) -> None:
-    source, out, steps = save(**config), tmp_path / "out", list[tuple[str, int, int]]()
+    source, out, steps = save(**config), tmp_path / "out", list[tuple[str, float, int]]()
     convert(source, out, precision=precision)
     limits = {f"{name}.kl_mean": 100.0 for name in ("float16", "int8", "int4")}  # a model so small is no model of text
     limits |= {f"{name}.perplexity_ratio": 100.0 for name in ("float16", "int8", "int4")}
     also = [out / "onnx" / "model.onnx"] if precision == "fp32" and "head" not in config else []
     report = check(source, out, limits=limits, also=also, progress=lambda *step: steps.append(step), **options)
     assert report.passed
-    assert [done for _, done, _ in steps] == list(range(len(steps)))
-    assert {total for *_, total in steps} == {len(steps)}
+    assert_counted(steps)
 
 
 @pytest.mark.parametrize("layers", [False, True])
 def test_a_mismatch_tells_of_as_many_steps_as_it_takes(save: Save, tmp_path: Path, layers: bool) -> None:
-    source, out, steps = save(), tmp_path / "out", list[tuple[str, int, int]]()
+    source, out, steps = save(), tmp_path / "out", list[tuple[str, float, int]]()
     convert(source, out)
     edit_graph(out / "onnx" / "model.onnx", wrong_epsilon)
     assert not check(source, out, layers=layers, progress=lambda *step: steps.append(step)).passed
-    assert [done for _, done, _ in steps] == list(range(len(steps)))
-    assert {total for *_, total in steps} == {len(steps)}
+    assert_counted(steps)
     assert steps[-1][0] == "where the error comes from"
 
 

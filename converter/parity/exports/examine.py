@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from converter.parity.legs.cases import Case
 from converter.parity.legs.identity import Identity, LegKind, Runner
 from converter.parity.legs.settings import settings_of
 from converter.parity.legs.shipped import InMemory
+from converter.parity.legs.steps import Steps
 from converter.parity.legs.truth import truths
 from converter.parity.legs.widen import graph_session, widened_session
 from converter.parity.report.report import Compared, Details, Report
@@ -118,9 +119,7 @@ class _Known:
     notes: list[str] = field(default_factory=list)
 
 
-def examine_export(
-    baseline: Baseline, asked: Asked, step: Callable[[str], None], weights: bool = True, also: bool = False
-) -> Examined:
+def examine_export(baseline: Baseline, asked: Asked, step: Steps, weights: bool = True, also: bool = False) -> Examined:
     """Compare an export with a source; returns what was measured.
 
     Args:
@@ -136,11 +135,11 @@ def examine_export(
     found, bits = find_weights(asked.files, ledger), bits_of_all(asked.files)
     precision = _precision(bits, found)
     step(STEPS[1].format(name))
-    ran = _run(baseline, _identity(name, precision, also), asked, known)
+    ran = _run(baseline, _identity(name, precision, also), asked, known, step)
     step(STEPS[2].format(name))
     numbers = with_rounding(ledger, found)
     if bits is None:
-        _run_in_float64(baseline, asked, numbers, known, also)
+        _run_in_float64(baseline, asked, numbers, known, also, step)
     else:
         known.notes.append("its mathematics is not compared in float64, as quantized operators round")
     known.notes += _remarks(asked, ran)
@@ -162,7 +161,7 @@ def examine_export(
 
 
 def report_on(
-    baseline: Baseline, asked: Asked, also: Sequence[Asked], step: Callable[[str], None], weights: bool, began: float
+    baseline: Baseline, asked: Asked, also: Sequence[Asked], step: Steps, weights: bool, began: float
 ) -> Report:
     """Compare an export with a source, and others besides; returns the report.
 
@@ -234,14 +233,15 @@ def _identity(name: str, precision: str, also: bool) -> Identity:
     return Identity(name if also else f"ONNX Runtime {precision}", LegKind.LOSSY, budget=budget, **given)
 
 
-def _run(baseline: Baseline, identity: Identity, asked: Asked, known: _Known) -> Ran | None:
+def _run(baseline: Baseline, identity: Identity, asked: Asked, known: _Known, step: Steps) -> Ran | None:
     """Run an export as it is; None if ONNX Runtime refuses it."""
     config = baseline.ledger.config
     try:
         if not asked.interfaces:
-            known.legs.append(baseline.measure(_head(identity, asked, config)))
+            known.legs.append(baseline.measure(_head(identity, asked, config), step))
             return None
-        ran = measure(baseline, lambda: open_as_is(asked.interfaces, config), asked.interfaces, identity)
+        opened = partial(open_as_is, asked.interfaces, config)
+        ran = measure(baseline, opened, asked.interfaces, identity, step=step)
     except REFUSED as error:
         known.faults.append(f"{asked.name} cannot be run by ONNX Runtime ({said(error)})")
         return None
@@ -261,7 +261,7 @@ def _head(identity: Identity, asked: Asked, config: GPT2Config, float64: bool = 
     return LegSpec(**identity.identity(), open=lambda: legs.graph(opened(), config, dtype))
 
 
-def _run_in_float64(baseline: Baseline, asked: Asked, numbers: Ledger, known: _Known, also: bool) -> None:
+def _run_in_float64(baseline: Baseline, asked: Asked, numbers: Ledger, known: _Known, also: bool, step: Steps) -> None:
     """Run an export in float64, against the truth of its own numbers, if its operators allow it."""
     config, name, limit = baseline.ledger.config, asked.name, baseline.limits.graph_float64
     given: dict[str, Any] = {"runner": Runner.WIDENED, "graph": name, "export": name if also else ""}
@@ -273,11 +273,11 @@ def _run_in_float64(baseline: Baseline, asked: Asked, numbers: Ledger, known: _K
     own = truth if numbers is not baseline.ledger else None
     try:
         if not asked.interfaces:
-            row = _head(identity, asked, config, float64=True)
-            known.legs.append(baseline.measure(replace(row, limit=limit, truths=own, cases=lambda case: not case.long)))
+            row = replace(_head(identity, asked, config, float64=True), limit=limit, truths=own)
+            known.legs.append(baseline.measure(replace(row, cases=lambda case: not case.long), step))
             return
         opened = partial(open_in_float64, asked.interfaces, config)
-        ran = measure(baseline, opened, asked.interfaces, identity, limit, own, short=True)
+        ran = measure(baseline, opened, asked.interfaces, identity, limit, own, short=True, step=step)
     except REFUSED as error:
         known.notes.append(f"its mathematics is not compared in float64: {_lacking(error)}")
         return

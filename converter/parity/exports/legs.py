@@ -15,6 +15,7 @@ from converter.parity.exports.branches import conditions_of, read_model
 from converter.parity.exports.cases import BY_COLUMN, Expressed, express
 from converter.parity.legs.cases import Case
 from converter.parity.legs.identity import Identity
+from converter.parity.legs.steps import Steps
 from converter.parity.legs.widen import OpenedGraph, expose, open_graph, open_widened
 from converter.parity.verdict import metrics
 from converter.parity.verdict.judge import MeasuredLeg
@@ -86,6 +87,7 @@ def measure(
     limit: float = 0.0,
     truths: Callable[[list[Case]], Mapping[str, np.ndarray]] | None = None,
     short: bool = False,
+    step: Steps | None = None,
 ) -> Ran:
     """Run an export on the cases of a baseline that it can express; returns what was seen.
 
@@ -94,6 +96,7 @@ def measure(
         limit: see ``MeasuredLeg``.
         truths: computes the logits to compare with; None means those of the source's own weights.
         short: whether long cases are left out.
+        step: told of each case.
     """
     began = time.monotonic()
     ran = Ran(MeasuredLeg(**identity.identity(), distances={}, scored=(), seconds=0.0))
@@ -101,7 +104,9 @@ def measure(
     true = baseline.truths if truths is None else truths(_needed(baseline, expressed))
     held = opened()  # it must live as long as its sessions are used
     distances = {}
-    for one, following, real in expressed:
+    for done, (one, following, real) in enumerate(expressed):
+        if step is not None:
+            step.within(done, len(expressed))
         try:
             logits = one.run(held.export, ran.conditions)
         except OPEN_ERRORS as error:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from converter.checkpoint.tensor import LazyTensor
 from converter.parity.legs.cases import Case
+from converter.parity.legs.steps import Steps
 from reference.config import GPT2Config
 from reference.heads import CLASSES, HeadModel
 from reference.model import GPT2, Body, Conv1D, causal_mask
@@ -35,10 +36,18 @@ def to_torch(weight: LazyTensor) -> Tensor:
 
 @torch.inference_mode()
 def stream(
-    config: GPT2Config, weights: Mapping[str, LazyTensor], cases: list[Case], observe: Observe | None = None
+    config: GPT2Config,
+    weights: Mapping[str, LazyTensor],
+    cases: list[Case],
+    observe: Observe | None = None,
+    step: Steps | None = None,
 ) -> list[np.ndarray]:
     """Return the logits of each case in float64, ``[batch, kept, vocab_size]``; other heads give ``[batch, positions,
     numbers]``. All tokens of a case are fed at once.
+
+    Args:
+        observe: called with the output of every module.
+        step: told of each layer.
     """
     with torch.device("meta"):
         model = CLASSES[config.head](config, Conv1D).eval()  # Conv1D has the weights as the file has them
@@ -55,6 +64,8 @@ def stream(
         _materialise(model, f"h.{i}", weights)
         states = [block(x, mask, None)[0] for x, mask in zip(states, masks, strict=True)]
         block.to("meta")
+        if step is not None:
+            step.within(i + 1, config.n_layer + 1)  # the head counts as a layer
     model.tie()
     for name, _ in model.named_children():
         if name not in BODY and not (name == "lm_head" and config.tie_word_embeddings):
@@ -89,16 +100,21 @@ def _observe(model: Body, observe: Observe) -> None:
             module.register_forward_hook(report(path))
 
 
-def truths(config: GPT2Config, weights: Mapping[str, LazyTensor], cases: list[Case]) -> dict[str, np.ndarray]:
+def truths(
+    config: GPT2Config, weights: Mapping[str, LazyTensor], cases: list[Case], step: Steps | None = None
+) -> dict[str, np.ndarray]:
     """Return the truth of each case. Each row is computed alone, without cache or padding, which must not change it.
 
     Rows that feed the same tokens share their computation.
+
+    Args:
+        step: told of each layer.
     """
     alone: dict[tuple[bytes, bytes, int], Case] = {}
     for case in cases:
         for tokens, positions in _rows(case):
             alone.setdefault(_key(tokens, positions, case.keep), _by_itself(tokens, positions, case))
-    rows = dict(zip(alone, stream(config, weights, list(alone.values())), strict=True))
+    rows = dict(zip(alone, stream(config, weights, list(alone.values()), step=step), strict=True))
     return {case.name: _together(case, rows) for case in cases}
 
 

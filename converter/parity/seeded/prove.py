@@ -23,6 +23,7 @@ from converter.parity.baseline import Baseline, measure_source
 from converter.parity.examine import Examination, TapCache, compare_files, examine, graphs_of
 from converter.parity.legs.cases import Level
 from converter.parity.legs.leg import one_thread
+from converter.parity.legs.steps import Steps
 from converter.parity.report.report import Report
 from converter.parity.seeded.beside import BESIDE, of_blocks
 from converter.parity.seeded.mutations import MUTATIONS, Copy, Mutation, elements, lossy, scaled_matrix
@@ -106,7 +107,7 @@ class Proof:
 class Laboratory:
     """A source, its conversions and its baseline. Defects are seeded into copies of them, one after the other."""
 
-    def __init__(self, source: Path, place: Path, step: Callable[[str], None]) -> None:
+    def __init__(self, source: Path, place: Path, step: Steps) -> None:
         self.source, self.place = source, place
         self.sound()
         self.baseline = _baseline(source, step)
@@ -163,12 +164,12 @@ class Laboratory:
         if baseline is not self.baseline or self.weights_changed(copy, precision):
             known = {}
         asked = Examination(files=files, whole=baseline.ledger, until_fault=True, shipped_truths=known)
-        return examine(baseline, copy.out, asked, lambda step: None, cache)
+        return examine(baseline, copy.out, asked, Steps(), cache)
 
     def faults_of_files(self, copy: Copy) -> tuple[str, ...]:
         """Return the faults that a check finds in the files of a copy, before it runs a leg."""
         asked, graphs = Examination(whole=self.baseline.ledger), graphs_of(copy.out, LM)
-        beside, exactness, derived = compare_files(self.baseline, copy.out, graphs, asked, lambda step: None)
+        beside, exactness, derived = compare_files(self.baseline, copy.out, graphs, asked, Steps())
         return (*exactness.faults, *derived.faults, *beside)
 
 
@@ -202,7 +203,7 @@ def prove(source: str | os.PathLike[str], progress: Progress = lambda step, done
     ):
         total = len(possible) + 2
         progress("the sound conversion", next(done), total)
-        laboratory = Laboratory(checkpoint.folder, Path(folder), lambda step: None)
+        laboratory = Laboratory(checkpoint.folder, Path(folder), Steps())
         sound = laboratory.examine(laboratory.spoilt(Mutation("none", (), lambda copy: None)), files=True).passed
         trials = []
         for mutation in possible:
@@ -282,9 +283,9 @@ def _smallest_change(laboratory: Laboratory, matrix: str) -> float:
     return caught
 
 
-def _baseline(source: Path, step: Callable[[str], None] = lambda step: None) -> Baseline:
+def _baseline(source: Path, step: Steps | None = None) -> Baseline:
     checkpoint, ledger = read_source(source, SourceOptions())
-    return measure_source(checkpoint, ledger, None, Limits(), Level.QUICK, step)
+    return measure_source(checkpoint, ledger, None, Limits(), Level.QUICK, step or Steps())
 
 
 def _same_files(a: Path, b: Path) -> bool:

@@ -15,6 +15,7 @@ from onnx import GraphProto
 from converter.parity.baseline import Baseline
 from converter.parity.diagnosis.diagnose import Finding
 from converter.parity.examine import Examination, TapCache, examine
+from converter.parity.legs.steps import Steps
 from converter.parity.report.report import Report
 
 # No two dimensions alike, and no head of which 1/√head_dim is the inverse of a layer's number.
@@ -65,7 +66,7 @@ class Bench:
 
     def report(self, folder: Folder) -> Report:
         """What the logits alone say."""
-        return examine(self.baseline, folder.path, Examination(files=False), lambda step: None, self.cache)
+        return examine(self.baseline, folder.path, Examination(files=False), Steps(), self.cache)
 
 
 MakeBench = Callable[..., Bench]

@@ -16,6 +16,7 @@ from converter.checkpoint.open import open_checkpoint
 from converter.parity.baseline import measure_source
 from converter.parity.examine import TapCache
 from converter.parity.legs.cases import Level
+from converter.parity.legs.steps import Steps
 from converter.parity.verdict.limits import Limits
 from converter.weights.ledger import account
 from tests.parity.diagnosis.bench import SHAPE, Bench, Folder, MakeBench
@@ -40,7 +41,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> MakeBench:
             model.save_pretrained(place / "source")
             convert(place / "source", place / "sound", opset=opset)
             checkpoint = open_checkpoint(place / "source")
-            baseline = measure_source(checkpoint, account(checkpoint), None, Limits(), Level.QUICK, lambda step: None)
+            baseline = measure_source(checkpoint, account(checkpoint), None, Limits(), Level.QUICK, Steps())
             known[key] = Bench(baseline, TapCache(baseline), place / "sound")
         return known[key]
 

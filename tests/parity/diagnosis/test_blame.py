@@ -16,6 +16,7 @@ from converter.parity.diagnosis.taps import Localisation, graph_taps
 from converter.parity.examine import Examination, examine
 from converter.parity.legs import truth
 from converter.parity.legs.cases import Case, Level
+from converter.parity.legs.steps import Steps
 from converter.parity.verdict.limits import Limits
 from tests.parity.diagnosis.bench import Bench, Copy, MakeBench, the_finding
 from tests.parity.diagnosis.defects import DEFECTS
@@ -34,8 +35,8 @@ def test_where_hugging_face_computes_something_else_it_is_hugging_face_that_is_n
 
     monkeypatch.setattr(transformers.GPT2LMHeadModel, "from_pretrained", otherwise)
     checkpoint = made.baseline.checkpoint
-    baseline = measure_source(checkpoint, made.baseline.ledger, None, Limits(), Level.QUICK, lambda step: None)
-    report = examine(baseline, copy(made).path, Examination(files=False), lambda step: None)
+    baseline = measure_source(checkpoint, made.baseline.ledger, None, Limits(), Level.QUICK, Steps())
+    report = examine(baseline, copy(made).path, Examination(files=False), Steps())
     faults = {leg.name: leg.fault for leg in report.legs if leg.fault}
     assert "Hugging Face float64 eager" in faults
     assert "ONNX graph in float64" not in faults
@@ -56,8 +57,8 @@ def test_where_the_reference_is_wrong_the_graph_is_not_blamed(
 
     monkeypatch.setitem(truth.CLASSES, "lm", Wrong)
     checkpoint = made.baseline.checkpoint
-    baseline = measure_source(checkpoint, made.baseline.ledger, None, Limits(), Level.QUICK, lambda step: None)
-    report = examine(baseline, copy(made).path, Examination(files=False), lambda step: None)
+    baseline = measure_source(checkpoint, made.baseline.ledger, None, Limits(), Level.QUICK, Steps())
+    report = examine(baseline, copy(made).path, Examination(files=False), Steps())
     assert not report.passed
     assert "gpt2onnx's own reference does not" in report.verdict
     assert "is NOT" not in report.verdict
@@ -129,9 +130,7 @@ def test_a_defect_that_only_long_texts_meet_is_called_by_its_name(bench: MakeBen
 
 def test_a_match_is_not_diagnosed_but_its_operations_can_be_looked_at(bench: MakeBench, copy: Copy) -> None:
     made = bench()
-    report = examine(
-        made.baseline, copy(made).path, Examination(files=False, layers=True), lambda step: None, made.cache
-    )
+    report = examine(made.baseline, copy(made).path, Examination(files=False, layers=True), Steps(), made.cache)
     assert report.passed
     assert report.diagnosis is None
     assert report.localisation is not None

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from converter.errors import CheckError, GPT2Error
 from converter.parity import examine as folder
 from converter.parity.diagnosis.diagnose import Diagnosis
+from converter.parity.legs.steps import Steps
 from converter.parity.report.report import Report
 from converter.parity.seeded import prove
 from converter.parity.seeded.mutations import MUTATIONS, Copy, Mutation, elements, scaled_matrix
@@ -57,7 +58,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def laboratory(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
-    return Laboratory(source, tmp_path_factory.mktemp("laboratory"), lambda step: None)
+    return Laboratory(source, tmp_path_factory.mktemp("laboratory"), Steps())
 
 
 def only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
@@ -301,7 +302,7 @@ def test_no_mutation_leaves_the_copy(source: Path, laboratory: Laboratory, tmp_p
         (linked / file.name).symlink_to(blobs / file.name)
     before = contents(tmp_path)
     (tmp_path.parent / f"{tmp_path.name}-place").mkdir()
-    other = Laboratory(linked, tmp_path.parent / f"{tmp_path.name}-place", lambda step: None)
+    other = Laboratory(linked, tmp_path.parent / f"{tmp_path.name}-place", Steps())
     for name in ("head tied to the wrong matrix", "activation of the config unheeded", "weight transposed"):
         other.spoilt(next(mutation for mutation in MUTATIONS if mutation.name == name))
         assert contents(tmp_path) == before, name
