@@ -17,7 +17,7 @@ from converter.folder import manifest
 from converter.runtime.cache import IN_PLACE_FED, STEP_FED, Cache, GrowingCache, InPlaceCache
 from converter.runtime.decoder import cache_names
 from converter.runtime.exports.feeding import Export
-from converter.runtime.exports.files import is_export
+from converter.runtime.exports.files import is_export, onnx_files
 from converter.runtime.exports.open import open_export, read_export
 from converter.runtime.huge_pages import Mover, regions
 from converter.runtime.in_place import rewritten
@@ -348,7 +348,7 @@ def load(
     """
     folder = Path(folder)
     name = provider_name(provider)
-    if is_export(folder) and (folder / "config.json").is_file():
+    if is_export(folder) and (folder / "config.json").is_file() and onnx_files(folder):
         return _open_foreign(folder, name, threads)
     file = model_file(folder, precision)
     config = config_of(folder)

@@ -105,7 +105,7 @@ def measure(
     held = opened()  # it must live as long as its sessions are used
     distances = {}
     for done, (one, following, real) in enumerate(expressed):
-        if step is not None:
+        if step is not None and done:
             step.within(done, len(expressed))
         try:
             logits = one.run(held.export, ran.conditions)

@@ -54,7 +54,7 @@ class Quantized:
     Attributes:
         name: the name of its numbers.
         values: the numbers that it stands for, ``[inputs, outputs]`` or in any other order, float64.
-        step: the distance between two numbers that it can stand for; it broadcasts to ``values``.
+        step: the distance between two numbers that it can stand for, whatever its sign; it broadcasts to ``values``.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Quantized:
         """Tell whether it stands for these numbers, each to within a step."""
         if numbers.size != self.values.size or numbers.shape != self.values.shape:
             return False
-        step = np.broadcast_to(self.step, self.values.shape)
+        step = np.broadcast_to(np.abs(self.step), self.values.shape)
         some = np.s_[:: max(1, len(numbers) // SAMPLED)]
         within = [
             bool((np.abs(self.values[part] - numbers[part]) <= STEPS * step[part]).all()) for part in (some, np.s_[:])

@@ -148,9 +148,9 @@ def make_constants_whole(graph: onnx.GraphProto, config: GPT2Config) -> None:
     if not rounded:
         return
     known = _constants(config)
-    known |= {math.sqrt(number) for number in known if number > 0}  # others scale queries and keys, each by a root
+    roots = {math.sqrt(number) for number in known if number > 0}  # others scale queries and keys, each by a root
     with np.errstate(over="ignore"):
-        whole = {float(np.float16(number)): number for number in known}
+        whole = {float(np.float16(number)): number for number in (*roots, *known)}
     for tensor in rounded:
         value = numpy_helper.to_array(tensor)
         number = whole.get(float(value.item()), float(value.item()))

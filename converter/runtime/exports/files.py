@@ -65,7 +65,7 @@ def find(path: Path) -> tuple[Path, ...]:
             files = tuple(path / folder / name for name in names)
             if all(file.is_file() for file in files):
                 return files
-    there = others(path, ())
+    there = onnx_files(path)
     if len(there) == 1:
         return (there[0],)
     if not there:
@@ -74,11 +74,9 @@ def find(path: Path) -> tuple[Path, ...]:
     raise ModelFolderError(f"{path} holds {len(there)} ONNX files ({listed}); name one of them")
 
 
-def others(path: Path, chosen: tuple[Path, ...]) -> list[Path]:
-    """Return the ONNX files of a folder that are not among the chosen ones."""
-    if not path.is_dir():
-        return []
-    return [file for folder in FOLDERS for file in sorted((path / folder).glob("*.onnx")) if file not in chosen]
+def onnx_files(folder: Path) -> list[Path]:
+    """Return the ONNX files of a folder."""
+    return [file for inner in FOLDERS for file in sorted((folder / inner).glob("*.onnx"))]
 
 
 def _named_by_genai(path: Path) -> Path | None:

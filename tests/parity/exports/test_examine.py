@@ -239,8 +239,8 @@ def test_steps_are_counted_with_those_of_exports(source: Path, export: Callable[
         seen: list[int] = []
         totals: set[int] = set()
 
-        def note(_: str, done: int, total: int, seen: list[int] = seen, totals: set[int] = totals) -> None:
-            seen.append(done)
+        def note(_: str, done: float, total: int, seen: list[int] = seen, totals: set[int] = totals) -> None:
+            seen.extend([int(done)] if done == int(done) else [])
             totals.add(total)
 
         check(source, target, also=[file], progress=note)
