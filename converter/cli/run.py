@@ -102,12 +102,7 @@ def run(
     if save is not None:
         inside.save(save, [ids_of(model, each) | arrays for each, arrays in zip(together, found, strict=True)])
     if as_json:
-        facts: list[dict[str, Any]] = [{"text": text} for text in texts]
-        for fact, answer in zip(facts, answers, strict=False):
-            fact |= answer_facts(answer)
-        for fact, arrays in zip(facts, cycle(found), strict=False):
-            fact["outputs"] = inside.shapes(arrays)
-        click.echo(terminal.to_json(facts))
+        click.echo(terminal.to_json(facts_of(texts, answers, [inside.shapes(arrays) for arrays in found])))
         return
     if answers:
         print_answers(texts, answers, top)
@@ -115,6 +110,16 @@ def run(
         if len(found) > 1:
             click.echo(f"--- returned for {number} of {len(found)}")
         inside.print_shapes(arrays)
+
+
+def facts_of(texts: Sequence[str], answers: Sequence[Answer], shapes: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return what is said of each text, for JSON. Choices, which are run together, share their shapes."""
+    facts: list[dict[str, Any]] = [{"text": text} for text in texts]
+    for fact, answer in zip(facts, answers, strict=False):
+        fact |= answer_facts(answer)
+    for fact, shape in zip(facts, cycle(shapes), strict=False):
+        fact["outputs"] = shape
+    return facts
 
 
 def open_model(out: Path, provider: str, threads: int | None, precision: str | None) -> HeadModel | Model:
