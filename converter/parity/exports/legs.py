@@ -12,7 +12,7 @@ import numpy as np
 
 from converter.parity.baseline import Baseline
 from converter.parity.exports.branches import conditions_of, read_model
-from converter.parity.exports.cases import BY_COLUMN, Expressed, express
+from converter.parity.exports.cases import Expressed, express
 from converter.parity.legs.cases import Case
 from converter.parity.legs.identity import Identity
 from converter.parity.legs.steps import Steps
@@ -33,14 +33,14 @@ class Ran:
         leg: its distances from the truth.
         skipped: why some cases cannot be expressed → the names of these cases.
         failed: the cases that ONNX Runtime refuses → why.
-        by_column: whether it counts positions by column, padding included; None if no case tells.
+        by_column: whether it counts positions itself, by column, padding included.
         conditions: the values that each condition of a branch had.
     """
 
     leg: MeasuredLeg
     skipped: dict[str, list[str]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    by_column: bool | None = None
+    by_column: bool = False
     conditions: dict[str, set[bool]] = field(default_factory=dict)
 
 
@@ -103,7 +103,7 @@ def measure(
     expressed = list(_expressed(baseline, interfaces, ran, short))
     true = baseline.truths if truths is None else truths(_needed(baseline, expressed))
     held = opened()  # it must live as long as its sessions are used
-    distances = {}
+    distances, either = dict[str, metrics.Distance](), dict[str, list[metrics.Distance]]()
     for done, (one, following, real) in enumerate(expressed):
         if step is not None and done:
             step.within(done, len(expressed))
@@ -112,14 +112,17 @@ def measure(
         except OPEN_ERRORS as error:
             ran.failed[one.name] = said(error)
             continue
-        found = {
-            name: metrics.compare(true[name][:, one.columns], logits, real[:, one.columns], following[:, one.columns])
+        found = [
+            metrics.compare(true[name][:, one.columns], logits, real[:, one.columns], following[:, one.columns])
             for name in one.truths
-        }
-        nearest = min(found, key=lambda name: found[name].total_rms)
+        ]
+        distances[one.name] = found[0]
         if len(found) > 1:
-            ran.by_column = ran.by_column or nearest.endswith(BY_COLUMN)
-        distances[one.name] = found[nearest]
+            either[one.name] = found
+    if either:  # one way of counting positions must explain all cases
+        totals = [sum(distance.total_rms for distance in way) for way in zip(*either.values(), strict=True)]
+        ran.by_column = totals[1] < totals[0]
+        distances |= {name: found[ran.by_column] for name, found in either.items()}
     scored = tuple(case.name for case in baseline.cases if case.scored and case.name in distances)
     seconds = time.monotonic() - began
     ran.leg = MeasuredLeg(**identity.identity(), distances=distances, scored=scored, seconds=seconds, limit=limit)
