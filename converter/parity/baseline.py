@@ -63,6 +63,11 @@ def usual(case: Case) -> bool:
     return not case.shape
 
 
+def but_vocabulary(case: Case) -> bool:
+    """Tell whether a case is no part of the vocabulary. Every shape has its own tokens, and so its own noise."""
+    return usual(case) or not case.long
+
+
 def prefill(case: Case) -> bool:
     """Tell whether a case feeds one row at once. That is enough to see the effect of the number of threads."""
     return case.name in ("prefill", "one text")
@@ -202,7 +207,7 @@ def source_rows(huggingface: HuggingFace, ledger: Ledger, limits: Limits, level:
     rows = [
         replace(eager, note=lambda: huggingface.note),  # once for all of its legs
         replace(eager, name=f"{eager.name}, 1 thread", open=one_thread, cases=prefill),
-        hf("float32", "sdpa", LegKind.NOISE, cases=usual),
+        hf("float32", "sdpa", LegKind.NOISE, cases=but_vocabulary),
         hf("float64", "eager", LegKind.SEMANTICS, limit=exact, **asked),
     ]
     if full:
