@@ -21,6 +21,7 @@ from reference.config import GPT2Config
 from reference.model import GPT2
 from tests.checkpoint.writers.lora import MODULES, pairs
 from tests.checkpoint.writers.lora import write as write_adapter
+from tests.disguises import disguise, renamed, transposed_weights
 
 Head = Callable[..., torch.nn.Module]
 
@@ -50,6 +51,7 @@ def things(tmp_path_factory: pytest.TempPathFactory, head_model: Head) -> Path:
         convert(here / name, here / out, precision="fp32,int8")
     check(here / SOURCES[0], here / "gpt2-onnx")
     convert(here / "my-gpt2", here / "inside-onnx", outputs="attentions")
+    disguise(here / "my-gpt2-onnx", here / "their-model.onnx", transposed_weights, renamed)
     for out, head in HEADS.items():
         convert(save(f"{head}-source", head), here / out)
     templates = save("chatty-source") / "additional_chat_templates"

@@ -20,7 +20,6 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.pages import Page
 
 LEAVES_DOCS = re.compile(r"\[([^]]+)\]\((?:\.\./)+(?:tests|scripts|converter|reference)[^)]*\)")
-LINK_OF_README = re.compile(r"\]\((?:docs/)?([a-z/-]+)\.md\)")
 CONTRIBUTING = "[CONTRIBUTING.md](CONTRIBUTING.md)"
 
 
@@ -66,7 +65,7 @@ def text(file: str) -> str:
 
 def for_the_site(markdown: str) -> str:
     """Return Markdown whose links from the top of the repository are links from the top of the site."""
-    return LINK_OF_README.sub(r"](\1.md)", markdown.replace(CONTRIBUTING, "[Contributing](contributing.md)"))
+    return markdown.replace(CONTRIBUTING, "[Contributing](contributing.md)").replace("](docs/", "](")
 
 
 def formula(source: str, _language: str, css_class: str, *_: Any, **_options: Any) -> str:

@@ -68,7 +68,7 @@ def copied(things: Path, here: Path) -> Path:
 # --- README.md --------------------------------------------------------------------------------------------------------
 
 OF_README = [block for block in blocks(README) if block.is_run]
-WRITTEN = ("OUT", "gpt2-onnx", "my-gpt2-onnx", "inside-onnx")  # by README's commands
+WRITTEN = ("OUT", "gpt2-onnx", "inside-onnx")  # by README's commands
 
 
 @pytest.fixture

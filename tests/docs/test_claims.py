@@ -66,6 +66,9 @@ def test_every_key_of_a_leg_is_explained() -> None:
     assert keys == {field.name for field in fields(LegReport)} | {"status"}
 
 
+CLIENTS = ("Optimum", "onnxruntime-genai", "OpenVINO", "transformers", "transformers.js", "ONNX Runtime")
+
+
 def section(name: str) -> str:
     """Return README's paragraph that begins with this word in bold."""
     return README.partition(f"\n**{name}**: ")[2].partition("\n\n")[0]
@@ -92,7 +95,7 @@ def test_every_source_that_the_readme_names_has_a_row_in_its_page() -> None:
 
 def test_every_client_that_the_readme_names_was_seen_to_run_the_folder() -> None:
     rows = [row for row in TOLD["docs/clients.md"].splitlines() if "| ok |" in row]
-    for name in ("Optimum", "onnxruntime-genai", "OpenVINO", "transformers", "transformers.js", "ONNX Runtime"):
+    for name in CLIENTS:
         assert name in section("Clients")
         assert any(name in row for row in rows), name
 
@@ -109,3 +112,94 @@ def test_what_the_readme_installs_and_requires_is_what_the_project_declares() ->
 def test_every_head_of_the_readme_is_in_its_page() -> None:
     rows = re.findall(r"^\| \w+ \| `([\w-]+)` \|", TOLD["docs/heads.md"], re.MULTILINE)
     assert set(rows) == set(ASKED)
+
+
+# --- beside other tools -----------------------------------------------------------------------------------------------
+
+# A tool of the table → its rows in docs/benchmarks.md: float32, 8 bits, 4 bits.
+TOOLS = {
+    "gpt2onnx": ("ours fp32", "ours int8", "ours int4"),
+    "Optimum": ("optimum fp32", None, None),
+    "mobius": ("mobius fp32 in genai", None, None),
+    "CTranslate2": ("CTranslate2 float32", "CTranslate2 int8", None),
+    "llama.cpp": ("llama.cpp f32", "llama.cpp q8_0", "llama.cpp q4_0"),
+    "transformers": ("transformers fp32", None, None),
+}
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def measured(heading: str) -> dict[str, dict[str, str]]:
+    """A table of docs/benchmarks.md: row → column → the median as it is printed."""
+    text = TOLD["docs/benchmarks.md"].partition(f"## {heading}")[2].partition("\n## ")[0]
+    header, _, *rows = [cells(line) for line in text.splitlines() if line.startswith("|")]
+    return {row[0]: {name: cell.partition(" (")[0] for name, cell in zip(header, row, strict=True)} for row in rows}
+
+
+def beside() -> dict[str, list[str]]:
+    """README's table: tool → its cells."""
+    text = README.partition("## Beside other tools")[2].partition("\n\n## ")[0]
+    _, _, *rows = [cells(line) for line in text.splitlines() if line.startswith("|")]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_the_figures_beside_other_tools_are_those_of_the_benchmarks() -> None:
+    conversion, decode = measured("Conversion"), measured("Decode")
+    columns = {"convert s": " s", "peak MB": " MB", "on disk MB": " MB"}
+    assert beside().keys() == TOOLS.keys()
+    for tool, names in TOOLS.items():
+        row = conversion[str(names[0])]
+        costs = ["–" if row[column] == "–" else row[column] + unit for column, unit in columns.items()]
+        speeds = ["–" if name is None else f"{float(decode[name]['1 × 128']):.0f}" for name in names]
+        assert beside()[tool][:6] == costs + speeds, tool
+    assert beside()["gpt2onnx"][-1] == f"{len(CLIENTS)} clients"
+
+
+def test_what_the_readme_says_of_its_speed_is_what_was_measured() -> None:
+    conversion, prefill, decode = measured("Conversion"), measured("Prefill"), measured("Decode")
+    ours = conversion["ours fp32"]
+    assert "in about a second and 160 MB of memory" in README
+    assert (round(float(ours["convert s"])), round(float(ours["peak MB"]), -1)) == (1, 160)
+    assert "in 8 bits, CTranslate2 reads that prompt sooner" in README
+    assert float(prefill["CTranslate2 int8"]["128"]) < float(prefill["ours int8"]["128"])
+    assert "llama.cpp\nopens its file sooner" in README
+    assert float(conversion["llama.cpp q8_0"]["load s"]) < float(conversion["ours int8"]["load s"])
+    assert "fast on CPUs" in README
+    for precision in range(3):
+        speeds = {tool: float(decode[name]["1 × 128"]) for tool, names in TOOLS.items() if (name := names[precision])}
+        assert max(speeds, key=lambda tool: speeds[tool]) == "gpt2onnx"
+
+
+# --- the shape of README ----------------------------------------------------------------------------------------------
+
+WIDEST, WIDEST_SHOWN = 100, 110  # characters of a line: of the page, and of what commands print
+MOST_BYTES = 200_000  # of the picture
+
+
+def test_no_line_of_the_readme_is_too_wide() -> None:
+    shown = re.sub(r"^```text.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
+    assert [line for line in shown.splitlines() if len(line) > WIDEST] == []
+    assert [line for line in README.splitlines() if len(line) > WIDEST_SHOWN] == []
+
+
+def test_the_comments_of_the_commands_are_short() -> None:
+    block = README.partition("The commands:\n\n```bash\n")[2].partition("```")[0]
+    commands = [line for line in block.splitlines() if line.startswith("gpt2onnx ")]
+    assert len(commands) > 10
+    assert [line for line in commands if len(line.partition(" # ")[2]) > 60] == []
+
+
+def test_the_picture_is_small_and_described() -> None:
+    [(description, file)] = re.findall(r"!\[([^\]]+)\]\((.+?)\)", README)
+    assert len(description) > 100
+    assert (ROOT / file).stat().st_size < MOST_BYTES
+
+
+def test_what_the_picture_shows_and_hides_is_in_the_page() -> None:
+    shown = (ROOT / "scripts" / "docs" / "picture.py").read_text(encoding="utf-8").partition("<style>")[2]
+    page = (ROOT / "converter" / "parity" / "report" / "page.html.j2").read_text(encoding="utf-8")
+    for kind, name in re.findall(r"(?<!\w)([.#])([a-z]+)", shown.partition("</style>")[0]):
+        assert re.search(rf'{"class" if kind == "." else "id"}="{name}', page), name
+    assert "figcaption" in page
