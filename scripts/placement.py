@@ -8,9 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
-from converter.runtime.ort import CPU_PROVIDER, provider_name, session_options
+from converter.runtime.ort import CPU_PROVIDER, InferenceSession, provider_name, session_options
 from converter.runtime.session import config_of, model_file
 from reference.config import GPT2Config
 
@@ -23,7 +22,7 @@ def placements(folder: Path, precision: str, provider: str) -> Counter[tuple[str
     options = session_options()
     with tempfile.TemporaryDirectory() as place:
         options.enable_profiling, options.profile_file_prefix = True, f"{place}/profile"
-        session = onnxruntime.InferenceSession(
+        session = InferenceSession(
             model_file(folder, precision), options, providers=[provider_name(provider), CPU_PROVIDER]
         )
         run(session, config_of(folder))
@@ -36,7 +35,7 @@ def placements(folder: Path, precision: str, provider: str) -> Counter[tuple[str
     return Counter((provider.removesuffix("ExecutionProvider"), op) for provider, op, _ in ran)
 
 
-def run(session: onnxruntime.InferenceSession, config: GPT2Config) -> None:
+def run(session: InferenceSession, config: GPT2Config) -> None:
     """Run a prompt, and one token after it."""
     pasts = [value for value in session.get_inputs() if value.name.startswith("past_key_values.")]
     cache = [np.zeros((1, config.n_head, 0, config.head_dim), DTYPES[value.type]) for value in pasts]

@@ -6,6 +6,7 @@ Only the files that a conversion needs are downloaded, into the Hub's own cache.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection
 from fnmatch import fnmatchcase
@@ -38,6 +39,14 @@ class Repository(NamedTuple):
 MODEL = Repository("model", "config.json", tuple(file for file, _ in WEIGHT_FILES), COMPANIONS)
 TOKENIZERS = tuple(name for name in COMPANIONS if not name.startswith(NO_TOKENIZER))  # an adapter may have new tokens
 ADAPTER = Repository("adapter", ADAPTER_CONFIG, tuple(file for file, _ in adapter.WEIGHT_FILES), TOKENIZERS)
+
+
+def go_offline() -> None:
+    """Let nothing in this process ask the Hub again, transformers included."""
+    from huggingface_hub import constants
+
+    constants.HF_HUB_OFFLINE = True  # read at each request; the variable alone is read once
+    os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def is_hub_id(source: str) -> bool:

@@ -37,6 +37,9 @@ SECTIONS = {
     "Run": ("generate", "run", "score", "bench"),
 }
 
+# What huggingface_hub and others read as they are imported: a user's own choice wins.
+QUIET = {"DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
 Groups = Mapping[str, Sequence[str]]  # headings of options → the names of their parameters
 
 
@@ -123,6 +126,8 @@ class Commands(Command, click.Group):
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")  # a terminal without Unicode still gets its verdict
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that half-written folders are removed
         try:
             return super().invoke(ctx)

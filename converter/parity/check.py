@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from converter.checkpoint import hub
 from converter.checkpoint.options import SourceOptions
 from converter.checkpoint.source import Checkpoint
 from converter.errors import CheckError, OutputError
@@ -94,7 +95,8 @@ def check(
         certify: write the verdict and the files' hashes into the folder's manifest, for ``verify``. Nothing is
             written into a folder of another exporter.
         certificate: a file to write them to instead.
-        own_process: whether the process does nothing else, so that its memory allocator may be set for the check.
+        own_process: whether the process does nothing else, so that its memory allocator may be set for the check,
+            and the Hub is not asked again.
         progress: called before each step, and within long ones.
 
     Raises:
@@ -115,8 +117,10 @@ def check(
     allowed = parse_allowed(allow)
     provider_name(provider)
     checkpoint, ledger = read_source(source, SourceOptions(tuple(ignore), activation, adapter, head))
-    if own_process and ledger.parameters < LARGE_MODEL:
-        keep_large_blocks()
+    if own_process:
+        hub.go_offline()
+        if ledger.parameters < LARGE_MODEL:
+            keep_large_blocks()
     # What cannot be compared is refused before anything is computed.
     config = ledger.per_graph[0].config
     others = tuple(ask(Path(other), config, inputs) for other in also)

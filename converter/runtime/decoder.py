@@ -13,7 +13,7 @@ from converter.runtime.gather import open_gather
 from reference.config import GPT2Config
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+    from converter.runtime.ort import InferenceSession
 
 # The element types that a cache may have.
 CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper
 
-from converter.runtime.ort import open_session
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+from converter.runtime.ort import InferenceSession, open_session
 
 GATHER_OPSET, GATHER_IR = 17, 8  # as old as the oldest graph that is written
 

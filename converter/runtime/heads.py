@@ -17,14 +17,13 @@ from converter.files import read_json
 from converter.folder.staging import second_graph
 from converter.runtime.answers import Answer, Choice, Embedding, Labels, Span, TokenLabels
 from converter.runtime.cache import FED
-from converter.runtime.ort import open_session, provider_name
+from converter.runtime.ort import InferenceSession, open_session, provider_name
 from converter.runtime.reader import refuse_ids
 from converter.runtime.session import config_of, model_file, refuse_another_interface
 from reference.config import GPT2Config
 from reference.head import HEADS, LM, MULTIPLE_CHOICE
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
     from tokenizers import Encoding, Tokenizer
 
 # An answer is no longer than this many tokens, as in transformers' pipeline.

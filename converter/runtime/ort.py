@@ -1,4 +1,7 @@
-"""ONNX Runtime itself: its providers, its sessions, its errors, and every private name of it that is used here."""
+"""ONNX Runtime itself: its providers, its sessions, its errors, and every private name of it that is used here.
+
+Nothing else imports it (ruff sees to that), so that nothing is sent to anybody.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,23 @@ import numpy as np
 
 from converter.errors import ModelFolderError, ProviderError
 
+# Read as ONNX Runtime is imported. Without it, 1.32 looks a host for its telemetry up, some ten seconds later.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 try:
     import onnxruntime
-    from onnxruntime import InferenceSession, SessionOptions
+    from onnxruntime import InferenceSession as InferenceSession
+    from onnxruntime import OrtValue as OrtValue
+    from onnxruntime import SessionOptions as SessionOptions
     from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 except ImportError as error:
     raise ProviderError(
         "ONNX Runtime is not installed; install it with: pip install 'gpt2onnx[cpu]', or 'gpt2onnx[gpu]' for CUDA"
     ) from error
 
+onnxruntime.disable_telemetry_events()  # the same for Windows, which records events itself
+
+ORT_VERSION: str = onnxruntime.__version__
 CPU_PROVIDER = "CPUExecutionProvider"
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # for a graph that comes as bytes
 
@@ -95,7 +106,6 @@ def session_options(threads: int | None = None, prepack: bool = True) -> Session
 
 def session_of(graph: str | bytes, options: SessionOptions, weights: Path, provider: str) -> InferenceSession:
     """Open a graph, given as a file's name or as bytes, whose weights lie in the folder ``weights``."""
-    onnxruntime.disable_telemetry_events()  # what runs here is nobody else's business
     options.add_session_config_entry(WEIGHTS_FOLDER, os.fspath(weights))
     return InferenceSession(graph, options, providers=[provider])
 
@@ -113,9 +123,7 @@ def open_session(
     try:
         session = session_of(graph or os.fspath(file), options, file.parent, provider)
     except OPEN_ERRORS as error:
-        raise ModelFolderError(
-            f"{file} cannot be opened by ONNX Runtime {onnxruntime.__version__} ({error})"
-        ) from error
+        raise ModelFolderError(f"{file} cannot be opened by ONNX Runtime {ORT_VERSION} ({error})") from error
     if session.get_providers()[0] != provider:
         short = provider.removesuffix("ExecutionProvider").lower()
         raise ProviderError(

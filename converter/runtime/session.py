@@ -21,7 +21,7 @@ from converter.runtime.exports.files import is_export, onnx_files
 from converter.runtime.exports.open import open_export, read_export
 from converter.runtime.huge_pages import Mover, regions
 from converter.runtime.in_place import rewritten
-from converter.runtime.ort import CPU_PROVIDER, open_session, provider_name, untiled
+from converter.runtime.ort import CPU_PROVIDER, InferenceSession, open_session, provider_name, untiled
 from converter.runtime.reader import Prompts, Reader, refuse_ids
 from converter.runtime.tokens import OnText, Token
 from converter.weights import precisions
@@ -29,8 +29,6 @@ from converter.weights.precisions import PRECISIONS
 from reference.config import GPT2Config
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
-
     from converter.runtime.generation import Generation
     from converter.runtime.scoring import Score
 

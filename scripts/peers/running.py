@@ -25,6 +25,7 @@ def surroundings(environment: str) -> dict[str, str]:
         **({"PYTHONPATH": str(ROOT)} if environment == HERE else {}),
         "OMP_NUM_THREADS": str(THREADS),
         "HF_HUB_OFFLINE": "1",
+        "ORT_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
 

@@ -24,7 +24,12 @@ def replied(command: list[str], request: Reply, home: Path) -> Reply:
         timeout=LIMIT_SECONDS,
         cwd=home,
         env={name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-        | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(WORKERS)},
+        | {
+            "HF_HUB_OFFLINE": "1",
+            "ORT_DISABLE_TELEMETRY": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONPATH": str(WORKERS),
+        },
     )
     print(done.stderr)  # noqa: T201 - pytest shows it beside a failure
     lines = done.stdout.splitlines()

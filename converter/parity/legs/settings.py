@@ -7,11 +7,10 @@ import platform
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 import transformers
 
-from converter.runtime.ort import CPU_PROVIDER
+from converter.runtime.ort import CPU_PROVIDER, ORT_VERSION, InferenceSession
 from converter.version import VERSION
 
 
@@ -22,7 +21,7 @@ def settings_of() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "onnxruntime": onnxruntime.__version__,
+        "onnxruntime": ORT_VERSION,
         "numpy": np.__version__,
         "machine": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
@@ -32,7 +31,7 @@ def settings_of() -> dict[str, Any]:
     }
 
 
-def describe(session: onnxruntime.InferenceSession) -> dict[str, Any]:
+def describe(session: InferenceSession) -> dict[str, Any]:
     """Return versions, machine, and the settings of ONNX Runtime."""
     provider = session.get_providers()[0]
     options = session.get_session_options()

@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.polynomial.legendre import leggauss
 from onnx import AttributeProto, NodeProto, TensorProto, external_data_helper, helper, numpy_helper
 
 from converter.graph.build import MAX_OPSET, MIN_OPSET, build
 from converter.parity.legs.shipped import shipped_values
-from converter.runtime.ort import CPU_PROVIDER, session_of, session_options
+from converter.runtime.ort import CPU_PROVIDER, InferenceSession, OrtValue, SessionOptions, session_of, session_options
 from converter.weights.precisions import Blocks
 from converter.weights.quantize import Rows, dequantize
 from reference.config import GPT2Config
@@ -38,14 +37,14 @@ ERF_NODES, ERF_END = 24, 6.0
 class OpenedGraph:
     """A session, and the weights that it uses but does not own; they must live as long as the session."""
 
-    session: onnxruntime.InferenceSession
+    session: InferenceSession
     weights: list[Any]
 
 
 LOG_NOTHING = 4  # what ONNX Runtime refuses is an error in Python too, and is said in the report
 
 
-def quiet_options() -> onnxruntime.SessionOptions:
+def quiet_options() -> SessionOptions:
     """Return the options of a session that may be refused."""
     options = session_options()
     options.log_severity_level = LOG_NOTHING
@@ -100,7 +99,7 @@ def open_widened(model: onnx.ModelProto, file: Path, config: GPT2Config | None =
         if array is None:
             continue
         if external_data_helper.uses_external_data(tensor) and array.nbytes > INLINE_BYTES:
-            weights.append(onnxruntime.OrtValue.ortvalue_from_numpy(array))
+            weights.append(OrtValue.ortvalue_from_numpy(array))
             options.add_initializer(tensor.name, weights[-1])
             tensor.data_type = TensorProto.DOUBLE
         else:

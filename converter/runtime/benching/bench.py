@@ -19,7 +19,7 @@ from converter.runtime.benching.amounts import not_measured, summary
 from converter.runtime.benching.results import Bench, Spread
 from converter.runtime.benching.rounds import Progress, Steps, run_rounds
 from converter.runtime.benching.settings import Settings, cells_of, chosen, clipped, job_of
-from converter.runtime.ort import provider_name
+from converter.runtime.ort import ORT_VERSION, provider_name
 from converter.runtime.session import config_of
 from converter.version import VERSION
 
@@ -64,11 +64,5 @@ def bench(
         bandwidth=bandwidth,
         precisions=measured,
         missing=tuple(not_measured(measured)),
-        environment={"gpt2onnx": VERSION, "onnxruntime": _runtime_version(), "cores": os.cpu_count()},
+        environment={"gpt2onnx": VERSION, "onnxruntime": ORT_VERSION, "cores": os.cpu_count()},
     )
-
-
-def _runtime_version() -> str:
-    import onnxruntime  # which ``session`` says how to install where it is missing
-
-    return str(onnxruntime.__version__)

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from converter.errors import ModelFolderError, PromptError
 from converter.runtime.cache import Cache
 from converter.runtime.exports.interface import JOINED, Interface
-from converter.runtime.ort import CPU, device_of, on_cpu, run_values
+from converter.runtime.ort import CPU, InferenceSession, device_of, on_cpu, run_values
 from reference.config import GPT2Config
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
 
 
 @dataclass(frozen=True)
