@@ -1,4 +1,4 @@
-"""Read texts from files that users bring."""
+"""Read texts from files that users bring, and show names that others chose."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import TextError
+
+
+def one_line(text: str) -> str:
+    """Return a text with escapes for what a terminal would obey or hide: line feeds, ESC, marks of direction."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def read_texts(file: Path) -> list[str]:

@@ -36,8 +36,8 @@ def verify(out: Path, certificate: Path | None, as_json: bool) -> None:
     with progress.line(f"reading {out}"):
         found = run(out, certificate)
     if as_json:
-        facts = {"passed": found.passed, "verdict": found.verdict, "changed": found.changed, "missing": found.missing}
-        click.echo(terminal.to_json(facts | {"certificate": found.certificate}))
+        shown = ("passed", "verdict", "changed", "missing", "unknown", "certificate")
+        click.echo(terminal.to_json({name: getattr(found, name) for name in shown}))
     else:
         click.echo(found.verdict)
     if not found.passed:

@@ -1,6 +1,7 @@
 """The certificate: the verdict of a check in the folder's manifest, with the hashes of the files that were checked.
 
-``verify`` holds the files against it later, offline and without torch.
+``verify`` holds the folder against it later, offline and without torch. Hashes show what changed. They do not stop
+somebody who writes a new certificate: for that, the certificate is signed (``signature``) or kept elsewhere.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,10 +19,14 @@ from typing import Any
 from converter.errors import ModelFolderError, OutputError
 from converter.files import read_json, reason, write_json
 from converter.folder import manifest
+from converter.folder.listing import Listing, counts, listing, listing_of
 from converter.folder.staging import MANIFEST
+from converter.texts import one_line
 from converter.version import VERSION
 
 KEY = "certificate"
+DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+SEAL = "sha256"  # the key of the certificate's own hash
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,8 @@ class Verification:
     Attributes:
         folder: the model folder.
         certificate: as the manifest has it.
-        changed, missing: names of files that are not what they were, or not there.
+        changed, missing, unknown: names of files and links that are not what they were, not there, or new. The names
+            ``gpt2onnx.json`` and ``certificate`` stand for the facts in them.
         files: how many the certificate names.
     """
 
@@ -39,6 +46,7 @@ class Verification:
     changed: tuple[str, ...]
     missing: tuple[str, ...]
     files: int
+    unknown: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"Verification({self.verdict})"
@@ -46,20 +54,25 @@ class Verification:
     @property
     def passed(self) -> bool:
         """Tell whether these are the files that were checked, and the check found a match."""
-        return not self.changed and not self.missing and self.certificate.get("passed") is True
+        return not (self.changed or self.missing or self.unknown) and self.certificate.get("passed") is True
 
     @property
     def verdict(self) -> str:
-        """Return the result as one sentence."""
-        when = self.certificate.get("date", "an unknown day")
-        if self.missing:
-            return f"{self.folder} is NOT what was checked on {when}: {self.missing[0]} is missing"
-        if self.changed:
-            others = f" and {len(self.changed) - 1} more" if len(self.changed) > 1 else ""
-            return f"{self.folder} is NOT what was checked on {when}: {self.changed[0]}{others} changed since"
+        """Return the result as one sentence, of one line."""
+        date = str(self.certificate.get("date"))
+        when = date if DATE.fullmatch(date) else "an unknown day"
+        differences = (
+            (self.missing, "is missing"),
+            (self.changed, "changed since"),
+            (self.unknown, "is new: the check did not see it"),
+        )
+        for names, what in differences:
+            if names:
+                others = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+                return one_line(f"{self.folder} is NOT what was checked on {when}: {names[0]}{others} {what}")
         if not self.passed:
-            return f"{self.folder} is what was checked on {when}, and it was a mismatch"
-        return f"{self.folder} is what was checked on {when}, all {self.files} files: a match"
+            return one_line(f"{self.folder} is what was checked on {when}, and it was a mismatch")
+        return one_line(f"{self.folder} is what was checked on {when}, all {self.files} files: a match")
 
 
 def write(
@@ -76,11 +89,11 @@ def write(
         values: the manifest, if more of it is to change.
 
     Raises:
-        OutputError: the manifest cannot be written.
+        OutputError: the manifest cannot be written, or a link leads out of the folder.
     """
     values = read_json(folder / MANIFEST) if values is None else values
-    hashes = _hashes(folder, shipped_files(folder))
-    values[KEY] = _content(source_files, passed, verdict, {"files": hashes, MANIFEST: _rest(values), **facts})
+    covered = _covered(listing(folder), values)
+    values[KEY] = _content(source_files, passed, verdict, {**covered, **facts})
     _replace(folder / MANIFEST, values)
 
 
@@ -98,13 +111,16 @@ def write_beside(
     Args:
         file: the file to write.
         path: the folder or ONNX file that was checked.
-        files: its files.
+        files: those that its graphs are made of; they count wherever they lie.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or a file or link leads out of the folder.
     """
-    hashes = _hashes(home_of(path), [each for each in files if each.name != MANIFEST])
-    _replace(file, {KEY: _content(source_files, passed, verdict, {"files": hashes, **facts})})
+    names = {Path(os.path.relpath(each, home_of(path))).as_posix() for each in files}
+    there = listing(path) if path.is_dir() else listing_of(path, names)
+    values = manifest.read(path) if path.is_dir() else {}
+    covered = _covered(there, values, names, leave=file)
+    _replace(file, {KEY: _content(source_files, passed, verdict, {**covered, **facts})})
 
 
 def home_of(path: Path) -> Path:
@@ -112,13 +128,39 @@ def home_of(path: Path) -> Path:
     return path if path.is_dir() else path.parent
 
 
-def _hashes(home: Path, files: Iterable[Path]) -> dict[str, str]:
-    return {str(file.relative_to(home)): sha256(file) for file in files}
+def _covered(
+    there: Listing, values: Mapping[str, Any], named: Iterable[str] = (), leave: Path | None = None
+) -> dict[str, Any]:
+    """Return the part of a certificate that says what a folder holds.
+
+    Args:
+        values: the manifest, which is hashed without its certificate; empty if there is none.
+        named: files that count wherever they lie.
+        leave: the file that the certificate goes into.
+
+    Raises:
+        OutputError: something cannot be certified.
+    """
+    needed = set(named)
+    odd = sorted({link for link in there.links if counts(link) and there.leads_out(link)} | (needed - there.names))
+    odd += sorted(filter(counts, there.others))
+    if odd:
+        raise OutputError(
+            f"{one_line(str(there.home / odd[0]))} leads out of the folder, or is no regular file: copy all files into "
+            f"one folder, with cp -rL"
+        )
+    kept = {name for name in there.files if counts(name) or name in needed} - ({MANIFEST} if values else set())
+    kept -= {name for name in kept if leave is not None and leave.exists() and leave.samefile(there.home / name)}
+    return {
+        "files": {name: sha256(there.home / name) for name in sorted(kept)},
+        "links": {name: there.links[name] for name in sorted(filter(counts, there.links))},
+        **({MANIFEST: _rest(values)} if values else {}),
+    }
 
 
 def _content(source_files: Iterable[Path], passed: bool, verdict: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return a certificate."""
-    return {
+    content = {
         "passed": passed,
         "verdict": verdict,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -126,6 +168,7 @@ def _content(source_files: Iterable[Path], passed: bool, verdict: str, facts: Ma
         "source": {file.name: sha256(file) for file in sorted(set(source_files))},
         **facts,
     }
+    return {**content, SEAL: _digest(content)}
 
 
 def _replace(file: Path, values: Mapping[str, Any]) -> None:
@@ -140,7 +183,7 @@ def _replace(file: Path, values: Mapping[str, Any]) -> None:
 
 
 def verify(folder: str | os.PathLike[str], certificate_file: str | os.PathLike[str] | None = None) -> Verification:
-    """Compare a folder's files with its certificate.
+    """Compare a folder's files with its certificate. Nothing outside the folder is opened.
 
     Args:
         folder: a model folder; with ``certificate_file`` also an export of another program, a folder or an ONNX file.
@@ -152,24 +195,57 @@ def verify(folder: str | os.PathLike[str], certificate_file: str | os.PathLike[s
     folder = Path(folder)
     if not folder.is_dir() and not (certificate_file is not None and folder.is_file()):
         raise ModelFolderError(f"there is no model folder {folder}; make one with gpt2onnx convert SOURCE OUT")
-    values = manifest.read(folder) if certificate_file is None else read_json(Path(certificate_file))
-    certificate = values.get(KEY)
-    if not isinstance(certificate, dict) or not isinstance(certificate.get("files"), dict):
+    if folder.is_dir() and (folder / MANIFEST).is_symlink():
+        raise ModelFolderError(f"{folder / MANIFEST} is a link, and could lead anywhere; put the file itself there")
+    own = manifest.read(folder) if folder.is_dir() else {}
+    certificate = _certificate_in(own if certificate_file is None else read_json(Path(certificate_file)))
+    if certificate is None:
         if certificate_file is not None:
             mend = "write one with gpt2onnx check --certificate"
             raise ModelFolderError(f"{certificate_file} holds no certificate; {mend}")
-        manifest.refuse_source(folder, values)
+        manifest.refuse_source(folder, own)
         raise ModelFolderError(f"{folder} has no certificate; make one with gpt2onnx check SOURCE {folder}")
-    missing, changed = [], []
-    for name, expected in certificate["files"].items():
-        file = home_of(folder) / name
-        if not file.is_file():
-            missing.append(name)
-        elif sha256(file) != expected:
-            changed.append(name)
-    if certificate.get(MANIFEST, _rest(values)) != _rest(values):
+    files, links = certificate["files"], certificate["links"]
+    there = listing(folder) if folder.is_dir() else listing_of(folder, files)
+    known = {*files, *links, *({MANIFEST} if MANIFEST in certificate else ())}
+    if certificate_file is not None and folder.is_dir():
+        known |= {name for name in there.files if Path(certificate_file).samefile(folder / name)}
+    return Verification(
+        folder,
+        certificate,
+        changed=tuple(_changed(there, own, certificate)),
+        missing=tuple(sorted(known - there.names)),
+        files=len(files),
+        unknown=tuple(sorted(filter(counts, there.names - known))),
+    )
+
+
+def _certificate_in(values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the certificate in a JSON object, if something there has the form of one."""
+    found = values.get(KEY)
+    formed = isinstance(found, dict) and all(isinstance(found.get(key), dict) for key in ("files", "links"))
+    return found if formed else None
+
+
+def _changed(there: Listing, own: Mapping[str, Any], certificate: Mapping[str, Any]) -> list[str]:
+    """Return what is there and is something else than the certificate says.
+
+    Args:
+        own: the folder's manifest.
+    """
+    files, links = certificate["files"], certificate["links"]
+    changed = [name for name in files if name in there.files and sha256(there.home / name) != files[name]]
+    changed += [name for name in files if name in there.links or name in there.others]
+    changed += [
+        name
+        for name in links
+        if name in there.names and (there.links.get(name) != links[name] or there.leads_out(name))
+    ]
+    if MANIFEST in there.files and MANIFEST in certificate and certificate[MANIFEST] != _rest(own):
         changed.append(MANIFEST)
-    return Verification(folder, certificate, tuple(changed), tuple(missing), len(certificate["files"]))
+    if certificate.get(SEAL) != _digest({key: value for key, value in certificate.items() if key != SEAL}):
+        changed.append(KEY)
+    return changed
 
 
 def holds(folder: Path) -> bool:
@@ -181,19 +257,18 @@ def holds(folder: Path) -> bool:
 
 
 def shipped_files(folder: Path) -> list[Path]:
-    """Return the files that a certificate covers: all but the manifest, links, and hidden files."""
-
-    def counts(file: Path) -> bool:
-        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        return file.is_file() and not file.is_symlink() and not hidden and file.name != MANIFEST
-
-    return sorted(filter(counts, folder.rglob("*")))
+    """Return the regular files of a folder that a certificate hashes one by one: all but the manifest."""
+    return sorted(folder / name for name in listing(folder).files if counts(name) and name != MANIFEST)
 
 
 def _rest(values: Mapping[str, Any]) -> str:
     """Return the hash of a manifest without its certificate, which cannot hold its own."""
-    rest = {key: value for key, value in values.items() if key != KEY}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return _digest({key: value for key, value in values.items() if key != KEY})
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    """Return the hash of a JSON object, which does not depend on how it is laid out."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(file: Path) -> str:

@@ -16,14 +16,13 @@ from converter.errors import ConfigError, OutputError
 from converter.files import reason
 from converter.folder import manifest
 from converter.folder.content import MODEL_IN_PLACE, graph_files, link_weights, write_companions, write_graphs
-from converter.folder.staging import MANIFEST, bytes_in, stage_name, staged, sweep, written_files
+from converter.folder.staging import MANIFEST, OURS, bytes_in, stage_name, staged, sweep, written_files
 from converter.weights import data_file, precisions, write
 from converter.weights.data_file import Plan
 from converter.weights.ledger import Ledger, read_source
 from converter.weights.precisions import PRECISIONS, Precision
 from reference.head import LM, head_of
 
-STAGE_PREFIX = ".gpt2onnx-"  # of the folder in which an in-place conversion is put together
 DEFAULT_OPSET = 23  # the first with Attention; runs in ONNX Runtime 1.23 and newer
 
 Progress = Callable[[int, int], None]  # work done, work in all
@@ -197,9 +196,9 @@ def _convert_in_place(
         raise OutputError(f"{folder / name} exists; --force replaces one that gpt2onnx wrote")
     if scan:
         data_file.scan_all(ledger.weights, data_file.Counter(progress).scan(ledger.weights))
-    stage = folder / stage_name(STAGE_PREFIX)
+    stage = folder / stage_name(OURS)
     try:
-        sweep(folder, STAGE_PREFIX)
+        sweep(folder, OURS)
         stage.mkdir()
         try:
             places = {name: (w.file.name, w.offset, w.nbytes) for name, w in ledger.weights.items()}

@@ -22,6 +22,7 @@ except ImportError:  # Windows: leftovers of a killed conversion stay
     fcntl = None
 
 MANIFEST = "gpt2onnx.json"
+OURS = ".gpt2onnx-"  # how the names of unfinished folders inside a model folder begin
 
 # What a user can do where a folder cannot be written.
 ELSEWHERE = "; choose an OUT in a folder that you may write to"

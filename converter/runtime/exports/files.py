@@ -9,7 +9,6 @@ import onnx
 
 from converter.errors import ModelFolderError
 from converter.files import read_json
-from converter.folder.certificate import shipped_files
 from converter.folder.staging import MANIFEST
 
 # Files that make one model, and where they are looked for: the one for prompts, then the one that has a cache.
@@ -32,12 +31,15 @@ def is_export(path: Path) -> bool:
 
 
 def files_of(path: Path) -> list[Path]:
-    """Return every file of an export: those of its folder, or an ONNX file and the data files that it names.
+    """Return the files that an export is made of: its ONNX files, and the data files that they name.
+
+    Of our own folder there are none.
 
     Raises:
         ModelFolderError: it is no ONNX file.
     """
-    return shipped_files(path) if path.is_dir() else [path, *data_files(path)]
+    graphs = find(path) if is_export(path) else ()
+    return [each for file in graphs for each in (file, *data_files(file))]
 
 
 def data_files(file: Path) -> list[Path]:
