@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -177,9 +177,17 @@ def test_a_graph_in_which_positions_were_dropped_is_run_as_it_is(save: Save, tmp
 # --- threads ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int], None]]:
+    """Set torch's threads, and set them back: every later test of this process would take several times as long."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("threads", [2, 3])
-def test_a_leg_on_one_thread_gives_the_threads_back(threads: int) -> None:
-    torch.set_num_threads(threads)
+def test_a_leg_on_one_thread_gives_the_threads_back(set_threads: Callable[[int], None], threads: int) -> None:
+    set_threads(threads)
     seen: list[int] = []
 
     def leg(case: Case) -> np.ndarray:
@@ -191,8 +199,8 @@ def test_a_leg_on_one_thread_gives_the_threads_back(threads: int) -> None:
     assert torch.get_num_threads() == threads
 
 
-def test_a_leg_on_one_thread_gives_the_threads_back_even_if_it_fails() -> None:
-    torch.set_num_threads(2)
+def test_a_leg_on_one_thread_gives_the_threads_back_even_if_it_fails(set_threads: Callable[[int], None]) -> None:
+    set_threads(2)
 
     def leg(case: Case) -> np.ndarray:
         raise RuntimeError("out of luck")
