@@ -12,16 +12,27 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may ask the network
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import onnxruntime
 import pytest
 import torch
 import transformers
 
 from converter.data import CHECKPOINT
 from converter.folder.convert import convert
+from converter.runtime import ort
 from reference.head import HEADS
 from tests.workplace import things  # noqa: F401 - a fixture
 
+
+def one_thread() -> ort.SessionOptions:
+    """ONNX Runtime's defaults, but for the number of threads."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return options
+
+
 torch.set_num_threads(1)  # models as small as these only lose time to threads that wait for each other
+ort.SessionOptions = one_thread
 gc.freeze()  # what the imports left need not be looked at again and again
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
