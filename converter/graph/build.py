@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 import onnxscript
-from onnx import helper
+from onnx import external_data_helper, helper
 
 from converter.graph import heads, outputs
 from converter.graph.attention import KeyValue
@@ -21,6 +23,8 @@ from reference.head import LM
 MIN_OPSET = 17  # the first with LayerNormalization
 MAX_OPSET = 25
 
+GRAPHS_KEPT = 8  # a check writes the graphs of a folder again; without places they are the same
+
 INT64 = ir.DataType.INT64
 
 Locate = Callable[[str], tuple[str, int, int]]  # initializer name → file beside the graph, offset, length in bytes
@@ -32,6 +36,18 @@ def build(config: GPT2Config, locate: Locate, opset: int, layers: Layers = FLOAT
     Args:
         asked: what it returns beside the answer of its head: patterns of ``converter.graph.outputs``.
     """
+    model = onnx.ModelProto.FromString(_without_places(config, opset, layers, tuple(asked)))
+    for tensor in model.graph.initializer:
+        if external_data_helper.uses_external_data(tensor):
+            place = dict(zip(("location", "offset", "length"), map(str, locate(tensor.name)), strict=True))
+            for entry in tensor.external_data:
+                entry.value = place[entry.key]
+    return model.SerializeToString(deterministic=True)
+
+
+@lru_cache(maxsize=GRAPHS_KEPT)
+def _without_places(config: GPT2Config, opset: int, layers: Layers, asked: tuple[str, ...]) -> bytes:
+    """Return the serialized model with initializers that point nowhere yet."""
     graph = ir.Graph([], [], nodes=[], opset_imports={"": opset}, name="gpt2")
     builder = onnxscript.GraphBuilder(graph)
     write = _language_model if config.head == LM else _head_model
@@ -43,7 +59,7 @@ def build(config: GPT2Config, locate: Locate, opset: int, layers: Layers = FLOAT
     for node in graph:
         graph.opset_imports.setdefault(node.domain, 1)  # of operators that are not ONNX's own
     for value in model.parameters():
-        _place(value, locate)
+        _make_external(value)
     ir_version = helper.find_min_ir_version_for([helper.make_opsetid("", opset)])
     result = ir.Model(graph, ir_version=ir_version, producer_name=PRODUCER, producer_version=VERSION)
     return ir.to_proto(result).SerializeToString(deterministic=True)
@@ -136,12 +152,9 @@ def _cache(config: GPT2Config, layers: Layers, name: str, length: str) -> list[K
     return [(value(i, "key"), value(i, "value")) for i in range(config.n_layer)]
 
 
-def _place(parameter: Parameter, locate: Locate) -> None:
-    """Point an initializer at its bytes."""
+def _make_external(parameter: Parameter) -> None:
+    """Declare that the numbers of an initializer are in a file."""
     assert parameter.name
     assert parameter.dtype
     assert parameter.shape
-    file, offset, length = locate(parameter.name)
-    parameter.const_value = ir.ExternalTensor(
-        file, offset, length, parameter.dtype, shape=parameter.shape, name=parameter.name
-    )
+    parameter.const_value = ir.ExternalTensor("", 0, 0, parameter.dtype, shape=parameter.shape, name=parameter.name)

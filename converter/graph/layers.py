@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import onnx_ir as ir
@@ -178,6 +179,7 @@ class Layers:
     head: Callable[[int, int, Module | None], Module]
 
 
+@cache
 def layers_of(row: Precision) -> Layers:
     """Return the modules of a row of the table of precisions."""
     return blockwise(row.scheme.linear, row.scheme.head) if row.scheme else FLOATS[row.dtype]
