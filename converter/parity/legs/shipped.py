@@ -83,6 +83,9 @@ class ShippedWeights(Mapping[str, LazyTensor]):
     def __len__(self) -> int:
         return len(self.ledger.weights)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.ledger.weights
+
     def __getitem__(self, name: str) -> LazyTensor:
         source, layout = self.ledger.weights[name], self.layouts[name]
         scheme = self.precision.scheme

@@ -123,6 +123,8 @@ def _as_written(folder: Path) -> Tokenizer | None:
 
 def _differs(ours: Tokenizer, theirs: Tokenizer) -> str | None:
     """Return how a tokenizer differs from the source's, as gpt2onnx reads it; None if it does not."""
+    if ours.to_str() == theirs.to_str():
+        return None
     lost = sorted(theirs.get_vocab().keys() - ours.get_vocab().keys())
     if lost and not ours.get_vocab().keys() - theirs.get_vocab().keys():
         return f"tokenizer.json lacks {lost[0]}, which is a token of the source"
