@@ -33,6 +33,10 @@ INLINE_BYTES = 64 * 1024
 ERF_NODES, ERF_END = 24, 6.0
 
 
+# Threads of ONNX Runtime cost a model with fewer parameters more than they save, above all where cores are shared.
+SMALL_MODEL = 10_000_000
+
+
 @dataclass(frozen=True)
 class OpenedGraph:
     """A session, and the weights that it uses but does not own; they must live as long as the session."""
@@ -44,14 +48,15 @@ class OpenedGraph:
 LOG_NOTHING = 4  # what ONNX Runtime refuses is an error in Python too, and is said in the report
 
 
-def quiet_options() -> SessionOptions:
-    """Return the options of a session that may be refused."""
-    options = session_options()
+Edit = Callable[[onnx.GraphProto], None]  # changes a graph in memory
+
+
+def _options(graph: onnx.GraphProto) -> SessionOptions:
+    """Return the options of a session that may be refused: one thread for a small model, else one a core."""
+    parameters = sum(math.prod(tensor.dims) for tensor in graph.initializer)
+    options = session_options(threads=1 if parameters < SMALL_MODEL else None)
     options.log_severity_level = LOG_NOTHING
     return options
-
-
-Edit = Callable[[onnx.GraphProto], None]  # changes a graph in memory
 
 
 def graph_session(file: Path, edit: Edit = lambda graph: None) -> OpenedGraph:
@@ -63,7 +68,7 @@ def graph_session(file: Path, edit: Edit = lambda graph: None) -> OpenedGraph:
 
 def open_graph(model: onnx.ModelProto, file: Path) -> OpenedGraph:
     """Open a model that was read from ``file`` on the CPU."""
-    session = session_of(model.SerializeToString(), quiet_options(), file.parent, CPU_PROVIDER)
+    session = session_of(model.SerializeToString(), _options(model.graph), file.parent, CPU_PROVIDER)
     return OpenedGraph(session, [])
 
 
@@ -89,7 +94,7 @@ def open_widened(model: onnx.ModelProto, file: Path, config: GPT2Config | None =
     """Widen a model that was read from ``file``, and open it on the CPU; see ``widened_session``."""
     if config is not None:
         make_constants_whole(model.graph, config)
-    options = quiet_options()
+    options = _options(model.graph)
     weights: list[Any] = []
     products = multiply_in_float64(model.graph, file)
     for tensor in model.graph.initializer:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import filecmp
+import math
 import os
 import shutil
 import tempfile
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -24,6 +26,7 @@ from converter.parity.examine import Examination, TapCache, compare_files, exami
 from converter.parity.legs.cases import Level
 from converter.parity.legs.leg import one_thread
 from converter.parity.legs.steps import Steps
+from converter.parity.legs.widen import SMALL_MODEL
 from converter.parity.report.report import Report
 from converter.parity.seeded.beside import BESIDE, of_blocks
 from converter.parity.seeded.mutations import MUTATIONS, Copy, Mutation, elements, lossy, scaled_matrix
@@ -35,8 +38,6 @@ from reference.head import LM
 
 # The smallest change of a weight matrix that is caught is searched for between these, to within this factor.
 CHANGE_LEAST, CHANGE_MOST, CHANGE_STEP = 1e-8, 1e-2, 2.0
-
-SMALL_MODEL = 10_000_000  # parameters, below which torch's threads cost more than they save
 
 Progress = Callable[[str, int, int], None]
 
@@ -273,14 +274,15 @@ def _named(report: Report, mutation: Mutation) -> bool:
 
 
 def _smallest_change(laboratory: Laboratory, matrix: str) -> float:
-    """Return the smallest relative change of a whole matrix that the logits alone show, found by halving."""
-    caught, change = CHANGE_MOST * CHANGE_STEP, CHANGE_MOST
-    while change >= CHANGE_LEAST:
+    """Return the smallest relative change of a whole matrix that the logits alone show, found by bisection."""
+
+    def passes(change: float) -> bool:
         copy = laboratory.spoilt(Mutation("scaled", ("scaled",), scaled_matrix(matrix, change)))
-        if laboratory.examine(copy, files=False).passed:
-            return caught
-        caught, change = change, change / CHANGE_STEP
-    return caught
+        return laboratory.examine(copy, files=False).passed
+
+    steps = int(math.log(CHANGE_MOST / CHANGE_LEAST, CHANGE_STEP)) + 1
+    changes = [CHANGE_MOST / CHANGE_STEP**step for step in range(-1, steps)]
+    return changes[bisect_left(changes[1:], True, key=passes)]
 
 
 def _baseline(source: Path, step: Steps | None = None) -> Baseline:
