@@ -15,10 +15,11 @@ from onnx.reference import ReferenceEvaluator
 
 from converter.checkpoint.open import open_checkpoint
 from converter.folder.convert import convert
-from converter.graph.build import MAX_OPSET, MIN_OPSET
+from converter.graph.build import MAX_OPSET, MIN_OPSET, build
 from converter.parity.legs.widen import widened_session
 from converter.weights.ledger import account
 from converter.weights.table import parameters
+from reference.config import GPT2Config
 from reference.head import HEADS
 from reference.model import GPT2
 
@@ -154,6 +155,20 @@ def test_initializers_are_the_canonical_weights_and_point_into_one_file(save: Sa
     assert outside == {name: shape for name, _, shape in parameters(config)}
     assert {e.value for t in graph.initializer for e in t.external_data if e.key == "location"} == {"model.onnx_data"}
     assert sum(t.ByteSize() for t in graph.initializer if not t.external_data) < 2000
+
+
+def test_the_same_graph_is_built_again_for_weights_in_another_place() -> None:
+    config = GPT2Config(vocab_size=61, n_positions=24, n_embd=12, n_layer=2, n_head=3)
+
+    def built(file: str) -> onnx.ModelProto:
+        return onnx.load_from_string(build(config, lambda name: (file, len(name), 7), MAX_OPSET))
+
+    first, second = built("a"), built("b")
+    for model, file in ((first, "a"), (second, "b"), (built("a"), "a")):
+        for tensor in (tensor for tensor in model.graph.initializer if tensor.external_data):
+            where = {entry.key: entry.value for entry in tensor.external_data}
+            assert where == {"location": file, "offset": str(len(tensor.name)), "length": "7"}
+    assert first == built("a") != second
 
 
 def test_a_tied_head_is_the_embedding_itself(save: Save, tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ import transformers
 from onnx import TensorProto, helper
 
 from converter.folder.convert import convert
-from converter.parity.legs.widen import spell_out, widened_session
+from converter.parity.legs import widen
+from converter.parity.legs.widen import OpenedGraph, graph_session, spell_out, widened_session
 from reference.config import ACTIVATION_NAMES
 
 Save = Callable[..., Path]
+Open = Callable[[Path], OpenedGraph]
 
 
 def test_erf_is_right_to_the_last_digits() -> None:
@@ -47,3 +49,15 @@ def test_every_activation_runs_in_float64(save: Save, tmp_path: Path, activation
     # Constants of activations that are no operators are shipped in float32, and keep its rounding.
     constants = opset < 20 or activation in ("laplace", "leaky_relu", "quick_gelu")
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6 if constants else 1e-10)
+
+
+@pytest.mark.parametrize("opened", [graph_session, widened_session])
+@pytest.mark.parametrize(("limit", "threads"), [(10**9, 1), (0, 0)], ids=["small", "large"])
+def test_a_small_graph_runs_on_one_thread(
+    save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: Open, limit: int, threads: int
+) -> None:
+    monkeypatch.setattr("converter.runtime.ort.SessionOptions", onnxruntime.SessionOptions)  # outside of these tests
+    monkeypatch.setattr(widen, "SMALL_MODEL", limit)
+    convert(save(), tmp_path / "out")
+    options = opened(tmp_path / "out" / "onnx" / "model.onnx").session.get_session_options()
+    assert options.intra_op_num_threads == threads  # 0 is one a core
