@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from converter.files import read_json, write_json
-from converter.parity.seeded.mutations import Copy, Mutation
+from converter.parity.seeded.mutation import Copy, Mutation
 from converter.runtime.session import model_file
 from converter.weights.precisions import PRECISIONS
 from reference.config import GPT2Config

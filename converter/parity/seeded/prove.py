@@ -29,7 +29,9 @@ from converter.parity.legs.steps import Steps
 from converter.parity.legs.widen import SMALL_MODEL
 from converter.parity.report.report import Report
 from converter.parity.seeded.beside import BESIDE, of_blocks
-from converter.parity.seeded.mutations import MUTATIONS, Copy, Mutation, elements, lossy, scaled_matrix
+from converter.parity.seeded.mutation import Copy, Mutation
+from converter.parity.seeded.mutations import MUTATIONS, elements, lossy
+from converter.parity.seeded.weights import scaled_matrix
 from converter.parity.verdict.limits import Limits
 from converter.weights.ledger import read_source
 from converter.weights.precisions import FULL, PRECISIONS

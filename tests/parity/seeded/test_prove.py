@@ -24,8 +24,10 @@ from converter.parity.diagnosis.diagnose import Diagnosis
 from converter.parity.legs.steps import Steps
 from converter.parity.report.report import Report
 from converter.parity.seeded import prove
-from converter.parity.seeded.mutations import MUTATIONS, Copy, Mutation, elements, scaled_matrix
+from converter.parity.seeded.mutation import Copy, Mutation
+from converter.parity.seeded.mutations import MUTATIONS, elements
 from converter.parity.seeded.prove import Laboratory, Proof
+from converter.parity.seeded.weights import scaled_matrix
 from converter.parity.verdict.judge import Judge
 from reference.config import GPT2Config
 
