@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from converter.cli import cli
 from converter.data import CHECKPOINT
 from tests.cli.commands import process, run, succeed
 from tests.conftest import Save
@@ -92,30 +92,37 @@ def test_help_imports_nothing_heavy() -> None:
     assert not loaded & {"numpy", "onnx", "onnxruntime", "onnxscript", "torch", "transformers", "rich", "tokenizers"}
 
 
-@pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals")
-def test_a_terminal_gets_colour_and_a_pipe_does_not(bundled: Path) -> None:
-    arguments = [sys.executable, "-m", "converter.cli", "check", str(CHECKPOINT), str(bundled)]
-    environment = {key: value for key, value in os.environ.items() if key != "NO_COLOR"} | {"TERM": "xterm-256color"}
-    for extra, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
-        master, slave = pty.openpty()
-        with subprocess.Popen(arguments, stdout=slave, stderr=slave, env=environment | extra) as running:
-            os.close(slave)
-            shown = b""
-            while chunk := read(master):
-                shown += chunk
-            running.wait(60)
-        assert (b"\x1b[32m" in shown or b"\x1b[1;32m" in shown) == coloured
-        assert b"MATCH" in shown
-    piped = subprocess.run(arguments, capture_output=True, check=True)
-    assert b"\x1b" not in piped.stdout
-    assert piped.stderr == b""
+class Stream(io.StringIO):
+    """A terminal, or a pipe. What a real terminal is sent stands in test_terminal.py."""
+
+    def __init__(self, is_terminal: bool) -> None:
+        super().__init__()
+        self.is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self.is_terminal
 
 
-def read(descriptor: int) -> bytes:
-    try:
-        return os.read(descriptor, 4096)
-    except OSError:  # the other end of a pseudo-terminal is closed
-        return b""
+@pytest.mark.parametrize(
+    ("is_terminal", "no_color", "coloured"),
+    [(True, "", True), (True, "1", False), (False, "", False)],
+    ids=["terminal", "terminal without colour", "pipe"],
+)
+def test_a_terminal_gets_colour_and_a_pipe_does_not(
+    bundled: Path, monkeypatch: pytest.MonkeyPatch, is_terminal: bool, no_color: str, coloured: bool
+) -> None:
+    out, error = Stream(is_terminal), Stream(is_terminal)
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setattr("sys.stderr", error)
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    cli(["check", str(CHECKPOINT), str(bundled)], standalone_mode=False)
+    shown = out.getvalue()
+    assert ("\x1b[32m" in shown or "\x1b[1;32m" in shown) == coloured
+    assert "MATCH" in shown
+    if not is_terminal:
+        assert "\x1b" not in shown
+        assert error.getvalue() == ""
 
 
 def test_a_reader_that_goes_away_is_no_error(bundled: Path) -> None:
@@ -131,7 +138,7 @@ def test_a_reader_that_goes_away_is_not_taken_for_a_mismatch(bundled: Path) -> N
 
 
 def test_debug_keeps_the_exit_code(tmp_path: Path) -> None:
-    assert process("check", tmp_path / "nowhere", tmp_path / "out", "--debug").returncode == 2
+    assert run("check", tmp_path / "nowhere", tmp_path / "out", "--debug").exit_code == 2
 
 
 def test_text_that_is_not_unicode_is_one_sentence(bundled: Path) -> None:
