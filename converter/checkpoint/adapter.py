@@ -11,67 +11,25 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from converter.checkpoint import safetensors_file, torch_file
-from converter.checkpoint.folder import Reader, choose_weight_file, read_weights
+from converter.checkpoint.adapter_base import heads, mend, vocab_size, with_its_head, with_vocabulary
+from converter.checkpoint.adapter_config import by_pattern, saves, targets
+from converter.checkpoint.adapter_file import Adapter, read
+from converter.checkpoint.adapter_names import CONV1D, EMBEDDINGS, LINEAR, TIED
+from converter.checkpoint.adapter_rows import floats, matrix_shape, rows, with_rows
+from converter.checkpoint.adapter_tokens import with_tokens
 from converter.checkpoint.names import canonical, outer_name
 from converter.checkpoint.source import ADAPTER_CONFIG
-from converter.checkpoint.tensor import STRIDED_BYTES, Computed, LazyTensor, to_float32
+from converter.checkpoint.tensor import STRIDED_BYTES, LazyTensor
 from converter.errors import CheckpointError
-from converter.files import read_json
 
 if TYPE_CHECKING:
     from converter.checkpoint.source import Checkpoint
-from converter.checkpoint.adapter_base import heads, mend, vocab_size, with_its_head, with_vocabulary
-from converter.checkpoint.adapter_config import by_pattern, refuse_unknown, replaces, saves, targets
-from converter.checkpoint.adapter_names import (
-    ADAPTER_PREFIX,
-    CONV1D,
-    COPIES,
-    EMBEDDINGS,
-    LINEAR,
-    ORIGINAL,
-    PARTS,
-    REPLACED,
-    TIED,
-)
-
-WEIGHT_FILES: tuple[tuple[str, Reader], ...] = (  # in PEFT's own order
-    ("adapter_model.safetensors", safetensors_file.read),
-    ("adapter_model.bin", torch_file.read),
-)
-DTYPES = ("float32", "float16", "bfloat16")
 
 DEFAULT_RANK = DEFAULT_ALPHA = 8
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """An adapter, read from its files.
-
-    Attributes:
-        file: the file of its weights.
-        values: the contents of ``adapter_config.json``.
-        updates: canonical module name → kind of tensor, as in ``PARTS`` → the tensor.
-        replaced: canonical tensor name → the tensor that replaces the base's.
-        originals: canonical tensor name → the base's tensor, as it was before one of ``replaced`` took its place.
-        modules: canonical module name → PEFT's name of it, against which patterns are matched.
-    """
-
-    file: Path
-    values: Mapping[str, Any]
-    updates: Mapping[str, Mapping[str, LazyTensor]]
-    replaced: Mapping[str, LazyTensor]
-    originals: Mapping[str, LazyTensor]
-    modules: Mapping[str, str]
-
-    @property
-    def config(self) -> Path:
-        """Return the path of ``adapter_config.json``."""
-        return self.file.with_name(ADAPTER_CONFIG)
 
 
 @dataclass(frozen=True)
@@ -122,7 +80,8 @@ def merge(checkpoint: Checkpoint, folder: Path, name: str) -> Checkpoint:
         tensors[short] = tensor
     for module, parts in adapter.updates.items():
         tensors |= _merged(adapter, module, parts, tensors, checkpoint.name)
-    apart = tied and not {"wte.weight", "lm_head.weight"}.isdisjoint(adapter.replaced)
+    tensors |= with_tokens(adapter, tensors, tied, checkpoint.name)
+    apart = tied and not adapter.tokens and not {"wte.weight", "lm_head.weight"}.isdisjoint(adapter.replaced)
     size = vocab_size(adapter.file, checkpoint, tensors, {*adapter.replaced, *adapter.originals})
     if size != checkpoint.config.vocab_size:
         checkpoint = with_vocabulary(checkpoint, size, folder)
@@ -138,84 +97,6 @@ def merge(checkpoint: Checkpoint, folder: Path, name: str) -> Checkpoint:
         adapter=adapter.file,
         adapter_name=name,
     )
-
-
-def read(folder: Path) -> Adapter:
-    """Read an adapter's config and the list of its tensors. No weights are read.
-
-    Raises:
-        CheckpointError: a file is missing or damaged, or the adapter is not LoRA or uses an unsupported feature.
-    """
-    if not (folder / ADAPTER_CONFIG).is_file():
-        raise CheckpointError(f"{folder} has no {ADAPTER_CONFIG}; expected the folder of a PEFT adapter")
-    values = read_json(folder / ADAPTER_CONFIG)
-    refuse_unknown(folder / ADAPTER_CONFIG, values)
-    present = [(folder / name, reader) for name, reader in WEIGHT_FILES if (folder / name).is_file()]
-    if not present:
-        raise CheckpointError(f"{folder} has no {' or '.join(name for name, _ in WEIGHT_FILES)}")
-    file, reader = present[0]
-    updates: dict[str, dict[str, LazyTensor]] = {}
-    replaced: dict[str, LazyTensor] = {}
-    originals: dict[str, LazyTensor] = {}
-    modules: dict[str, str] = {}
-    for tensor in read_weights(file, reader).values():
-        known, part = _split(tensor.name)
-        module = canonical(known)
-        if tensor.dtype not in DTYPES:
-            raise CheckpointError(f"{file}: tensor {tensor.name} is {tensor.dtype}; expected {', '.join(DTYPES)}")
-        if modules.setdefault(module, known) != known:
-            raise CheckpointError(f"{file} names {module} in two ways: {modules[module]} and {known}")
-        if part in PARTS:
-            place, kind = updates.setdefault(module, {}), PARTS[part]
-        elif part in REPLACED and replaces(values, known, module, part):
-            place, kind = replaced, f"{module}.{REPLACED[part]}"
-        elif part in ORIGINAL and saves(values, known):
-            place, kind = originals, f"{module}.{ORIGINAL[part]}"
-        elif part in COPIES and saves(values, known):
-            continue
-        else:
-            raise CheckpointError(f"{file}: tensor {tensor.name} is none of the tensors that {ADAPTER_CONFIG} asks for")
-        if kind in place:
-            raise CheckpointError(f"{file} holds {place[kind].name} and {tensor.name}, which stand for the same tensor")
-        place[kind] = tensor
-    for name, tensor in replaced.items():
-        module, _, kind = name.rpartition(".")
-        within = tensor.name.endswith(f".base_layer.{kind}")
-        if within != (module in updates) and (within or kind == "weight"):  # PEFT would not load it
-            raise CheckpointError(f"{file}: tensor {tensor.name} is not where PEFT looks for the base of an update")
-    return Adapter(file, values, updates, replaced, originals, modules)
-
-
-def refuse_as_source(path: Path) -> None:
-    """Refuse an adapter that stands where a model is expected.
-
-    Raises:
-        CheckpointError: ``path`` is an adapter's folder, or the file of its weights.
-    """
-    own = tuple(name for name, _ in WEIGHT_FILES)
-    folder = path if path.is_dir() else path.parent
-    if not (folder / ADAPTER_CONFIG).is_file():
-        return
-    if path.name in own or (path.is_dir() and choose_weight_file([entry.name for entry in path.iterdir()]) is None):
-        raise as_source(folder / ADAPTER_CONFIG, str(folder))
-
-
-def as_source(config: Path, adapter: str) -> CheckpointError:
-    """Return what is said of an adapter that stands where a model is expected.
-
-    Args:
-        adapter: what ``--adapter`` takes for it.
-    """
-    base = read_json(config).get("base_model_name_or_path")
-    known = f"{base}, which it changes," if base else "the model that it was trained on"
-    return CheckpointError(f"{adapter} is an adapter and no model: give {known} as SOURCE, and --adapter {adapter}")
-
-
-def _split(name: str) -> tuple[str, str]:
-    """Split a tensor's name into PEFT's name of the module, and the part. The part is empty if it is unknown."""
-    name = name.removeprefix(ADAPTER_PREFIX)
-    known = next((part for part in (*PARTS, *ORIGINAL, *COPIES, *REPLACED) if name.endswith(f".{part}")), None)
-    return (name.removesuffix(f".{known}"), known) if known else (name, "")
 
 
 def _refuse_incomplete(adapter: Adapter, tensors: Mapping[str, LazyTensor]) -> None:
@@ -268,9 +149,7 @@ def _merged(
         raise CheckpointError(f"{adapter.file} has an update of {module}, and {base} has no {module}.weight")
     scale, rank = _scale(adapter, module)
     update = _update(adapter, module, parts, scale)
-    if len(weight.shape) != 2:
-        raise CheckpointError(f"{weight.file}: tensor {weight.name} is {list(weight.shape)}; expected a matrix")
-    inputs, outputs = weight.shape if update.by_input else weight.shape[::-1]
+    inputs, outputs = matrix_shape(weight) if update.by_input else matrix_shape(weight)[::-1]
     expected: list[tuple[LazyTensor, tuple[int, ...]]] = [(update.a, (rank, inputs)), (update.b, (outputs, rank))]
     expected += [(update.magnitude, (outputs,))] if update.magnitude else []
     for tensor, shape in expected:
@@ -279,13 +158,13 @@ def _merged(
                 f"{adapter.file}: tensor {tensor.name} is {list(tensor.shape)}; expected {list(shape)}, "
                 f"as r is {rank} and {weight.name} of {base} is {list(weight.shape)}{mend(module, tensor, shape)}"
             )
-    found: dict[str, LazyTensor] = {f"{module}.weight": _with_rows(weight, _rows(weight, update))}
+    found: dict[str, LazyTensor] = {f"{module}.weight": with_rows(weight, _rows(weight, update))}
     shift = parts.get("B bias")
     if shift is not None:
         bias = tensors.get(f"{module}.bias")
         if bias is None or bias.shape != shift.shape:
             raise CheckpointError(f"{adapter.file}: tensor {shift.name} fits no bias of {module} in {base}")
-        found[f"{module}.bias"] = _with_rows(bias, lambda a, b: rows(bias, a, b) + scale * floats(shift)[a:b])
+        found[f"{module}.bias"] = with_rows(bias, lambda a, b: rows(bias, a, b) + scale * floats(shift)[a:b])
     return found
 
 
@@ -348,30 +227,3 @@ def _pieces(weight: LazyTensor, compute: Callable[[int, int], np.ndarray]) -> It
     step = max(1, STRIDED_BYTES * weight.shape[0] // max(1, weight.nbytes))
     for first in range(0, weight.shape[0], step):
         yield compute(first, min(first + step, weight.shape[0]))
-
-
-def _with_rows(tensor: LazyTensor, compute: Callable[[int, int], np.ndarray]) -> Computed:
-    """Return ``tensor`` with the rows that ``compute`` gives, as float32."""
-
-    def narrowed(first: int, end: int) -> np.ndarray:
-        with np.errstate(over="ignore", invalid="ignore"):  # the scan reports infinity
-            return compute(first, end).astype(np.float32)
-
-    return Computed(tensor.name, "float32", tensor.shape, tensor.file, tensor.offset, compute=narrowed)
-
-
-def rows(tensor: LazyTensor, first: int, end: int) -> np.ndarray:
-    """Return rows ``first`` to ``end`` of a tensor, float64. Only these are read, unless dimensions are joined."""
-    if isinstance(tensor, Computed):
-        return tensor.compute(first, end).astype(np.float64)
-    view = tensor.view or tensor.shape
-    if view[0] == tensor.shape[0]:
-        mapped = replace(tensor, shape=view, view=None).memmap()[first:end].reshape(end - first, *tensor.shape[1:])
-    else:
-        mapped = tensor.memmap()[first:end]
-    return to_float32(mapped, tensor.dtype).astype(np.float64)
-
-
-def floats(tensor: LazyTensor) -> np.ndarray:
-    """Return all of a small tensor, float64."""
-    return to_float32(tensor.memmap(), tensor.dtype).astype(np.float64)

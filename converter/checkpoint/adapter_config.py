@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.adapter_names import CONV1D, PLAIN, REPLACED, TIED
+from converter.checkpoint.adapter_names import BASES, CONV1D, PLAIN, REPLACED, TIED
 from converter.checkpoint.names import canonical
 from converter.errors import CheckpointError
 
@@ -18,7 +18,7 @@ from converter.errors import CheckpointError
 USED = {
     "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "lora_bias", "bias",
     "modules_to_save", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
-    "init_lora_weights", "fan_in_fan_out", "ensure_weight_tying",
+    "init_lora_weights", "fan_in_fan_out", "ensure_weight_tying", "trainable_token_indices",
 }  # fmt: skip
 WITHOUT_TRACE = {
     "auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version",
@@ -37,7 +37,7 @@ DEFAULT_TARGETS = ["c_attn"]
 
 def replaces(values: Mapping[str, Any], known: str, module: str, part: str) -> bool:
     """Tell whether the config says that this tensor was trained as a whole, and so replaces the base's."""
-    if part == "base_layer.weight":
+    if part in BASES:
         return module in TIED  # if one is targeted, PEFT saves the base weights of both
     if REPLACED[part] == "bias" and values.get("bias", "none") != "none":
         return True
@@ -54,6 +54,18 @@ def saves(values: Mapping[str, Any], known: str) -> bool:
     if values.get("ensure_weight_tying") and parts[-1] in TIED:
         inside += ["transformer.wte", "lm_head"]
     return any(path.endswith(name) for path in inside for name in values.get("modules_to_save") or ())
+
+
+def trained_tokens(values: Mapping[str, Any], known: str) -> list[int] | None:
+    """Return the tokens of which single rows of a module were trained; None if its rows were not trained one by one.
+
+    A list in the config is for the embedding; a dict names modules by the ends of their names.
+    """
+    asked = values.get("trainable_token_indices")
+    if isinstance(asked, dict):
+        found = [tokens for name, tokens in asked.items() if known.endswith(name)]
+        return found[0] if len(found) == 1 else None
+    return asked if canonical(known) == "wte" else None
 
 
 def refuse_unknown(file: Path, values: Mapping[str, Any]) -> None:
@@ -103,6 +115,14 @@ def _compiles(pattern: str) -> bool:
     return True
 
 
+def _are_tokens(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(tokens, list) and _are_tokens(tokens) for tokens in value.values())
+    if not isinstance(value, list):
+        return value is None
+    return all(type(token) is int and token >= 0 for token in value) and len(value) == len({*value})
+
+
 def _are_names(value: object) -> bool:
     return _compiles(value) if isinstance(value, str) else _are_texts(value)
 
@@ -130,6 +150,7 @@ SOUND: dict[str, Callable[[Any], bool]] = {
     "modules_to_save": _are_texts,
     "target_modules": _are_names,
     "exclude_modules": _are_names,
+    "trainable_token_indices": _are_tokens,
     "layers_to_transform": _are_layers,
     "layers_pattern": _are_layer_patterns,
     "init_lora_weights": lambda value: any(value is known or value == known for known in BEGINNINGS),

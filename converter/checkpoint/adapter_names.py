@@ -14,6 +14,7 @@ CONV1D = re.compile(r"h\.(?:0|[1-9][0-9]*)\.(?:attn\.c_attn|attn\.c_proj|mlp\.c_
 EMBEDDINGS = ("wte", "wpe")
 LINEAR = ("lm_head", *(head.known_by.removesuffix(".weight") for head in HEADS.values() if head.known_by))
 TIED = ("wte", "lm_head")  # one matrix in most models, for which PEFT has rules of its own
+BY_TOKENS = (*EMBEDDINGS, "lm_head")  # of which single rows can be trained
 
 # End of a tensor's name, after the name of its module → kind of tensor.
 PARTS = {
@@ -29,5 +30,7 @@ PARTS = {
 # as a whole. It reads the first back into the base, and not the second.
 ORIGINAL = {"original_module.weight": "weight", "original_module.bias": "bias"}
 COPIES = ("modules_to_save.weight", "modules_to_save.bias")
-REPLACED = {"base_layer.weight": "weight", "base_layer.bias": "bias", "weight": "weight", "bias": "bias"}
+TOKENS = "token_adapter.trainable_tokens_delta"  # the new rows of single tokens, and no differences
+BASES = ("token_adapter.base_layer.weight", "base_layer.weight")  # what a resized base held below an update
+REPLACED = dict.fromkeys(BASES, "weight") | {"base_layer.bias": "bias", "weight": "weight", "bias": "bias"}
 PLAIN = ("weight", "bias")

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from converter.checkpoint import adapter
+from converter.checkpoint import adapter_file
 from converter.checkpoint.adapter_base import NO_TOKENIZER
 from converter.checkpoint.folder import COMPANIONS, WEIGHT_FILES, choose_weight_file, shards
 from converter.checkpoint.source import ADAPTER_CONFIG
@@ -38,7 +38,7 @@ class Repository(NamedTuple):
 
 MODEL = Repository("model", "config.json", tuple(file for file, _ in WEIGHT_FILES), COMPANIONS)
 TOKENIZERS = tuple(name for name in COMPANIONS if not name.startswith(NO_TOKENIZER))  # an adapter may have new tokens
-ADAPTER = Repository("adapter", ADAPTER_CONFIG, tuple(file for file, _ in adapter.WEIGHT_FILES), TOKENIZERS)
+ADAPTER = Repository("adapter", ADAPTER_CONFIG, tuple(file for file, _ in adapter_file.WEIGHT_FILES), TOKENIZERS)
 
 
 def go_offline() -> None:
@@ -85,7 +85,7 @@ def fetch(source: str, bars: bool = False, kind: Repository = MODEL) -> tuple[Pa
             except HTTPError:  # no network: use the cache
                 offline = True
         if kind is MODEL and ADAPTER.config in names and choose_weight_file(names) is None:
-            raise adapter.as_source(Path(_download(repo, kind, ADAPTER.config, revision, bars)), source)
+            raise adapter_file.as_source(Path(_download(repo, kind, ADAPTER.config, revision, bars)), source)
         # The config is asked for by the revision's name, so that the cache remembers that name; all else by the commit.
         config = Path(_download(repo, kind, kind.config, revision, bars, local_files_only=offline))
         if not offline:

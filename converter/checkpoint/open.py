@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from converter.checkpoint.adapter import merge, refuse_as_source
+from converter.checkpoint.adapter import merge
+from converter.checkpoint.adapter_file import refuse_as_source
 from converter.checkpoint.config import parse_config
 from converter.checkpoint.formats import read
 from converter.checkpoint.hub import ADAPTER, MODEL, Repository, fetch, is_hub_id
