@@ -18,7 +18,7 @@ from converter.checkpoint.adapter_names import (
     REPLACED,
     TOKENS,
 )
-from converter.checkpoint.folder import Reader, choose_weight_file, read_weights
+from converter.checkpoint.folder import Reader, choose_weight_file, read_weights, refuse_steps
 from converter.checkpoint.names import canonical
 from converter.checkpoint.source import ADAPTER_CONFIG
 from converter.checkpoint.tensor import LazyTensor
@@ -67,6 +67,8 @@ def read(folder: Path) -> Adapter:
         CheckpointError: a file is missing or damaged, or the adapter is not LoRA or uses an unsupported feature.
     """
     if not (folder / ADAPTER_CONFIG).is_file():
+        if folder.is_dir():
+            refuse_steps(folder)
         raise CheckpointError(f"{folder} has no {ADAPTER_CONFIG}; expected the folder of a PEFT adapter")
     values = read_json(folder / ADAPTER_CONFIG)
     refuse_unknown(folder / ADAPTER_CONFIG, values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -49,6 +50,10 @@ COMPANIONS = (
 )
 
 
+STEP = re.compile(r"checkpoint-([0-9]+)")  # a subfolder that transformers' Trainer saves after so many steps
+STEPS_SHOWN = 8
+
+
 def companions(folder: Path) -> list[str]:
     """Return the names of the files in ``folder`` that match ``COMPANIONS``, in alphabetical order."""
     files = {file for pattern in COMPANIONS for file in folder.glob(pattern) if file.is_file()}
@@ -71,11 +76,28 @@ def read_folder(folder: Path) -> tuple[str, dict[str, LazyTensor]]:
         if not file.is_file():
             continue
         return name, _read_shards(file, reader) if name.endswith(".index.json") else read_weights(file, reader)
+    refuse_steps(folder)
     present = sorted(entry.name for entry in folder.iterdir())
     raise CheckpointError(
         f"{folder} has no weights; expected one of {', '.join(name for name, _ in WEIGHT_FILES)}, "
         f"found {', '.join(present[:8]) or 'nothing'}"
     )
+
+
+def refuse_steps(folder: Path) -> None:
+    """Refuse a folder without weights, if a training saved checkpoints in it, each in a subfolder.
+
+    Raises:
+        CheckpointError: there are such subfolders. It names them, and advises the last.
+    """
+    steps = {int(match[1]): path.name for path in folder.iterdir() if (match := STEP.fullmatch(path.name))}
+    names = [steps[step] for step in sorted(steps) if (folder / steps[step]).is_dir()]
+    if names:
+        shown = names if len(names) <= STEPS_SHOWN else [*names[:3], "…", *names[-3:]]
+        raise CheckpointError(
+            f"{folder} holds no weights itself, but the checkpoints of a training: {', '.join(shown)}; name one of "
+            f"them, such as the last: {folder / names[-1]}"
+        )
 
 
 def read_weights(file: Path, reader: Reader) -> dict[str, LazyTensor]:

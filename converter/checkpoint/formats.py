@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from converter.checkpoint import foreign, gguf_file, huggingface, llmc, megatron, nanogpt, openai, reference_file
+from converter.checkpoint.folder import refuse_steps
 from converter.checkpoint.options import SourceOptions
 from converter.checkpoint.source import Format, Source
 from converter.errors import CheckpointError, ConfigError
@@ -57,6 +58,7 @@ def _lone_file(folder: Path) -> Path:
     if not present:
         raise CheckpointError(f"{folder} is empty; expected a Hugging Face model folder with config.json and weights")
     if not found:
+        refuse_steps(folder)
         raise CheckpointError(
             f"{folder} has no config.json and no weights of a known format; found {', '.join(present[:8])}"
         )

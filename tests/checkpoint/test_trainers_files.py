@@ -285,3 +285,38 @@ def test_without_a_config_the_sentence_asks_for_one(bare: tuple[Path, State]) ->
         open_checkpoint(folder)
     (folder / "config.json").write_bytes(config)
     assert holds(folder / "last.ckpt", state)
+
+
+# --- checkpoints of a training, each in a subfolder
+
+
+def test_a_folder_of_a_training_names_its_checkpoints_and_advises_the_last(save: Save, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    model = transformers.GPT2LMHeadModel.from_pretrained(save())
+    out = tmp_path / "out"
+    settings = transformers.TrainingArguments(
+        out, max_steps=10, save_steps=1, save_total_limit=3, per_device_train_batch_size=1, use_cpu=True, report_to=[],
+        disable_tqdm=True, logging_strategy="no",
+    )  # fmt: skip
+    batch = {"input_ids": torch.arange(5), "labels": torch.arange(5)}
+    transformers.Trainer(model, settings, train_dataset=[batch] * 10).train()
+    message = (
+        "out holds no weights itself, but the checkpoints of a training: checkpoint-8, checkpoint-9, checkpoint-10; "
+        f"name one of them, such as the last: {out / 'checkpoint-10'}$"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(out)
+    assert holds(out / "checkpoint-10", {name: t for name, t in model.state_dict().items() if name != "lm_head.weight"})
+    (out / "config.json").write_bytes((out / "checkpoint-10" / "config.json").read_bytes())
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(out)
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(out / "checkpoint-10", SourceOptions(adapter=out))
+
+
+def test_of_many_checkpoints_the_first_and_the_last_are_named(tmp_path: Path) -> None:
+    for step in range(1, 13):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-99").write_text("a file")
+    with pytest.raises(CheckpointError, match=r": checkpoint-1, checkpoint-2, checkpoint-3, …, checkpoint-10, .*-12;"):
+        open_checkpoint(tmp_path)
