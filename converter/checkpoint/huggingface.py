@@ -11,7 +11,7 @@ from converter.checkpoint import h5_file, msgpack_file, safetensors_file, torch_
 from converter.checkpoint.folder import WEIGHT_FILES, Reader, choose_weight_file, read_folder, read_weights
 from converter.checkpoint.folder import companions as names_of_companions
 from converter.checkpoint.options import SourceOptions
-from converter.checkpoint.source import ADAPTER_CONFIG, Format, Source, tied, typed
+from converter.checkpoint.source import ADAPTER_CONFIG, Format, Source, shared, tied, typed
 from converter.files import read_json
 
 CONFIG = "config.json"
@@ -25,8 +25,8 @@ def read(folder: Path, options: SourceOptions) -> Source:
     reader = dict(WEIGHT_FILES)[weight_file]
     source = typed(Source(DROPPED.get(reader, NAME), weight_file, values, tensors, companions(folder)))
     as_adapter = (folder / ADAPTER_CONFIG).is_file()  # transformers opens such a folder as the adapter, on another base
-    reads = reader not in DROPPED and not as_adapter
-    return tied(source) if reader is h5_file.read else replace(source, transformers_reads=reads)
+    source = replace(source, transformers_reads=reader not in DROPPED and not as_adapter)
+    return _completed(source, reader, folder / weight_file)
 
 
 def read_file(file: Path, options: SourceOptions) -> Source:
@@ -35,7 +35,16 @@ def read_file(file: Path, options: SourceOptions) -> Source:
     reader, values = reader_of(file), read_json(file.parent / CONFIG)
     tensors = read_weights(file, reader)
     source = typed(Source(DROPPED.get(reader, NAME), file.name, values, tensors, companions(file.parent)))
-    return tied(source) if reader is h5_file.read else source
+    return _completed(source, reader, file)
+
+
+def _completed(source: Source, reader: Reader, file: Path) -> Source:
+    """Return a source with what only its file, or the program that wrote it, tells of shared tensors."""
+    if reader is h5_file.read:
+        return tied(source)
+    if reader is safetensors_file.read and not file.name.endswith(".index.json"):
+        return shared(source, safetensors_file.other_names(file))
+    return source
 
 
 def companions(folder: Path) -> dict[str, Path]:

@@ -64,6 +64,16 @@ def read_with_metadata(file: Path) -> tuple[dict[str, Any], dict[str, LazyTensor
     return metadata if isinstance(metadata, dict) else {}, {tensor.name: tensor for tensor, _, _ in found}
 
 
+def other_names(file: Path) -> dict[str, str]:
+    """Return the names that ``save_model`` left out → the name that it kept for the same tensor.
+
+    All of the metadata is taken for such names: what is none names no tensor of the file.
+    """
+    metadata = read_header(file)[0].get("__metadata__")
+    pairs = metadata.items() if isinstance(metadata, dict) else ()
+    return {name: kept for name, kept in pairs if isinstance(kept, str)}
+
+
 def read_header(file: Path) -> tuple[dict[str, Any], int]:
     """Return the parsed header, and the offset in bytes at which the data begins."""
     with file.open("rb") as opened:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -65,6 +66,40 @@ def typed(source: Source) -> Source:
         return source
     note = "config.json names no model_type; gpt2 was taken for it, as its tensors are a GPT-2's"
     return replace(source, values={**source.values, "model_type": "gpt2"}, notes=(*source.notes, note))
+
+
+# What a GPT-2 may hold under several names: the matrix of a tied head, and the weights of layers that share them.
+SHARED = re.compile(r"(wte|lm_head)\.weight|h\.[0-9]+\..+")
+
+
+def shared(source: Source, names: Mapping[str, str]) -> Source:
+    """Return a source with its tensors under the other names that they have, as far as the source lacks these.
+
+    Of a tensor with several names, safetensors' ``save_model`` keeps one, and tells the others in the file's metadata.
+    A head that ``config.json`` ties is left out: transformers and the ledger find it without being told.
+
+    Args:
+        names: another name → the name under which the source holds the tensor.
+    """
+    outer = outer_name(source.tensors)
+    held = {canonical(name, outer) for name in source.tensors}
+    if source.values.get("tie_word_embeddings", True) is not False:
+        held |= {"wte.weight", "lm_head.weight"}
+    added: dict[str, LazyTensor] = {}
+    for name, kept in names.items():
+        short = canonical(name, outer)
+        if kept in source.tensors and SHARED.fullmatch(short) and short not in held:
+            added[name] = replace(source.tensors[kept], name=name)
+            held.add(short)
+    if not added:
+        return source
+    name, more = next(iter(added)), f" (and {len(added) - 1} more)" if len(added) > 1 else ""
+    return replace(
+        source,
+        tensors={**source.tensors, **added},
+        transformers_reads=False,  # it gives random numbers to a weight whose name is missing
+        notes=(*source.notes, f"{source.weight_file} says that {name} is its {names[name]}, which was taken{more}"),
+    )
 
 
 # Weights that only a GPT-2 has together; the ledger looks at all others.
