@@ -10,6 +10,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may ask the network
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("GPT2ONNX_NO_SYNC", "1")  # nothing here outlives the system
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import onnxruntime

@@ -19,8 +19,9 @@ from typing import Any
 from converter.errors import ModelFolderError, OutputError
 from converter.files import read_json, reason, write_json
 from converter.folder import manifest
+from converter.folder.durable import sync, sync_entry
 from converter.folder.listing import Listing, counts, listing, listing_of
-from converter.folder.staging import MANIFEST
+from converter.folder.staging import MANIFEST, OURS, settle, stage_name, sweep, together
 from converter.texts import one_line
 from converter.version import VERSION
 
@@ -82,19 +83,28 @@ def write(
     verdict: str,
     facts: Mapping[str, Any],
     values: dict[str, Any] | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Write a verdict into the folder's manifest, with the ``facts`` that support it. It replaces an earlier verdict.
 
     Args:
         values: the manifest, if more of it is to change.
+        texts: files that change with it, and what is then in them.
 
     Raises:
         OutputError: the manifest cannot be written, or a link leads out of the folder.
     """
     values = read_json(folder / MANIFEST) if values is None else values
-    covered = _covered(listing(folder), values)
-    values[KEY] = _content(source_files, passed, verdict, {**covered, **facts})
-    _replace(folder / MANIFEST, values)
+    try:
+        with together(folder) as stage:
+            for name, text in (texts or {}).items():
+                (stage / name).write_text(text, encoding="utf-8")
+            covered = _covered(listing(folder), values)
+            covered["files"] |= {name: sha256(stage / name) for name in texts or {}}
+            values[KEY] = _content(source_files, passed, verdict, {**covered, **facts})
+            write_json(stage / MANIFEST, values)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written to: {reason(error)}") from error
 
 
 def write_beside(
@@ -173,10 +183,14 @@ def _content(source_files: Iterable[Path], passed: bool, verdict: str, facts: Ma
 
 def _replace(file: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON file so that it is never half there."""
-    draft = file.parent / f".{file.name}.{os.getpid()}"
+    prefix = f".{file.name}{OURS}"
+    draft = file.with_name(stage_name(prefix))
     try:
+        sweep(file.parent, prefix)
         write_json(draft, dict(values))
+        sync(draft)
         draft.replace(file)
+        sync_entry(file.parent)
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise OutputError(f"{file} cannot be written: {reason(error)}") from error
@@ -197,6 +211,7 @@ def verify(folder: str | os.PathLike[str], certificate_file: str | os.PathLike[s
         raise ModelFolderError(f"there is no model folder {folder}; make one with gpt2onnx convert SOURCE OUT")
     if folder.is_dir() and (folder / MANIFEST).is_symlink():
         raise ModelFolderError(f"{folder / MANIFEST} is a link, and could lead anywhere; put the file itself there")
+    settle(folder)
     own = manifest.read(folder) if folder.is_dir() else {}
     certificate = _certificate_in(own if certificate_file is None else read_json(Path(certificate_file)))
     if certificate is None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from converter.errors import ConfigError, OutputError
 from converter.files import reason
 from converter.folder import manifest
 from converter.folder.content import MODEL_IN_PLACE, graph_files, link_weights, write_companions, write_graphs
-from converter.folder.staging import MANIFEST, OURS, bytes_in, stage_name, staged, sweep, written_files
+from converter.folder.staging import MANIFEST, bytes_in, recover, staged, tidy, together, written_files
 from converter.weights import data_file, precisions, write
 from converter.weights.data_file import Plan
 from converter.weights.ledger import Ledger, read_source
@@ -121,6 +122,8 @@ def convert(
     looked_at = counter.scan(ledger.weights, scan)
     written = {row: counter.part(layout.nbytes, _effort(row, layout, ledger)) for row, layout in layouts.items()}
     mark = manifest.fingerprint(ledger)
+    with _writable(Path(out)):
+        recover(Path(out))
     kept = {} if force else _kept(Path(out), mark, asked)
     with staged(Path(out), force or bool(kept)) as stage:
         (stage / "onnx").mkdir()
@@ -189,36 +192,46 @@ def _convert_in_place(
 ) -> Conversion:
     folder = checkpoint.folder
     _refuse_in_place(checkpoint, ledger)
-    before = {entry.name for entry in folder.iterdir()}
-    replaceable = written_files(folder) if MANIFEST in before and force else set()
-    graphs = set(graph_files(ledger, MODEL_IN_PLACE).values())
-    for name in sorted(graphs & before - replaceable):
-        raise OutputError(f"{folder / name} exists; --force replaces one that gpt2onnx wrote")
-    if scan:
-        data_file.scan_all(ledger.weights, data_file.Counter(progress).scan(ledger.weights))
-    stage = folder / stage_name(OURS)
-    try:
-        sweep(folder, OURS)
-        stage.mkdir()
-        try:
+    with _writable(folder, "; convert to a folder of its own (OUT)"):
+        tidy(folder)
+        before = {entry.name for entry in folder.iterdir()}
+        replaceable = written_files(folder) if MANIFEST in before and force else set()
+        for name in sorted(set(graph_files(ledger, MODEL_IN_PLACE).values()) & before - replaceable):
+            raise OutputError(f"{folder / name} exists; --force replaces one that gpt2onnx wrote")
+        if scan:
+            data_file.scan_all(ledger.weights, data_file.Counter(progress).scan(ledger.weights))
+        with together(folder) as stage:
             places = {name: (w.file.name, w.offset, w.nbytes) for name, w in ledger.weights.items()}
             data = ", ".join(sorted({weight.file.name for weight in ledger.weights.values()}))
             size = sum(weight.nbytes for weight in ledger.weights.values())
             facts = write_graphs(stage, ledger, PRECISIONS["fp32"], places, size, opset, MODEL_IN_PLACE, outputs)
             there, mark = {"fp32": {**facts, "data": data}}, manifest.fingerprint(ledger)
             remarks = write_companions(checkpoint, stage, ledger, there, mark, keep=before - replaceable)
-            new = sorted({entry.name for entry in stage.iterdir()} - (before - replaceable))
-            new.sort(key=lambda name: name in graphs)  # the graph last: with it the folder is a model folder
-            for name in new:
-                (stage / name).replace(folder / name)
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
-    except OSError as error:
-        raise OutputError(
-            f"{folder} cannot be written to: {reason(error)}; convert to a folder of its own (OUT)"
-        ) from error
-    new_bytes = sum((folder / name).stat().st_size for name in new)
+            for name in {entry.name for entry in stage.iterdir()} & before - replaceable:
+                _remove(stage / name)  # the user's own
+            new_bytes = bytes_in(stage)
     return Conversion(folder, ledger, new_bytes, checkpoint.notes + remarks)
+
+
+@contextmanager
+def _writable(folder: Path, mend: str = "") -> Iterator[None]:
+    """Say in a sentence that a folder cannot be written to.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written to: {reason(error)}{mend}") from error
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _refuse_in_place(checkpoint: Checkpoint, ledger: Ledger) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from converter.errors import ModelFolderError
 from converter.files import reason
-from converter.folder.staging import OURS
+from converter.folder import staging
 
 # What git, downloads from the Hub and file managers put beside a model. No program reads a model from there.
 BESIDE = (".git", ".gitattributes", ".gitignore", ".cache", ".DS_Store")
@@ -43,8 +43,7 @@ class Listing:
 
 def counts(name: str) -> bool:
     """Tell whether a name is part of the model: neither put there by other tools, nor left by a process of ours."""
-    first, last = name.split("/")[0], name.split("/")[-1]
-    return first not in BESIDE and last not in BESIDE and not first.startswith(OURS)
+    return staging.counts(name) and not any(part in BESIDE for part in name.split("/"))
 
 
 def listing(folder: Path) -> Listing:

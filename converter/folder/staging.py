@@ -1,10 +1,11 @@
-"""Write a folder that appears whole or not at all."""
+"""Write a folder that appears whole or not at all, or files of one that change together."""
 
 from __future__ import annotations
 
 import errno
 import glob
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from types import ModuleType
 
 from converter.errors import OutputError
 from converter.files import read_json, reason
+from converter.folder.durable import exchange, sync, sync_entry
 
 fcntl: ModuleType | None
 try:
@@ -22,7 +24,9 @@ except ImportError:  # Windows: leftovers of a killed conversion stay
     fcntl = None
 
 MANIFEST = "gpt2onnx.json"
-OURS = ".gpt2onnx-"  # how the names of unfinished folders inside a model folder begin
+OURS = ".gpt2onnx-"  # how the name begins of an unfinished folder inside a model folder
+READY = f"{OURS}new"  # the folder of files that only have to be moved into the one around it
+LEFTOVER = re.compile(r"(\..+)?\.gpt2onnx-(new|old|\d+-[0-9a-f]+)")  # what a killed process may leave of ours
 
 # What a user can do where a folder cannot be written.
 ELSEWHERE = "; choose an OUT in a folder that you may write to"
@@ -46,10 +50,9 @@ def staged(out: Path, force: bool = False) -> Iterator[Path]:
     out = Path(os.path.realpath(out))
     if not out.name:
         raise OutputError(f"{out} is no place for a model folder; choose another OUT")
-    aside = out.with_name(f".{out.name}.gpt2onnx-old")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _recover(out, aside)
+        recover(out)
         _refuse_existing(out, force)
         stage = out.with_name(stage_name(f".{out.name}.gpt2onnx-"))
         stage.mkdir()
@@ -57,7 +60,8 @@ def staged(out: Path, force: bool = False) -> Iterator[Path]:
             try:
                 yield stage
                 _refuse_existing(out, force)  # another conversion may have been quicker
-                _swap(stage, out, aside)
+                sync(stage)
+                _swap(stage, out)
             finally:
                 shutil.rmtree(stage, ignore_errors=True)
     except OSError as error:
@@ -74,11 +78,16 @@ def _refuse_existing(out: Path, force: bool) -> None:
         )
     if not force:
         raise OutputError(f"{out} exists; choose another OUT, or --force to replace it")
-    foreign = sorted(files_in(out) - written_files(out))
+    foreign = sorted(filter(counts, files_in(out) - written_files(out)))
     if foreign:
         raise OutputError(
             f"{out} holds {foreign[0]}, which gpt2onnx did not write; it is not replaced, choose another OUT"
         )
+
+
+def counts(name: str) -> bool:
+    """Tell whether the name of a file is none that a killed process left."""
+    return not any(map(LEFTOVER.fullmatch, name.split("/")))
 
 
 def files_in(folder: Path) -> set[str]:
@@ -102,28 +111,101 @@ def written_files(folder: Path) -> set[str]:
     return {MANIFEST, *map(str, names)} if isinstance(names, list) else {MANIFEST}
 
 
-def _swap(stage: Path, out: Path, aside: Path) -> None:
-    """Put the new folder in the old one's place. If it is killed between the two renames, ``_recover`` repairs it."""
-    if out.exists() and any(out.iterdir()):
+def _aside(out: Path) -> Path:
+    """Return where a folder is while another takes its place."""
+    return out.with_name(f".{out.name}.gpt2onnx-old")
+
+
+def _swap(stage: Path, out: Path) -> None:
+    """Put the new folder in the old one's place. The old one is removed when that is on the disk.
+
+    Where two folders cannot be swapped in one step it takes two renames; ``recover`` repairs what is killed in between.
+    """
+    if not out.exists() or not any(out.iterdir()):
+        stage.rename(out)
+        sync_entry(out.parent)
+    elif exchange(stage, out):
+        sync_entry(out.parent)  # the old folder is now ``stage``, which is removed
+    else:
+        aside = _aside(out)
         out.rename(aside)
         try:
             stage.rename(out)
         except OSError:
             aside.rename(out)
             raise
+        sync_entry(out.parent)
         shutil.rmtree(aside)
-    else:
-        stage.rename(out)
 
 
-def _recover(out: Path, aside: Path) -> None:
-    """Clean up after a conversion that was killed: restore the old folder, and remove half-written ones."""
+def recover(out: Path) -> None:
+    """Clean up after processes that were killed: restore the old folder, finish a change, remove what is half-written.
+
+    Raises:
+        OSError: the system does not allow it.
+    """
+    out = Path(os.path.realpath(out))
+    if not out.name:
+        return
+    aside = _aside(out)
     if aside.exists():
         if out.exists():
             shutil.rmtree(aside)
         else:
             aside.rename(out)
-    sweep(out.parent, f".{out.name}.gpt2onnx-")
+    sweep(out.parent, f".{out.name}{OURS}")
+    tidy(out)
+
+
+@contextmanager
+def together(folder: Path) -> Iterator[Path]:
+    """Open a folder inside ``folder``. Its files take their places in ``folder`` all together, or none does.
+
+    A process that is killed while it moves them leaves ``READY``; ``tidy`` then moves the others.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    tidy(folder)
+    stage = folder / stage_name(OURS)
+    stage.mkdir()
+    with _locked(stage):
+        try:
+            yield stage
+            sync(stage)
+            stage.rename(folder / READY)
+            sync_entry(folder)
+            tidy(folder)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def tidy(folder: Path) -> None:
+    """Move the files that a killed process had ready to their places, and remove what it had only begun.
+
+    Raises:
+        OSError: there is such, and the folder cannot be written.
+    """
+    ready = folder / READY
+    if ready.is_dir() and not ready.is_symlink():
+        for file in sorted(ready.iterdir(), key=_turn):
+            if file.is_file() and not file.is_symlink():
+                with suppress(FileNotFoundError):  # another process moves them, too
+                    file.replace(folder / file.name)
+        sync_entry(folder)
+        shutil.rmtree(ready, ignore_errors=True)
+    sweep(folder, OURS)
+
+
+def settle(folder: Path) -> None:
+    """Do what ``tidy`` does, before a folder is read. One that may not be written is read as it is."""
+    with suppress(OSError):
+        tidy(folder)
+
+
+def _turn(file: Path) -> tuple[bool, bool]:
+    """Order files so that the manifest comes late, and last a graph: with it the folder is a model folder."""
+    return file.suffix == ".onnx", file.name == MANIFEST
 
 
 def stage_name(prefix: str) -> str:
@@ -132,13 +214,15 @@ def stage_name(prefix: str) -> str:
 
 
 def sweep(parent: Path, prefix: str) -> None:
-    """Remove the half-written folders that killed processes left in ``parent``."""
+    """Remove the half-written files and folders that killed processes left in ``parent``."""
     for leftover in parent.glob(f"{glob.escape(prefix)}*-*"):
         pid = leftover.name.removeprefix(prefix).partition("-")[0]
-        if pid.isdecimal() and not _alive(int(pid)):
+        if pid.isdecimal() and not leftover.is_symlink() and not _alive(int(pid)):
             with _locked(leftover) as ours:
-                if ours:
+                if ours and leftover.is_dir():
                     shutil.rmtree(leftover)
+                elif ours:
+                    leftover.unlink()
 
 
 def _alive(pid: int) -> bool:
@@ -154,12 +238,12 @@ def _alive(pid: int) -> bool:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
+def _locked(path: Path) -> Iterator[bool]:
     """Hold a lock that ends with this process. It works across containers and hosts, too."""
     if fcntl is None:
         yield False
         return
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
     try:
         held = False
         with suppress(BlockingIOError):

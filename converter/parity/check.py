@@ -15,7 +15,7 @@ from converter.checkpoint.options import SourceOptions
 from converter.checkpoint.source import Checkpoint
 from converter.errors import CheckError, OutputError
 from converter.folder import certificate as certificates
-from converter.folder.staging import MANIFEST
+from converter.folder.staging import MANIFEST, settle
 from converter.weights.ledger import Ledger, read_source
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def check(
     judged = Limits.from_settings(limits or {}), Level.parse(level)
     allowed = parse_allowed(allow)
     provider_name(provider)
+    settle(target)
     checkpoint, ledger = read_source(source, SourceOptions(tuple(ignore), activation, adapter, head))
     if own_process:
         hub.go_offline()
@@ -227,7 +228,7 @@ def _certified(
         if file is not None:
             certificates.write_beside(Path(file), target, files_of(target), *said)
         else:
-            certificates.write(target, *said, recorded(target, report) if report.matches else None)
+            certificates.write(target, *said, *(recorded(target, report) if report.matches else ()))
     except OutputError as error:
         return replace(report, notes=(*report.notes, f"no certificate: {error}"))
     return report

@@ -6,32 +6,25 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.config import parse_config
-from converter.errors import OutputError
-from converter.files import read_json, reason
+from converter.files import read_json
 from converter.folder import card
 from converter.folder.staging import MANIFEST
 from converter.parity.report.report import Report
 from converter.parity.verdict.judge import LegReport
 
 
-def recorded(folder: Path, report: Report) -> dict[str, Any]:
-    """Return the folder's manifest with the quality of each precision, and write the model card from it.
-
-    Raises:
-        OutputError: the card cannot be written.
-    """
+def recorded(folder: Path, report: Report) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the folder's manifest with the quality of each precision, and the texts that follow from it, by file."""
     values = read_json(folder / MANIFEST)
     for name, facts in values.get("precisions", {}).items():
         leg = next((leg for leg in report.legs if leg.ships(name)), None)
         if leg is not None and leg.scored:
             facts["quality"] = measured(leg, report)
-    if "precisions" in values and "README.md" in values.get("files", []) and "README.md" not in report.allowed_files:
-        config = parse_config(read_json(folder / "config.json"), folder / "config.json")
-        try:
-            (folder / "README.md").write_text(card.render(values, config), encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"{folder} cannot be written to: {reason(error)}") from error
-    return values
+    card_is_ours = "README.md" in values.get("files", []) and "README.md" not in report.allowed_files
+    if "precisions" not in values or not card_is_ours:
+        return values, {}
+    config = parse_config(read_json(folder / "config.json"), folder / "config.json")
+    return values, {"README.md": card.render(values, config)}
 
 
 def measured(leg: LegReport, report: Report) -> dict[str, float | str]:
