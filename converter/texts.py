@@ -11,8 +11,16 @@ from converter.errors import TextError
 
 
 def one_line(text: str) -> str:
-    """Return a text with escapes for what a terminal would obey or hide: line feeds, ESC, marks of direction."""
+    """Return a text with escapes for what a terminal would obey or hide: line feeds, ESC, marks of direction.
+
+    Of a text that nobody would read to its end the middle is left out.
+    """
+    if len(text) > LONGEST_LINE:
+        text = f"{text[: LONGEST_LINE // 2]} … {text[-LONGEST_LINE // 2 :]}"
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+LONGEST_LINE = 2000  # characters; the longest message of ours, with long paths, has fewer
 
 
 def read_texts(file: Path) -> list[str]:

@@ -150,7 +150,7 @@ def convert(
         )
     seconds = time.monotonic() - began
     for warning in () if quiet else done.warnings:
-        click.echo(f"gpt2onnx: warning: {warning}", err=True)
+        terminal.warn(warning)
     if not as_json and not quiet:
         click.echo(conversion_line(done, seconds))
     report = None

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
+from converter.texts import one_line
 from converter.version import VERSION
 from reference.errors import GPT2Error
 
@@ -140,13 +141,15 @@ class Commands(Command, click.Group):
         except Exception as error:  # the last resort: whatever it is, it is our fault
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 leave_without_reader()
+            if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+                self.fail(ctx, f"there is no {error.filename}: the name is too long for this system", BAD_INPUT)
             self.fail(ctx, f"internal error: {type(error).__name__}: {error} (--debug shows where)", INTERNAL_ERROR)
 
     def fail(self, ctx: click.Context, sentence: str, code: int) -> None:
         """Print the sentence, and with ``--debug`` the traceback."""
         if ctx.meta.get("debug"):
             traceback.print_exc()
-        click.echo(f"gpt2onnx: {sentence}", err=True)
+        click.echo(f"gpt2onnx: {one_line(sentence)}", err=True)
         ctx.exit(code)
 
 

@@ -64,7 +64,7 @@ def print_shapes(arrays: Arrays) -> None:
     """Print the name and the shape of each array."""
     rows = tables.table("output", "shape")
     for name, shape in shapes(arrays).items():
-        rows.add_row(name, " × ".join(map(str, shape)) or "a number")
+        rows.add_row(tables.named(name), " × ".join(map(str, shape)) or "a number")
     tables.show(terminal.console(), rows)
 
 

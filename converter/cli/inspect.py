@@ -62,7 +62,7 @@ def inspect(source: str, read_as: SourceOptions, as_json: bool) -> None:
     else:
         print_ledger(checkpoint, ledger)
     for warning in (*ledger.warnings, *checkpoint.notes):
-        click.echo(f"gpt2onnx: warning: {warning}", err=True)
+        terminal.warn(warning)
 
 
 def print_ledger(checkpoint: Checkpoint, ledger: Ledger) -> None:
@@ -83,14 +83,14 @@ def print_ledger(checkpoint: Checkpoint, ledger: Ledger) -> None:
     for entry in ledger.entries:
         tensor = entry.tensor
         rows.add_row(
-            tensor.name,
-            entry.name,
+            tables.named(tensor.name),
+            tables.named(entry.name),
             entry.role,
             entry.layout or "–",
             tensor.dtype,
             " × ".join(map(str, tensor.shape)) or "scalar",
             f"{tensor.nbytes:,}",
-            tensor.file.name,
+            tables.named(tensor.file.name),
         )
     tables.show(out, rows, "file", "canonical name", "bytes", "layout", "role")
 

@@ -44,7 +44,7 @@ def print_folder(folder: Path, found: Mapping[str, Any]) -> None:
     rows = tables.table("precision", "graph", *NUMBERS, right=NUMBERS)
     for name, facts in found["precisions"].items():
         graph = ", ".join(facts.get("heads", {}).values()) or str(facts.get("model", "–"))
-        rows.add_row(name, graph, *_numbers(facts))
+        rows.add_row(tables.named(name), tables.named(graph), *_numbers(facts))
     tables.show_dense(out, rows, "graph", "quantized")
     for name, facts in found["precisions"].items():
         if manifest.OUTPUTS in facts:

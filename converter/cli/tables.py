@@ -7,10 +7,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from converter.cli.terminal import PIPED_WIDTH
+from converter.texts import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Column, Table
+    from rich.text import Text
 
 BETWEEN, AROUND = 3, 2  # blanks between two columns, and at the edges of a table
 
@@ -26,6 +28,13 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
             column, justify="right" if column in right else "left", no_wrap=column in right, overflow="fold"
         )
     return made
+
+
+def named(text: str) -> Text:
+    """Return a cell with a name that others chose: one line, in which brackets are no markup."""
+    from rich.text import Text
+
+    return Text(one_line(text))
 
 
 def show(out: Console, rows: Table, *dispensable: str) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from converter.errors import PromptError
+from converter.texts import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +34,15 @@ def console(stderr: bool = False) -> Console:
     from rich.console import Console
 
     class Printer(Console):
-        """A console that leaves a closed pipe to the command line; rich would exit with 1."""
+        """A console that leaves a closed pipe to the command line; rich would exit with 1.
+
+        What is printed without markup holds names that others chose. It stays on one line.
+        """
+
+        def print(self, *objects: Any, **options: Any) -> None:
+            if options.get("markup") is False:
+                objects = tuple(one_line(each) if isinstance(each, str) else each for each in objects)
+            super().print(*objects, **options)
 
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError(errno.EPIPE, "the reader of the output is gone")
@@ -63,11 +72,16 @@ def warnings_as_lines() -> Iterator[None]:
     """Show what the library warns of as lines of ours on standard error."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        click.echo(f"gpt2onnx: warning: {message}", err=True)
+        warn(str(message))
 
     with warnings.catch_warnings():
         warnings.showwarning = show
         yield
+
+
+def warn(message: str) -> None:
+    """Print a warning on a line of standard error."""
+    click.echo(f"gpt2onnx: warning: {one_line(message)}", err=True)
 
 
 def to_json(values: Any, indent: int | None = 2) -> str:

@@ -113,6 +113,13 @@ def test_a_name_that_is_there_twice_is_refused(tmp_path: Path) -> None:
         )
 
 
+def test_it_is_found_among_very_many_names(tmp_path: Path) -> None:
+    """Counting each name anew took half a minute for 40,000, and grows by the square."""
+    names = ", ".join(f'"{number}": 0' for number in (*range(250_000), 249_999))
+    with pytest.raises(CheckpointError, match="its header names 249999 twice"):
+        read(write(tmp_path, f"{{{names}}}".encode()))
+
+
 @pytest.mark.parametrize(
     ("begin", "fault"),
     [

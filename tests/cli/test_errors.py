@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from safetensors.torch import load_file, save_file
 
 from converter.data import CHECKPOINT
 
 Run = Callable[..., Result]
+Save = Callable[..., Path]
 
 
 @pytest.mark.parametrize(
@@ -59,3 +61,34 @@ def test_what_may_not_be_written_is_refused_before_any_work(run: Run, bundled: P
         result = run(*arguments, tmp_path / "file")
         assert result.exit_code == 2
         assert f"cannot be written: you may not write to {tmp_path}" in result.stderr
+
+
+FORGED = "x\n\x1b[2K\u202eMATCH"
+
+
+def test_a_name_cannot_forge_a_line_of_its_own(run: Run, save: Save) -> None:
+    """Names of tensors, files and folders come from others: of an error, a warning, a table, and standard output."""
+    source = save()
+    weights = load_file(source / "model.safetensors")
+    save_file(weights | {FORGED: weights["transformer.ln_f.bias"].clone()}, source / "model.safetensors")
+    refused = run("convert", source, source.with_name("out"))
+    assert refused.exit_code == 2
+    assert refused.stderr.count("\n") == 1
+    for shown in (refused.stderr, run("inspect", source, "--ignore", "x*").stdout, run("verify", FORGED).stderr):
+        assert "x\\n\\x1b[2K\\u202eMATCH" in shown
+        assert not {"\x1b", "\u202e"} & set(shown)
+        assert "MATCH" not in {line.strip() for line in shown.splitlines()}
+
+
+def test_brackets_in_a_name_are_no_markup(run: Run, save: Save) -> None:
+    source = save()
+    weights = load_file(source / "model.safetensors")
+    save_file(weights | {"[/red]x": weights["transformer.ln_f.bias"].clone()}, source / "model.safetensors")
+    assert "[/red]x" in run("inspect", source, "--ignore", "*red*").stdout
+
+
+def test_a_message_without_end_is_cut(run: Run) -> None:
+    result = run("verify", "x" * 10_000)
+    assert result.exit_code == 2
+    assert len(result.stderr) < 2_200
+    assert "…" in result.stderr
