@@ -73,7 +73,7 @@ def parse_inputs(_ctx: click.Context, _param: click.Parameter, given: tuple[str,
     groups={
         "How it is judged": ("level", "limits", "text", "logits_only", "layers", "also", "inputs", "allow", "provider"),
         **SOURCE_GROUP,
-        "Output": ("report", "junit", "certificate", "no_certificate", *OUTPUT_GROUP["Output"]),
+        "Output": ("report", "junit", "certificate", "sign", "no_certificate", *OUTPUT_GROUP["Output"]),
     },
 )
 @click.argument("source", required=False, shell_complete=complete_paths("file"), help=source_help)
@@ -133,6 +133,12 @@ def parse_inputs(_ctx: click.Context, _param: click.Parameter, given: tuple[str,
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the verdict into this file, not into OUT.",
 )
+@click.option(
+    "--sign",
+    metavar="KEY",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Sign the certificate with this private key (Ed25519), for verify --key.",
+)
 @click.option("--no-certificate", is_flag=True, help="Write no verdict into OUT.")
 @json_option
 @debug_option
@@ -153,6 +159,7 @@ def check(
     report: Path | None,
     junit: Path | None,
     certificate: Path | None,
+    sign: Path | None,
     no_certificate: bool,
     as_json: bool,
 ) -> None:
@@ -187,6 +194,7 @@ def check(
         allow=allow,
         certify=not no_certificate,
         certificate=certificate,
+        sign=sign,
         limits=limits,
         **vars(read_as),
     )

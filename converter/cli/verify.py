@@ -15,7 +15,7 @@ from converter.cli.options import OUTPUT_GROUP, debug_option, json_option, out_a
 @cli.command(
     short_help="Are these still the files that were checked?",
     examples=["gpt2onnx verify gpt2-onnx", "gpt2onnx verify gpt2-onnx --json"],
-    groups={"What is compared": ("certificate",), **OUTPUT_GROUP},
+    groups={"What is compared": ("certificate", "key"), **OUTPUT_GROUP},
 )
 @out_argument
 @click.option(
@@ -23,9 +23,15 @@ from converter.cli.options import OUTPUT_GROUP, debug_option, json_option, out_a
     type=click.Path(path_type=Path, dir_okay=False),
     help="The certificate, if it is not in OUT: what check --certificate wrote.",
 )
+@click.option(
+    "--key",
+    metavar="PUBLIC",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Demand that the certificate is signed, by this public key (Ed25519).",
+)
 @json_option
 @debug_option
-def verify(out: Path, certificate: Path | None, as_json: bool) -> None:
+def verify(out: Path, certificate: Path | None, key: Path | None, as_json: bool) -> None:
     """Say whether the files in OUT are still those that were checked; exit with 1 if not.
 
     Needs neither the source, nor torch, nor a network: the check left its verdict and the files' hashes in OUT.
@@ -34,9 +40,9 @@ def verify(out: Path, certificate: Path | None, as_json: bool) -> None:
     from converter.folder.certificate import verify as run
 
     with progress.line(f"reading {out}"):
-        found = run(out, certificate)
+        found = run(out, certificate, key)
     if as_json:
-        shown = ("passed", "verdict", "changed", "missing", "unknown", "certificate")
+        shown = ("passed", "verdict", "changed", "missing", "unknown", "signed", "certificate")
         click.echo(terminal.to_json({name: getattr(found, name) for name in shown}))
     else:
         click.echo(found.verdict)

@@ -21,6 +21,7 @@ from converter.files import read_json, reason, write_json
 from converter.folder import manifest
 from converter.folder.durable import sync, sync_entry
 from converter.folder.listing import Listing, counts, listing, listing_of
+from converter.folder.signature import Sign, is_signed
 from converter.folder.staging import MANIFEST, OURS, settle, stage_name, sweep, together
 from converter.texts import one_line
 from converter.version import VERSION
@@ -28,6 +29,7 @@ from converter.version import VERSION
 KEY = "certificate"
 DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 SEAL = "sha256"  # the key of the certificate's own hash
+SIGNATURE = "signature"  # of that hash
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Verification:
         changed, missing, unknown: names of files and links that are not what they were, not there, or new. The names
             ``gpt2onnx.json`` and ``certificate`` stand for the facts in them.
         files: how many the certificate names.
+        signed: whether it is signed with the key that was given; None if none was.
     """
 
     folder: Path
@@ -48,6 +51,7 @@ class Verification:
     missing: tuple[str, ...]
     files: int
     unknown: tuple[str, ...] = ()
+    signed: bool | None = None
 
     def __repr__(self) -> str:
         return f"Verification({self.verdict})"
@@ -55,7 +59,8 @@ class Verification:
     @property
     def passed(self) -> bool:
         """Tell whether these are the files that were checked, and the check found a match."""
-        return not (self.changed or self.missing or self.unknown) and self.certificate.get("passed") is True
+        same = not (self.changed or self.missing or self.unknown) and self.signed is not False
+        return same and self.certificate.get("passed") is True
 
     @property
     def verdict(self) -> str:
@@ -71,6 +76,8 @@ class Verification:
             if names:
                 others = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
                 return one_line(f"{self.folder} is NOT what was checked on {when}: {names[0]}{others} {what}")
+        if self.signed is False:
+            return one_line(f"{self.folder} has a certificate that is NOT signed with this key")
         if not self.passed:
             return one_line(f"{self.folder} is what was checked on {when}, and it was a mismatch")
         return one_line(f"{self.folder} is what was checked on {when}, all {self.files} files: a match")
@@ -84,12 +91,14 @@ def write(
     facts: Mapping[str, Any],
     values: dict[str, Any] | None = None,
     texts: Mapping[str, str] | None = None,
+    sign: Sign | None = None,
 ) -> None:
     """Write a verdict into the folder's manifest, with the ``facts`` that support it. It replaces an earlier verdict.
 
     Args:
         values: the manifest, if more of it is to change.
         texts: files that change with it, and what is then in them.
+        sign: signs the certificate; see ``signature``.
 
     Raises:
         OutputError: the manifest cannot be written, or a link leads out of the folder.
@@ -101,7 +110,7 @@ def write(
                 (stage / name).write_text(text, encoding="utf-8")
             covered = _covered(listing(folder), values)
             covered["files"] |= {name: sha256(stage / name) for name in texts or {}}
-            values[KEY] = _content(source_files, passed, verdict, {**covered, **facts})
+            values[KEY] = _content(source_files, passed, verdict, {**covered, **facts}, sign)
             write_json(stage / MANIFEST, values)
     except OSError as error:
         raise OutputError(f"{folder} cannot be written to: {reason(error)}") from error
@@ -115,6 +124,7 @@ def write_beside(
     passed: bool,
     verdict: str,
     facts: Mapping[str, Any],
+    sign: Sign | None = None,
 ) -> None:
     """Write a verdict into a file of its own; see ``write``.
 
@@ -130,7 +140,7 @@ def write_beside(
     there = listing(path) if path.is_dir() else listing_of(path, names)
     values = manifest.read(path) if path.is_dir() else {}
     covered = _covered(there, values, names, leave=file)
-    _replace(file, {KEY: _content(source_files, passed, verdict, {**covered, **facts})})
+    _replace(file, {KEY: _content(source_files, passed, verdict, {**covered, **facts}, sign)})
 
 
 def home_of(path: Path) -> Path:
@@ -144,7 +154,7 @@ def _covered(
     """Return the part of a certificate that says what a folder holds.
 
     Args:
-        values: the manifest, which is hashed without its certificate; empty if there is none.
+        values: the manifest, which is hashed without its certificate.
         named: files that count wherever they lie.
         leave: the file that the certificate goes into.
 
@@ -159,16 +169,18 @@ def _covered(
             f"{one_line(str(there.home / odd[0]))} leads out of the folder, or is no regular file: copy all files into "
             f"one folder, with cp -rL"
         )
-    kept = {name for name in there.files if counts(name) or name in needed} - ({MANIFEST} if values else set())
+    kept = {name for name in there.files if counts(name) or name in needed} - {MANIFEST}
     kept -= {name for name in kept if leave is not None and leave.exists() and leave.samefile(there.home / name)}
     return {
         "files": {name: sha256(there.home / name) for name in sorted(kept)},
         "links": {name: there.links[name] for name in sorted(filter(counts, there.links))},
-        **({MANIFEST: _rest(values)} if values else {}),
+        **({MANIFEST: _rest(values)} if MANIFEST in there.files else {}),
     }
 
 
-def _content(source_files: Iterable[Path], passed: bool, verdict: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _content(
+    source_files: Iterable[Path], passed: bool, verdict: str, facts: Mapping[str, Any], sign: Sign | None
+) -> dict[str, Any]:
     """Return a certificate."""
     content = {
         "passed": passed,
@@ -178,7 +190,8 @@ def _content(source_files: Iterable[Path], passed: bool, verdict: str, facts: Ma
         "source": {file.name: sha256(file) for file in sorted(set(source_files))},
         **facts,
     }
-    return {**content, SEAL: _digest(content)}
+    seal = _digest(content)
+    return {**content, SEAL: seal, **({SIGNATURE: sign(seal)} if sign else {})}
 
 
 def _replace(file: Path, values: Mapping[str, Any]) -> None:
@@ -196,15 +209,21 @@ def _replace(file: Path, values: Mapping[str, Any]) -> None:
         raise OutputError(f"{file} cannot be written: {reason(error)}") from error
 
 
-def verify(folder: str | os.PathLike[str], certificate_file: str | os.PathLike[str] | None = None) -> Verification:
+def verify(
+    folder: str | os.PathLike[str],
+    certificate_file: str | os.PathLike[str] | None = None,
+    key: str | os.PathLike[str] | None = None,
+) -> Verification:
     """Compare a folder's files with its certificate. Nothing outside the folder is opened.
 
     Args:
         folder: a model folder; with ``certificate_file`` also an export of another program, a folder or an ONNX file.
         certificate_file: what ``check --certificate`` wrote; by default the folder's own manifest.
+        key: a file with the public key by which the certificate must be signed.
 
     Raises:
         ModelFolderError: there is no such folder, or no certificate.
+        CheckError: there is no public key in ``key``, or it cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir() and not (certificate_file is not None and folder.is_file()):
@@ -232,6 +251,7 @@ def verify(folder: str | os.PathLike[str], certificate_file: str | os.PathLike[s
         missing=tuple(sorted(known - there.names)),
         files=len(files),
         unknown=tuple(sorted(filter(counts, there.names - known))),
+        signed=None if key is None else is_signed(str(certificate.get(SEAL)), certificate.get(SIGNATURE), Path(key)),
     )
 
 
@@ -258,7 +278,7 @@ def _changed(there: Listing, own: Mapping[str, Any], certificate: Mapping[str, A
     ]
     if MANIFEST in there.files and MANIFEST in certificate and certificate[MANIFEST] != _rest(own):
         changed.append(MANIFEST)
-    if certificate.get(SEAL) != _digest({key: value for key, value in certificate.items() if key != SEAL}):
+    if certificate.get(SEAL) != _digest({k: value for k, value in certificate.items() if k not in (SEAL, SIGNATURE)}):
         changed.append(KEY)
     return changed
 

@@ -15,6 +15,7 @@ from converter.checkpoint.options import SourceOptions
 from converter.checkpoint.source import Checkpoint
 from converter.errors import CheckError, OutputError
 from converter.folder import certificate as certificates
+from converter.folder.signature import Sign, signer
 from converter.folder.staging import MANIFEST, settle
 from converter.weights.ledger import Ledger, read_source
 
@@ -62,6 +63,7 @@ def check(
     inputs: Mapping[str, str] | None = None,
     certify: bool = True,
     certificate: str | os.PathLike[str] | None = None,
+    sign: str | os.PathLike[str] | None = None,
     activation: str | None = None,
     adapter: str | os.PathLike[str] | None = None,
     head: str | None = None,
@@ -95,12 +97,13 @@ def check(
         certify: write the verdict and the files' hashes into the folder's manifest, for ``verify``. Nothing is
             written into a folder of another exporter.
         certificate: a file to write them to instead.
+        sign: a file with the private key that signs them.
         own_process: whether the process does nothing else, so that its memory allocator may be set for the check,
             and the Hub is not asked again.
         progress: called before each step, and within long ones.
 
     Raises:
-        CheckError: torch or transformers is missing, or ``out`` is a model of other dimensions.
+        CheckError: torch or transformers is missing, ``sign`` holds no key, or ``out`` is a model of other dimensions.
         GPT2Error: the source or ``out`` cannot be opened, its interface is unknown, or the manifest cannot be read.
     """
     require()
@@ -117,6 +120,7 @@ def check(
     allowed = parse_allowed(allow)
     provider_name(provider)
     settle(target)
+    signs = None if sign is None else signer(Path(sign))
     checkpoint, ledger = read_source(source, SourceOptions(tuple(ignore), activation, adapter, head))
     if own_process:
         hub.go_offline()
@@ -131,7 +135,7 @@ def check(
     else:
         report = check_folder(opened, target, provider, files, allowed, layers)
     report = replace(report, source=os.fspath(source), seconds=time.monotonic() - began)
-    return _certified(report, opened, target, certify and files, certificate)
+    return _certified(report, opened, target, certify and files, certificate, signs)
 
 
 @dataclass(frozen=True)
@@ -209,7 +213,12 @@ BESIDE_LEGS = 4
 
 
 def _certified(
-    report: Report, opened: Opened, target: Path, certify: bool, file: str | os.PathLike[str] | None
+    report: Report,
+    opened: Opened,
+    target: Path,
+    certify: bool,
+    file: str | os.PathLike[str] | None,
+    sign: Sign | None,
 ) -> Report:
     """Write the certificate; returns the report, with a note if it cannot be written."""
     from converter.parity.report.quality import recorded
@@ -226,9 +235,10 @@ def _certified(
     said = read, report.matches, report.verdict, facts
     try:
         if file is not None:
-            certificates.write_beside(Path(file), target, files_of(target), *said)
+            certificates.write_beside(Path(file), target, files_of(target), *said, sign)
         else:
-            certificates.write(target, *said, *(recorded(target, report) if report.matches else ()))
+            values, texts = recorded(target, report) if report.matches else (None, None)
+            certificates.write(target, *said, values, texts, sign)
     except OutputError as error:
         return replace(report, notes=(*report.notes, f"no certificate: {error}"))
     return report
