@@ -229,7 +229,8 @@ def exported(
         if defect.change:
             source = shutil.copytree(source, tmp_path_factory.mktemp("changed") / "source")
             defect.change(source)
-        return made(ENVIRONMENTS / "exports", Order(row.exporter, home, source, row.options, defect.ignore))
+        order = Order(row.exporter, home, source, row.options, defect.ignore)
+        return made(ENVIRONMENTS / "exports", order, breaks=interface in BROKEN)
 
     return export
 

@@ -92,5 +92,6 @@ def test_mobius_for_genai_takes_padding_for_tokens(error: Callable[..., float]) 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_export_does_not_open(name: str, exported: Exported) -> None:
+    file = exported(name) / BROKEN[name].graph
     with pytest.raises(Exception, match="bound to different types"):
-        session(exported(name) / BROKEN[name].graph)
+        session(file)
