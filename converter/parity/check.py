@@ -84,7 +84,7 @@ def check(
         source: see ``convert``.
         level: ``quick``, or ``full``, which runs every leg on every case, adds half precisions, and reads more text.
         ignore: the globs that ``convert`` was given.
-        provider: the provider of ONNX Runtime for the shipped graph.
+        provider: the provider of ONNX Runtime for the graphs as they are. Those in float64 run on the CPU.
         text: a file with the text to feed, plain or JSONL. The default is a held-out text that comes with gpt2onnx.
         limits: values that replace defaults of ``converter.parity.verdict.limits.Limits``, by name.
         files: also compare initializers, config and tokenizer; otherwise the logits alone decide.
@@ -118,7 +118,7 @@ def check(
     began, target = time.monotonic(), Path(out)
     judged = Limits.from_settings(limits or {}), Level.parse(level)
     allowed = parse_allowed(allow)
-    provider_name(provider)
+    runs_on = provider_name(provider)
     settle(target)
     signs = None if sign is None else signer(Path(sign))
     checkpoint, ledger = read_source(source, SourceOptions(tuple(ignore), activation, adapter, head))
@@ -128,10 +128,10 @@ def check(
             keep_large_blocks()
     # What cannot be compared is refused before anything is computed.
     config = ledger.per_graph[0].config
-    others = tuple(ask(Path(other), config, inputs) for other in also)
+    others = tuple(ask(Path(other), config, inputs, runs_on) for other in also)
     opened = Opened(checkpoint, ledger, None if text is None else Path(text), *judged, others, progress)
     if is_export(target):
-        report = check_export(opened, ask(target, config, inputs), files, began)
+        report = check_export(opened, ask(target, config, inputs, runs_on), files, began)
     else:
         report = check_folder(opened, target, provider, files, allowed, layers)
     report = replace(report, source=os.fspath(source), seconds=time.monotonic() - began)

@@ -105,9 +105,19 @@ def session_options(threads: int | None = None, prepack: bool = True) -> Session
 
 
 def session_of(graph: str | bytes, options: SessionOptions, weights: Path, provider: str) -> InferenceSession:
-    """Open a graph, given as a file's name or as bytes, whose weights lie in the folder ``weights``."""
+    """Open a graph, given as a file's name or as bytes, whose weights lie in the folder ``weights``.
+
+    Raises:
+        ProviderError: the provider does not work on this machine.
+    """
     options.add_session_config_entry(WEIGHTS_FOLDER, os.fspath(weights))
-    return InferenceSession(graph, options, providers=[provider])
+    session = InferenceSession(graph, options, providers=[provider])
+    if session.get_providers()[0] != provider:
+        short = provider.removesuffix("ExecutionProvider").lower()
+        raise ProviderError(
+            f"ONNX Runtime has the provider {short} but cannot use it on this machine; try --provider cpu"
+        )
+    return session
 
 
 def open_session(
@@ -121,15 +131,9 @@ def open_session(
     """
     options = session_options(threads, prepack)
     try:
-        session = session_of(graph or os.fspath(file), options, file.parent, provider)
+        return session_of(graph or os.fspath(file), options, file.parent, provider)
     except OPEN_ERRORS as error:
         raise ModelFolderError(f"{file} cannot be opened by ONNX Runtime {ORT_VERSION} ({error})") from error
-    if session.get_providers()[0] != provider:
-        short = provider.removesuffix("ExecutionProvider").lower()
-        raise ProviderError(
-            f"ONNX Runtime has the provider {short} but cannot use it on this machine; try --provider cpu"
-        )
-    return session
 
 
 def device_of(name: str) -> Any:

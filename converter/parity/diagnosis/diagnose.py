@@ -35,6 +35,8 @@ AS_GOOD = 10.0
 # Hypotheses are tried for this many operations, in the order of the model. After the repair one can check again.
 MAX_DIAGNOSED = 64
 
+UNEXPLAINED = "unexplained"  # the cause where no hypothesis held
+
 
 class Subject(StrEnum):
     """The one of the three that disagrees with the other two."""
@@ -63,9 +65,14 @@ class Finding:
     left: float
 
     @property
+    def explains(self) -> bool:
+        """Tell whether it says what is wrong, and not only where."""
+        return self.cause != UNEXPLAINED
+
+    @property
     def evidence(self) -> str:
         """Return the figures that support the sentence."""
-        if self.cause == "unexplained":
+        if not self.explains:
             return f"off by {self.error:.1e} of its size at most"
         return f"off by {self.error:.1e} of its size at most; with this cause repaired, by {self.left:.1e}"
 
@@ -91,6 +98,11 @@ class Diagnosis:
     examined: int
     guilty: int
     precision: str = ""
+
+    @property
+    def explains(self) -> bool:
+        """Tell whether the first finding says what is wrong."""
+        return bool(self.findings) and self.findings[0].explains
 
     @property
     def sentence(self) -> str:
@@ -174,7 +186,7 @@ def _unexplained(op: Operation) -> Cause:
     lost = ~op.output[op.real].isfinite()
     if not bool(lost.any()):
         why = "has another output than its inputs and weights give, and no known cause explains it"
-        return Cause("unexplained", f"{op.tap} ({op.sort}) {why}")
+        return Cause(UNEXPLAINED, f"{op.tap} ({op.sort}) {why}")
     what = "NaN" if bool(op.output.isnan().any()) else "infinite"
     columns, count = lost.any(dim=0), int(lost.any(dim=0).sum())
     where = f"column {int(columns.float().argmax())}" if count == 1 else f"{count} columns"

@@ -234,7 +234,7 @@ def _explained(
             for form in _forms(value, _whole(truth[tap], step)):
                 tried = Operations(ledger, step, {**inputs, tap: _slots(form, truth[tap])})
                 diagnosis = diagnose(tried, limit, localisation)
-                if any(finding.cause != "unexplained" for finding in diagnosis.findings):
+                if any(finding.explains for finding in diagnosis.findings):
                     return Located(replace(localisation, first=tap), name, diagnosis)
                 if tap == localisation.first and diagnosis.findings:
                     unexplained = min(unexplained, Located(localisation, name, diagnosis), key=_error)

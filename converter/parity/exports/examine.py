@@ -17,11 +17,12 @@ from google.protobuf.message import DecodeError
 from converter.checkpoint.tensor import LazyTensor, to_float32
 from converter.errors import ModelFolderError
 from converter.parity.baseline import Baseline, LegSpec, noise_floor
+from converter.parity.exports import remarks
 from converter.parity.exports.align import Located, locate
-from converter.parity.exports.branches import never_taken, read_model
 from converter.parity.exports.cases import by_column, express
 from converter.parity.exports.legs import Ran, measure, open_as_is, open_in_float64, said
 from converter.parity.exports.quantized import bits_of
+from converter.parity.exports.remarks import beyond
 from converter.parity.exports.weights import TYPES, find_weights
 from converter.parity.legs import leg as legs
 from converter.parity.legs.cases import Case
@@ -38,7 +39,7 @@ from converter.runtime.exports.files import find
 from converter.runtime.exports.interface import Interface
 from converter.runtime.exports.open import read_export
 from converter.runtime.exports.signature import read_signature
-from converter.runtime.ort import OPEN_ERRORS
+from converter.runtime.ort import CPU_PROVIDER, OPEN_ERRORS
 from converter.weights.ledger import Ledger
 from converter.weights.precisions import FULL, PRECISIONS
 from reference.config import GPT2Config
@@ -51,8 +52,6 @@ PRECISION_OF = {"float16": "fp16", "bfloat16": "bfloat16"}
 
 INT4_BITS = 4
 
-CASES_SHOWN = 3  # names in a sentence
-
 # What ONNX Runtime and the protobuf library raise for a graph that cannot be run.
 REFUSED = (*OPEN_ERRORS, DecodeError, legs.InterfaceError)
 
@@ -62,28 +61,36 @@ class Asked:
     """An export that is to be compared.
 
     Attributes:
-        name: what it is called in the report.
+        path: the file or folder.
         files: its ONNX files.
         interfaces: of its files; none for another head than the language model's.
+        provider: what runs it, by ONNX Runtime's name.
     """
 
-    name: str
+    path: Path
     files: tuple[Path, ...]
     interfaces: tuple[Interface, ...]
+    provider: str = CPU_PROVIDER
+
+    @property
+    def name(self) -> str:
+        """Return what it is called in the report."""
+        return os.fspath(self.path)
 
 
-def ask(path: Path, config: GPT2Config, given: Mapping[str, str] | None = None) -> Asked:
+def ask(path: Path, config: GPT2Config, given: Mapping[str, str] | None = None, provider: str = CPU_PROVIDER) -> Asked:
     """Read what an export takes and gives, before anything is computed.
 
     Args:
         given: roles of inputs and outputs that the user gave.
+        provider: what runs it, by ONNX Runtime's name.
 
     Raises:
         ModelFolderError: there is no export, it is another model's, or its interface is unknown.
     """
     if config.head == LM:
         interfaces = read_export(path, config, given)
-        return Asked(os.fspath(path), tuple(each.file for each in interfaces), interfaces)
+        return Asked(path, tuple(each.file for each in interfaces), interfaces, provider)
     files = find(path)
     for file in files:
         signature = read_signature(file)
@@ -92,7 +99,7 @@ def ask(path: Path, config: GPT2Config, given: Mapping[str, str] | None = None) 
             raise ModelFolderError(f"{file} lacks the output {lacking[0]} of the head {config.head}; it {signature}")
         if odd := [value.name for value in signature.inputs if value.name not in legs.KNOWN]:
             raise ModelFolderError(f"{file} takes {odd[0]}, which is none of a GPT-2's inputs; it {signature}")
-    return Asked(os.fspath(path), files, ())
+    return Asked(path, files, (), provider)
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,7 @@ def examine_export(baseline: Baseline, asked: Asked, step: Steps, weights: bool 
     step(STEPS[0].format(name))
     found, bits = find_weights(asked.files, ledger), bits_of_all(asked.files)
     precision = _precision(bits, found)
+    known.notes += remarks.of_files(asked.path, asked.files, asked.interfaces)
     step(STEPS[1].format(name))
     ran = _run(baseline, _identity(name, precision, also), asked, known, step)
     step(STEPS[2].format(name))
@@ -142,8 +150,9 @@ def examine_export(baseline: Baseline, asked: Asked, step: Steps, weights: bool 
         _run_in_float64(baseline, asked, numbers, known, also, step)
     else:
         known.notes.append("its mathematics is not compared in float64, as quantized operators round")
-    known.notes += _remarks(asked, ran)
-    known.notes += _where_right(baseline, known.legs)
+    if ran is not None:
+        known.notes += remarks.of_run(asked.interfaces, ran)
+        known.notes += remarks.where_right(baseline, known.legs, list(ran.failed))
     if weights:
         known.notes += [*found.notes, *([found.sentence] if found.missing else [])]
     located = _located(baseline, asked, numbers, known.legs, ran)
@@ -184,7 +193,7 @@ def report_on(
         out=asked.name,
         level=baseline.level,
         text=baseline.text,
-        settings=settings_of(),
+        settings=settings_of(asked.provider),
         limits=baseline.limits.named(),
         scale=baseline.scale,
         floor_rms=floor_rms,
@@ -240,14 +249,14 @@ def _run(baseline: Baseline, identity: Identity, asked: Asked, known: _Known, st
         if not asked.interfaces:
             known.legs.append(baseline.measure(_head(identity, asked, config), step))
             return None
-        opened = partial(open_as_is, asked.interfaces, config)
+        opened = partial(open_as_is, asked.interfaces, config, asked.provider)
         ran = measure(baseline, opened, asked.interfaces, identity, step=step)
     except REFUSED as error:
-        known.faults.append(f"{asked.name} cannot be run by ONNX Runtime ({said(error)})")
+        known.faults.append(f"it cannot be run by ONNX Runtime ({said(error)})")
         return None
     for case, why in list(ran.failed.items())[:1]:
-        more = f", and {len(ran.failed) - 1} more cases," if len(ran.failed) > 1 else ""
-        known.faults.append(f"{asked.name} cannot be run on {case}{more} by ONNX Runtime ({why})")
+        more = f" and {len(ran.failed) - 1} more cases" if len(ran.failed) > 1 else ""
+        known.faults.append(f"it cannot be run on {case}{more} by ONNX Runtime ({why})")
     if ran.leg.distances:
         known.legs.append(ran.leg)
     return ran
@@ -256,9 +265,13 @@ def _run(baseline: Baseline, identity: Identity, asked: Asked, known: _Known, st
 def _head(identity: Identity, asked: Asked, config: GPT2Config, float64: bool = False) -> LegSpec:
     """Return the leg of a graph of another head than the language model's, with Optimum's names."""
     file = asked.files[0]
-    opened = (lambda: widened_session(file, config=config)) if float64 else (lambda: graph_session(file))
-    dtype = np.float64 if float64 else np.float32
-    return LegSpec(**identity.identity(), open=lambda: legs.graph(opened(), config, dtype))
+    if float64:
+        return LegSpec(
+            **identity.identity(), open=lambda: legs.graph(widened_session(file, config=config), config, np.float64)
+        )
+    return LegSpec(
+        **identity.identity(), open=lambda: legs.graph(graph_session(file, provider=asked.provider), config, np.float32)
+    )
 
 
 def _run_in_float64(baseline: Baseline, asked: Asked, numbers: Ledger, known: _Known, also: bool, step: Steps) -> None:
@@ -318,36 +331,6 @@ def with_rounding(ledger: Ledger, weights: Weights) -> Ledger:
     return replace(ledger, weights=_Rounded(ledger, weights.rounding)) if weights.rounding else ledger
 
 
-def _remarks(asked: Asked, ran: Ran | None) -> list[str]:
-    """Return what the interface of an export cannot express, and which of its branches never ran."""
-    notes = [f"its interface is {each.sentence}" for each in asked.interfaces]
-    if ran is None:
-        return notes
-    notes += [f"{why}; not run: {shortened(cases)}" for why, cases in ran.skipped.items()]
-    if ran.by_column:
-        notes.append(
-            "it takes no position_ids and counts padding too, so that a row of a left-padded batch gets other tokens "
-            "than alone; give it rows of one length"
-        )
-    graphs = [read_model(each.file).graph for each in asked.interfaces]
-    return [*notes, *(what for graph in graphs for what in never_taken(graph, ran.conditions))]
-
-
-def _where_right(baseline: Baseline, measured: Sequence[MeasuredLeg]) -> list[str]:
-    """Return in which cases an export is wrong, if it is right in others."""
-    for leg in measured:
-        wrong = [case.name for case in baseline.cases if case.name in leg.distances and _beyond(baseline, leg, case)]
-        if wrong and len(wrong) < len(leg.distances) and leg.kind is not LegKind.LOSSY:
-            return [f"it is wrong in {shortened(wrong)}, and right in the other cases"]
-    return []
-
-
-def shortened(names: Sequence[str]) -> str:
-    """Return the first names, and how many more there are."""
-    more = f" and {len(names) - CASES_SHOWN} more" if len(names) > CASES_SHOWN else ""
-    return f"{', '.join(names[:CASES_SHOWN])}{more}"
-
-
 def _located(
     baseline: Baseline, asked: Asked, numbers: Ledger, measured: Sequence[MeasuredLeg], ran: Ran | None
 ) -> Located | None:
@@ -371,11 +354,4 @@ def _telling(baseline: Baseline, leg: MeasuredLeg) -> Case:
     """Return the first case in which a leg is beyond its limit, or else the one with the largest error."""
     cases = [case for case in baseline.cases if case.name in leg.distances]
     worst = next(case for case in cases if case.name == leg.worst_case)
-    return next((case for case in cases if _beyond(baseline, leg, case)), worst)
-
-
-def _beyond(baseline: Baseline, leg: MeasuredLeg, case: Case) -> bool:
-    """Tell whether a leg is beyond its limit in a case."""
-    judge, distance = baseline.judge, leg.distances[case.name]
-    allowed = leg.limit * judge.scale or judge.limits.maximum * judge.floor(leg.distances)[1]
-    return not distance.total_maximum <= allowed
+    return next((case for case in cases if beyond(baseline, leg, case)), worst)

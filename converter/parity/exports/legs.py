@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from converter.parity.verdict import metrics
 from converter.parity.verdict.judge import MeasuredLeg
 from converter.runtime.exports.feeding import Export, Part
 from converter.runtime.exports.interface import Interface
-from converter.runtime.ort import OPEN_ERRORS
+from converter.runtime.exports.open import device_for
+from converter.runtime.ort import CPU_PROVIDER, OPEN_ERRORS
 from reference.config import GPT2Config
 
 
@@ -52,14 +55,15 @@ class Opened:
     graphs: tuple[OpenedGraph, ...]
 
 
-def open_as_is(interfaces: Sequence[Interface], config: GPT2Config) -> Opened:
-    """Open an export on the CPU as it is, but with the conditions of its branches as outputs."""
-    return _opened(interfaces, config, lambda model, file: open_graph(model, file))
+def open_as_is(interfaces: Sequence[Interface], config: GPT2Config, provider: str = CPU_PROVIDER) -> Opened:
+    """Open an export as it is, but with the conditions of its branches as outputs."""
+    opening = partial(open_graph, provider=provider)
+    return _opened(interfaces, config, opening, device=device_for(provider))
 
 
 def open_in_float64(interfaces: Sequence[Interface], config: GPT2Config) -> Opened:
     """Open an export on the CPU with every operation in float64."""
-    return _opened(interfaces, config, lambda model, file: open_widened(model, file, config), np.float64)
+    return _opened(interfaces, config, partial(open_widened, config=config), np.float64)
 
 
 def _opened(
@@ -67,6 +71,7 @@ def _opened(
     config: GPT2Config,
     opening: Callable[[Any, Path], OpenedGraph],
     cache_type: Any = None,
+    device: str = "cpu",
 ) -> Opened:
     parts, graphs = [], []
     for each in interfaces:
@@ -76,7 +81,7 @@ def _opened(
         graphs.append(opening(model, each.file))
         kept = cache_type or (each.pasts[0].type if each.pasts else np.float32)
         parts.append(Part(each, graphs[-1].session, kept, conditions))
-    return Opened(Export(config, tuple(parts)), tuple(graphs))
+    return Opened(Export(config, tuple(parts), device), tuple(graphs))
 
 
 def measure(
@@ -150,5 +155,5 @@ def _needed(baseline: Baseline, expressed: Iterable[tuple[Expressed, Any, Any]])
 
 
 def said(error: Exception) -> str:
-    """Return what ONNX Runtime says is wrong, in one line."""
-    return " ".join(str(error).split())
+    """Return what ONNX Runtime says is wrong, in one line and without its codes."""
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))

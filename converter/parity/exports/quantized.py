@@ -65,7 +65,7 @@ class Quantized:
         """Tell whether it stands for these numbers, each to within a step."""
         if numbers.size != self.values.size or numbers.shape != self.values.shape:
             return False
-        step = np.broadcast_to(np.abs(self.step), self.values.shape)
+        step = np.abs(np.broadcast_to(self.step, self.values.shape))  # a scale may be negative
         some = np.s_[:: max(1, len(numbers) // SAMPLED)]
         within = [
             bool((np.abs(self.values[part] - numbers[part]) <= STEPS * step[part]).all()) for part in (some, np.s_[:])

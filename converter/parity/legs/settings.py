@@ -14,8 +14,8 @@ from converter.runtime.ort import CPU_PROVIDER, ORT_VERSION, InferenceSession
 from converter.version import VERSION
 
 
-def settings_of() -> dict[str, Any]:
-    """Return versions and machine."""
+def settings_of(provider: str = CPU_PROVIDER) -> dict[str, Any]:
+    """Return versions, machine, and ONNX Runtime's provider."""
     return {
         "gpt2onnx": VERSION,
         "python": platform.python_version(),
@@ -27,7 +27,7 @@ def settings_of() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "provider": CPU_PROVIDER,
+        "provider": provider,
     }
 
 
@@ -36,8 +36,7 @@ def describe(session: InferenceSession) -> dict[str, Any]:
     provider = session.get_providers()[0]
     options = session.get_session_options()
     provider_options = session.get_provider_options().get(provider, {})
-    return settings_of() | {
-        "provider": provider,
+    return settings_of(provider) | {
         "provider_options": provider_options,
         # TF32 multiplies with 10 bits of mantissa; only the CUDA provider has it.
         "tf32": provider_options["use_tf32"] != "0" if "use_tf32" in provider_options else None,

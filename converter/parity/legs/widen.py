@@ -59,16 +59,20 @@ def _options(graph: onnx.GraphProto) -> SessionOptions:
     return options
 
 
-def graph_session(file: Path, edit: Edit = lambda graph: None) -> OpenedGraph:
-    """Open the graph in ``file`` on the CPU, after an edit in memory."""
+def graph_session(file: Path, edit: Edit = lambda graph: None, provider: str = CPU_PROVIDER) -> OpenedGraph:
+    """Open the graph in ``file``, after an edit in memory."""
     model = onnx.load(file, load_external_data=False)
     edit(model.graph)
-    return open_graph(model, file)
+    return open_graph(model, file, provider)
 
 
-def open_graph(model: onnx.ModelProto, file: Path) -> OpenedGraph:
-    """Open a model that was read from ``file`` on the CPU."""
-    session = session_of(model.SerializeToString(), _options(model.graph), file.parent, CPU_PROVIDER)
+def open_graph(model: onnx.ModelProto, file: Path, provider: str = CPU_PROVIDER) -> OpenedGraph:
+    """Open a model that was read from ``file``.
+
+    Raises:
+        ProviderError: the provider does not work on this machine.
+    """
+    session = session_of(model.SerializeToString(), _options(model.graph), file.parent, provider)
     return OpenedGraph(session, [])
 
 

@@ -29,6 +29,15 @@ DISAGREEMENTS = {
 }
 
 
+def said(diagnosis: Diagnosis | None, faults: Sequence[str]) -> str:
+    """Return why something is a mismatch: the cause, or else the first fault and where it arises."""
+    if diagnosis is not None and diagnosis.explains:
+        return diagnosis.sentence
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    where = f"; {diagnosis.sentence}" if diagnosis is not None and diagnosis.sentence else ""
+    return f"{faults[0]}{more}{where}"
+
+
 @dataclass(frozen=True)
 class Details:
     """The measurements that the HTML report draws and JSON leaves out: every position of every leg."""
@@ -91,12 +100,13 @@ class Compared:
 
     @property
     def comparison(self) -> tuple[Comparison, ...]:
-        """Return the comparison of its weights."""
-        if self.weights is None:
-            return ()
-        name = f"{self.weights.compared} of {self.weights.total} weights"
-        case = f"weights of {self.name}, by content"
-        return (Comparison(case, name, "by content", self.weights.faults, len(self.weights.missing)),)
+        """Return the comparison of its weights, and a row for a file that cannot be run."""
+        rows = [Comparison(f"{self.name} runs", "each case", "can be run", self.faults)] if self.faults else []
+        if self.weights is not None:
+            name = f"{self.weights.compared} of {self.weights.total} weights"
+            case = f"weights of {self.name}, by content"
+            rows.append(Comparison(case, name, "by content", self.weights.faults, len(self.weights.missing)))
+        return tuple(rows)
 
 
 @dataclass(frozen=True)
@@ -192,9 +202,8 @@ class Report:
             return ""
         if guilty and all(leg.costs_more for leg in guilty) and not other.faults and not differs:
             return f"{other.name} is over its {other.precision} budget: it {guilty[0].fault}"
-        cause = other.diagnosis.sentence if other.diagnosis is not None else ""
-        why = cause or next(iter((*differs, *other.faults)), "") or f"it {guilty[0].fault}"
-        return f"{other.name} is NOT {self.source}: {why}"
+        seen = [*differs, *other.faults, *(f"it {leg.fault}" for leg in guilty)]
+        return f"{other.name} is NOT {self.source}: {said(other.diagnosis, seen)}"
 
     @property
     def matches(self) -> bool:
@@ -255,10 +264,7 @@ class Report:
         if self.diagnosis is not None and self.diagnosis.subject in DISAGREEMENTS:
             who = DISAGREEMENTS[self.diagnosis.subject]
             return f"{self.out} is not proven to be {self.source}: {who}{f' ({cause})' if cause else ''}"
-        if cause:
-            return f"{self.out} is NOT {self.source}: {cause}"
-        others = f" (and {len(self.faults) - 1} more)" if len(self.faults) > 1 else ""
-        return f"{self.out} is NOT {self.source}: {self.faults[0]}{others}"
+        return f"{self.out} is NOT {self.source}: {said(self.diagnosis, self.faults)}"
 
     @property
     def _proven(self) -> list[str]:

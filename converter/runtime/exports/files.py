@@ -24,9 +24,11 @@ GENAI = "genai_config.json"
 
 
 def is_export(path: Path) -> bool:
-    """Tell whether a path is an export of another program: an ONNX file, or a folder without a manifest of gpt2onnx."""
+    """Tell whether a path is an export of another program: a file, or a folder of ONNX files that gpt2onnx did not
+    write.
+    """
     if path.is_dir():
-        return not (path / MANIFEST).exists()
+        return bool(others(path, ())) and not (path / MANIFEST).exists()
     return path.is_file()
 
 

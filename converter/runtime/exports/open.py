@@ -65,4 +65,9 @@ def open_export(
         Part(each, open_session(each.file, provider, threads), each.pasts[0].type if each.pasts else np.float32)
         for each in interfaces
     )
-    return Export(config, parts, "cuda" if provider.startswith("CUDA") else "cpu")
+    return Export(config, parts, device_for(provider))
+
+
+def device_for(provider: str) -> str:
+    """Return where caches are kept, ``cpu`` or ``cuda``, with a provider of ONNX Runtime's name."""
+    return "cuda" if provider.startswith("CUDA") else "cpu"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 import transformers
@@ -16,6 +17,7 @@ from onnx import numpy_helper
 
 from converter import check, convert
 from converter.errors import CheckError, ModelFolderError
+from converter.parity.report import junit
 from converter.parity.report.report import Report
 from tests import disguises
 from tests.disguises import disguise
@@ -269,3 +271,55 @@ def test_the_logits_alone_may_decide(source: Path, export: Callable[..., Path]) 
     assert report.passed
     assert "weights not compared" in report.verdict
     assert replace(report, seconds=0.0).export.weights is None
+
+
+# --- what is said -----------------------------------------------------------------------------------------------------
+
+
+def test_what_no_hypothesis_explains_is_said_with_the_leg_that_fails(source: Path, export: Callable[..., Path]) -> None:
+    def edit(graph: onnx.GraphProto) -> None:
+        """Take the sine of what the second layer norm of the first block gives."""
+        name = next(node.output[0] for node in graph.node if node.output[0] == "h.0.ln_2")
+        disguises._use(graph, name, f"{name}/sine")
+        at = next(at for at, node in enumerate(graph.node) if name in node.output)
+        graph.node.insert(at + 1, onnx.helper.make_node("Sin", [name], [f"{name}/sine"]))
+
+    report = check(source, export(edit))
+    assert "ONNX graph in float64 is " in report.verdict
+    assert "h.0.mlp.c_fc (projection) has another output than its inputs and weights give" in report.verdict
+
+
+def test_it_is_said_which_files_of_a_folder_were_not_compared(source: Path, export: Callable[..., Path]) -> None:
+    file = export()
+    (file.parent / "onnx").mkdir()
+    for name in ("model.onnx", "model_fp16.onnx", "model_q4.onnx"):
+        (file.parent / "onnx" / name).write_bytes(file.read_bytes())
+    file.unlink()
+    report = check(source, file.parent)
+    said = "compared is onnx/model.onnx; name another file to compare it: onnx/model_fp16.onnx, onnx/model_q4.onnx"
+    assert said in report.notes
+    assert not any(note.startswith("compared is ") for note in check(source, file.parent / "onnx/model_q4.onnx").notes)
+
+
+def test_what_is_wrong_nearly_everywhere_is_said_by_where_it_is_right(
+    source: Path, save: Save, export: Callable[..., Path], tmp_path: Path
+) -> None:
+    report = check(source, export(of=altered(save, tmp_path, scale_attn_by_inverse_layer_idx=True)))
+    # a row of one token attends to itself, whatever the scale
+    assert "it is right in length 1, and wrong in the other cases" in report.notes
+
+
+def test_a_file_that_cannot_be_run_fails_a_test_case_for_ci(source: Path, export: Callable[..., Path]) -> None:
+    def edit(graph: onnx.GraphProto) -> None:
+        next(node for node in graph.node if node.op_type == "MatMul").op_type = "Nonsense"
+
+    [suite] = junit.tree(check(source, export(edit)))
+    assert suite.get("failures") == "1"
+
+
+def test_the_provider_that_is_asked_for_runs_the_export(source: Path, export: Callable[..., Path]) -> None:
+    if "AzureExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has no second provider that works on any machine")
+    report = check(source, export(), provider="azure")
+    assert report.passed, report.faults
+    assert report.settings["provider"] == "AzureExecutionProvider"

@@ -87,11 +87,11 @@ def test_a_text_is_scored_as_hugging_face_scores_it(
     assert np.allclose(score.log_probs[1:], wanted, atol=1e-4)
 
 
-@pytest.mark.parametrize("edits", [(), (disguises.without_mask,), (disguises.joined_cache,)], ids=str)
+@pytest.mark.parametrize("name", ["with a cache", "no mask", "keys and values joined"])
 def test_beams_and_speculation_give_what_they_give_for_a_folder_of_ours(
-    export: Export, tmp_path: Path, edits: tuple[disguises.Edit, ...]
+    export: Export, tmp_path: Path, name: str
 ) -> None:
-    theirs = export(*edits)
+    theirs = export(*INTERFACES[name])
     ours = load(tmp_path / "ours")
     for options in ({"beams": 3, "best": 2}, {"speculate": 3}, {"temperature": 1.0, "seed": 4, "best": 3}):
         asked = {"max_new_tokens": NEW, "generation_config": False, **options}

@@ -1,0 +1,74 @@
+"""Say in sentences what qualifies the verdict on an export: what it takes, what was not run, where it is right."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from converter.parity.baseline import Baseline
+from converter.parity.exports.branches import never_taken, read_model
+from converter.parity.exports.legs import Ran
+from converter.parity.legs.cases import Case
+from converter.parity.legs.identity import LegKind
+from converter.parity.verdict.judge import MeasuredLeg
+from converter.runtime.exports.files import others
+from converter.runtime.exports.interface import Interface
+
+SHOWN = 3  # names in a sentence
+
+
+def shortened(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
+
+
+def of_files(folder: Path, files: tuple[Path, ...], interfaces: Sequence[Interface]) -> Iterator[str]:
+    """Yield which files were compared, if the folder holds others, and what each takes."""
+    left = [os.fspath(file.relative_to(folder)) for file in others(folder, files)]
+    if left:
+        chosen = " and ".join(os.fspath(file.relative_to(folder)) for file in files)
+        yield f"compared is {chosen}; name another file to compare it: {shortened(left)}"
+    for each in interfaces:
+        what = f"the interface of {each.file.name}" if len(interfaces) > 1 else "its interface"
+        yield f"{what} is {each.sentence}"
+
+
+def of_run(interfaces: Sequence[Interface], ran: Ran) -> Iterator[str]:
+    """Yield which cases an interface cannot express, how it counts, and which of its branches never ran."""
+    yield from (f"{why}; not run: {shortened(cases)}" for why, cases in ran.skipped.items())
+    if ran.by_column:
+        yield (
+            "it takes no position_ids and counts padding too, so that a row of a left-padded batch gets other tokens "
+            "than alone; give it rows of one length"
+        )
+    for each in interfaces:
+        yield from never_taken(read_model(each.file).graph, ran.conditions)
+
+
+def where_right(baseline: Baseline, measured: Sequence[MeasuredLeg], failed: Sequence[str]) -> Iterator[str]:
+    """Yield in which cases an export is wrong, if it is right in others.
+
+    Args:
+        failed: the cases that cannot be run.
+    """
+    for leg in measured:
+        cases = [case for case in baseline.cases if case.name in leg.distances]
+        wrong = [*(case.name for case in cases if beyond(baseline, leg, case)), *failed]
+        right = [case.name for case in cases if case.name not in wrong]
+        if wrong and right and leg.kind is not LegKind.LOSSY:
+            few = len(right) < len(wrong)
+            yield (
+                f"it is right in {shortened(right)}, and wrong in the other cases"
+                if few
+                else f"it is wrong in {shortened(wrong)}, and right in the other cases"
+            )
+            return
+
+
+def beyond(baseline: Baseline, leg: MeasuredLeg, case: Case) -> bool:
+    """Tell whether a leg is beyond its limit in a case."""
+    judge, distance = baseline.judge, leg.distances[case.name]
+    allowed = leg.limit * judge.scale or judge.limits.maximum * judge.floor(leg.distances)[1]
+    return not distance.total_maximum <= allowed
