@@ -28,7 +28,7 @@ def is_export(path: Path) -> bool:
     write.
     """
     if path.is_dir():
-        return bool(others(path, ())) and not (path / MANIFEST).exists()
+        return bool(onnx_files(path)) and not (path / MANIFEST).exists()
     return path.is_file()
 
 
@@ -76,6 +76,11 @@ def find(path: Path) -> tuple[Path, ...]:
         raise ModelFolderError(f"{path} holds no ONNX file")
     listed = ", ".join(str(file.relative_to(path)) for file in there)
     raise ModelFolderError(f"{path} holds {len(there)} ONNX files ({listed}); name one of them")
+
+
+def others(path: Path, chosen: tuple[Path, ...]) -> list[Path]:
+    """Return the ONNX files of a folder that are not among the chosen ones."""
+    return [file for file in onnx_files(path) if file not in chosen] if path.is_dir() else []
 
 
 def onnx_files(folder: Path) -> list[Path]:
