@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from converter.checkpoint.open import open_checkpoint
 from converter.folder.convert import convert
+from converter.folder.staging import settle
 from converter.runtime.session import load
 from converter.weights import data_file
 from reference.errors import GPT2Error
@@ -286,6 +287,45 @@ def test_a_folder_put_aside_by_a_killed_replacement_comes_back(save: Save, tmp_p
     out.rename(tmp_path / ".out.gpt2onnx-old")
     with pytest.raises(GPT2Error, match="exists"):
         convert(source, out)
+    assert digest(out) == before
+
+
+def test_where_folders_cannot_be_swapped_in_one_call_two_renames_do(
+    save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = save(), tmp_path / "out"
+    convert(source, out)
+    monkeypatch.setattr("converter.folder.staging.exchange", lambda one, other: False)
+    convert(source, out, opset=17, force=True)
+    assert json.loads((out / "gpt2onnx.json").read_text())["opset"] == 17
+    assert sorted(os.listdir(tmp_path)) == ["out", "source"]
+
+
+@pytest.mark.parametrize("leftover", [".gpt2onnx-999999999-dead", ".gpt2onnx-new"])
+def test_what_a_killed_check_leaves_does_not_block_a_replacement(save: Save, tmp_path: Path, leftover: str) -> None:
+    source, out = save(), tmp_path / "out"
+    convert(source, out)
+    (out / leftover).mkdir()
+    (out / leftover / "README.md").write_text("new")
+    convert(source, out, precision="int8")
+    assert (out / "onnx" / "model.onnx").is_file()  # the precision that was there stays
+    assert not (out / leftover).exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="links")
+def test_nothing_is_moved_out_of_a_folder_or_through_a_link(save: Save, tmp_path: Path) -> None:
+    """A folder of somebody else may hold what looks like our own unfinished work."""
+    out = tmp_path / "out"
+    convert(save(), out)
+    before = digest(out)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "config.json").write_text("new")
+    (out / ".gpt2onnx-new").symlink_to(tmp_path / "elsewhere")
+    (out / ".gpt2onnx-999999999-dead").symlink_to(tmp_path / "elsewhere")
+    settle(out)
+    assert sorted(os.listdir(tmp_path / "elsewhere")) == ["config.json"]
+    for link in out.glob(".gpt2onnx-*"):
+        link.unlink()
     assert digest(out) == before
 
 
