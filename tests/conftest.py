@@ -62,6 +62,14 @@ def random_head(head: str, seed: int = 0, **config: Any) -> Any:
 Save = Callable[..., Path]
 
 
+# These tests take longest. They begin first, as the other processes would wait for one that begins last.
+SLOWEST = ("tests/docs/", "tests/cli/test_examples.py", "tests/parity/test_precisions.py", "tests/parity/seeded/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(SLOWEST))  # stable
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--clients-table", metavar="FILE", help="with -m clients: the page whose tables are written")
 

@@ -195,11 +195,12 @@ def swapped_layers(graph: onnx.GraphProto) -> None:
     ],
 )
 def test_a_graph_that_means_something_else_fails_though_its_weights_are_right(
-    bundled: Path, tmp_path: Path, edit: Callable[[onnx.GraphProto], None]
+    save: Save, tmp_path: Path, edit: Callable[[onnx.GraphProto], None]
 ) -> None:
-    convert(CHECKPOINT, tmp_path / "out")
+    source = save()
+    convert(source, tmp_path / "out")
     edit_graph(tmp_path / "out" / "onnx" / "model.onnx", edit)
-    report = check(CHECKPOINT, tmp_path / "out")
+    report = check(source, tmp_path / "out")
     assert not report.exactness_faults
     assert leg(report, "ONNX graph in float64").fault
     assert not report.passed
