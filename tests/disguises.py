@@ -126,6 +126,14 @@ def split_projections(graph: GraphProto) -> None:
         graph.node.insert(0, helper.make_node("Concat", parts, [name], axis=-1))
 
 
+def separate_head(graph: GraphProto) -> None:
+    """Keep a transposed copy of the embedding for the head, as a trace does."""
+    tensor = next(tensor for tensor in graph.initializer if tensor.name == "wte.weight")
+    graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(tensor).T.copy(), "lm_head"))
+    _set(graph.node, [node for node in graph.node if "logits" not in node.output and "lm_head." not in node.output[0]])
+    graph.node.append(helper.make_node("MatMul", ["ln_f", "lm_head"], ["logits"]))
+
+
 def merged(graph: GraphProto) -> None:
     """Decide by ``use_cache_branch`` which of two branches runs; both are the whole graph."""
     nodes, outputs = list(graph.node), list(graph.output)

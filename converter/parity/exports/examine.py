@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,21 +14,20 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from converter.checkpoint.tensor import LazyTensor, to_float32
 from converter.errors import ModelFolderError
 from converter.parity.baseline import Baseline, LegSpec, noise_floor
 from converter.parity.exports import remarks
 from converter.parity.exports.align import Located, locate
 from converter.parity.exports.cases import by_column, express
 from converter.parity.exports.legs import Ran, measure, open_as_is, open_in_float64, said
+from converter.parity.exports.numbers import with_numbers
 from converter.parity.exports.quantized import bits_of
 from converter.parity.exports.remarks import beyond
-from converter.parity.exports.weights import TYPES, find_weights
+from converter.parity.exports.weights import find_weights
 from converter.parity.legs import leg as legs
 from converter.parity.legs.cases import Case
 from converter.parity.legs.identity import Identity, LegKind, Runner
 from converter.parity.legs.settings import settings_of
-from converter.parity.legs.shipped import InMemory
 from converter.parity.legs.steps import Steps
 from converter.parity.legs.truth import truths
 from converter.parity.legs.widen import graph_session, widened_session
@@ -140,28 +139,28 @@ def examine_export(baseline: Baseline, asked: Asked, step: Steps, weights: bool 
     known, name, ledger = _Known(), asked.name, baseline.ledger
     step(STEPS[0].format(name))
     found, bits = find_weights(asked.files, ledger), bits_of_all(asked.files)
-    precision = _precision(bits, found)
+    precision = _precision(bits, found.weights)
     known.notes += remarks.of_files(asked.path, asked.files, asked.interfaces)
     step(STEPS[1].format(name))
     ran = _run(baseline, _identity(name, precision, also), asked, known, step)
     step(STEPS[2].format(name))
-    numbers = with_rounding(ledger, found)
-    if bits is None:
+    numbers = with_numbers(ledger, found)
+    if bits is None or found.complete:
         _run_in_float64(baseline, asked, numbers, known, also, step)
     else:
-        known.notes.append("its mathematics is not compared in float64, as quantized operators round")
+        known.notes.append("its mathematics is not compared in float64, as the numbers of some weights are unknown")
     if ran is not None:
         known.notes += remarks.of_run(asked.interfaces, ran)
         known.notes += remarks.where_right(baseline, known.legs, list(ran.failed))
     if weights:
-        known.notes += [*found.notes, *([found.sentence] if found.missing else [])]
+        known.notes += [*found.weights.notes, *([found.weights.sentence] if found.weights.missing else [])]
     located = _located(baseline, asked, numbers, known.legs, ran)
     compared = Compared(
         name,
         tuple(os.fspath(file) for file in asked.files),
         tuple(each.sentence for each in asked.interfaces),
         precision,
-        found if weights else None,
+        found.weights if weights else None,
         tuple(known.faults),
         located.localisation if located else None,
         located.diagnosis if located else None,
@@ -281,7 +280,7 @@ def _run_in_float64(baseline: Baseline, asked: Asked, numbers: Ledger, known: _K
     identity = Identity(f"{name} in float64" if also else "ONNX graph in float64", LegKind.SEMANTICS, **given)
 
     def truth(cases: list[Case]) -> Mapping[str, np.ndarray]:
-        return truths(config, numbers.weights, cases)
+        return truths(numbers.config, numbers.weights, cases)
 
     own = truth if numbers is not baseline.ledger else None
     try:
@@ -304,31 +303,6 @@ def _lacking(error: Exception) -> str:
     if operator is None:
         return said(error)
     return f"ONNX Runtime has no {operator[1] or operator[2]} for it"
-
-
-class _Rounded(Mapping[str, LazyTensor]):
-    """The weights of a source, rounded as an export has them. Each is made on use."""
-
-    def __init__(self, ledger: Ledger, rounding: Mapping[str, str]) -> None:
-        self.weights, self.rounding = ledger.weights, rounding
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.weights)
-
-    def __len__(self) -> int:
-        return len(self.weights)
-
-    def __getitem__(self, name: str) -> LazyTensor:
-        weight = self.weights[name]
-        if name not in self.rounding:
-            return weight
-        numbers = to_float32(weight.memmap(), weight.dtype).astype(TYPES[self.rounding[name]]).astype(np.float64)
-        return InMemory(name, "float64", weight.shape, weight.file, 0, array=np.ascontiguousarray(numbers))
-
-
-def with_rounding(ledger: Ledger, weights: Weights) -> Ledger:
-    """Return a ledger with the numbers that an export has, as far as they are the source's in a shorter type."""
-    return replace(ledger, weights=_Rounded(ledger, weights.rounding)) if weights.rounding else ledger
 
 
 def _located(

@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto
+from onnx import NodeProto
 
-from converter.parity.exports.tensors import Held, nodes_of, tensors_of
-from converter.parity.legs.widen import dequantized_product
+from converter.parity.exports.tensors import Held, tensors_of
+from converter.parity.legs.graphs import nodes_of
+from converter.parity.legs.unquantize import (
+    DEFAULT_BITS,
+    WEIGHTS,
+    Dequantized,
+    attributes_of,
+    dequantized,
+    inputs_of,
+    scaled,
+)
 
-# A number may be a step from the source's: quantizers of other programs round zero points, and so shift all numbers.
-STEPS = 1.001
-
-SAMPLED = 257  # numbers that are compared before all are; a prime, so that no dimension divides it
-
-WHOLE = (TensorProto.INT8, TensorProto.UINT8)
-
-# Operators that take a quantized weight, and where its numbers, scale and zero point are among the inputs.
-OPERATORS: dict[str, tuple[int, int, int]] = {
-    "DequantizeLinear": (0, 1, 2),
-    "DynamicQuantizeMatMul": (1, 2, 3),
-    "MatMulIntegerToFloat": (1, 3, 5),
-    "QLinearMatMul": (3, 4, 5),
-}
-
-# What onnxruntime's quantizer adds to a weight's name.
+# What onnxruntime's quantizer adds to a weight's name. Its scales differ along the last axis.
 NUMBERS, SCALE, ZERO_POINT = "_quantized", "_scale", "_zero_point"
 
 # Operators that show that a file is quantized, with the number of bits of its weights; None: an attribute says it.
 BITS: dict[str, int | None] = {
     "MatMulInteger": 8,
     "DynamicQuantizeLinear": 8,
-    "DequantizeLinear": 8,
     "DynamicQuantizeMatMul": 8,
     "MatMulIntegerToFloat": 8,
     "QLinearMatMul": 8,
@@ -44,7 +37,13 @@ BITS: dict[str, int | None] = {
     "MatMulNBits": None,
     "GatherBlockQuantized": None,
 }
-DEFAULT_BITS = 4  # of the operators that have an attribute
+DEQUANTIZE, OF_FOUR_BITS = "DequantizeLinear", ("int4", "uint4")  # the type of its numbers says it
+
+# Operators that look rows up, as an embedding does.
+LOOKS_UP = ("Gather", "GatherBlockQuantized", "EmbedLayerNormalization", "QEmbedLayerNormalization")
+
+# Operators that hand on what they are given in another form.
+HANDS_ON = ("DequantizeLinear", "Cast", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze")
 
 
 @dataclass(frozen=True)
@@ -53,77 +52,79 @@ class Quantized:
 
     Attributes:
         name: the name of its numbers.
-        values: the numbers that it stands for, ``[inputs, outputs]`` or in any other order, float64.
-        step: the distance between two numbers that it can stand for, whatever its sign; it broadcasts to ``values``.
+        shape: of the numbers that it stands for, ``[inputs, outputs]`` or in any other order.
+        read: returns these numbers.
+        embeds, multiplies: whether rows of it are looked up, and whether something is multiplied by it.
     """
 
     name: str
-    values: np.ndarray
-    step: np.ndarray
-
-    def holds(self, numbers: np.ndarray) -> bool:
-        """Tell whether it stands for these numbers, each to within a step."""
-        if numbers.size != self.values.size or numbers.shape != self.values.shape:
-            return False
-        step = np.abs(np.broadcast_to(self.step, self.values.shape))  # a scale may be negative
-        some = np.s_[:: max(1, len(numbers) // SAMPLED)]
-        within = [
-            bool((np.abs(self.values[part] - numbers[part]) <= STEPS * step[part]).all()) for part in (some, np.s_[:])
-        ]
-        return all(within)
+    shape: tuple[int, ...]
+    read: Callable[[], Dequantized]
+    embeds: bool = False
+    multiplies: bool = True
 
 
 def bits_of(file: Path) -> int | None:
     """Return the number of bits of a file's quantized weights; None if it has none."""
-    found = set[int]()
+    tensors, found = {held.name: held for held in tensors_of(file)}, set[int]()
     for node in nodes_of([onnx.load(file, load_external_data=False).graph]):
         if node.op_type in BITS:
-            given = {attribute.name: attribute.i for attribute in node.attribute}
-            found.add(BITS[node.op_type] or given.get("bits", DEFAULT_BITS))
+            found.add(BITS[node.op_type] or attributes_of(node).get("bits", DEFAULT_BITS))
+        if node.op_type == DEQUANTIZE:
+            numbers = tensors.get(node.input[0])
+            found.add(4 if numbers is not None and numbers.dtype in OF_FOUR_BITS else 8)
     return min(found, default=None)
 
 
 def quantized_of(file: Path) -> Iterator[Quantized]:
     """Yield the quantized weights of a file."""
     tensors = {held.name: held for held in tensors_of(file)}
+    nodes = list(nodes_of([onnx.load(file, load_external_data=False).graph]))
     seen: set[str] = set()
-    for node in nodes_of([onnx.load(file, load_external_data=False).graph]):
-        for names in _parts(node, tensors):
-            if names[0] not in seen:
-                seen.add(names[0])
-                yield from _read(*(tensors.get(name) for name in names))
-        if node.op_type == "MatMulNBits" and node.input[1] in tensors and node.input[1] not in seen:
-            seen.add(node.input[1])
-            parts = [tensors[name] for name in node.input[1:4] if name in tensors]
-            yield Quantized(node.input[1], *dequantized_product(node, [part.array().ravel() for part in parts]))
+    for node in nodes:
+        for found in (*_of_operator(node, tensors), *_by_name(node, tensors)):
+            if found.name not in seen:
+                seen.add(found.name)
+                users = _users(found.name, nodes)
+                embeds = any(user in LOOKS_UP for user in users)
+                yield replace(found, embeds=embeds, multiplies=any(user not in LOOKS_UP for user in users))
 
 
-def _parts(node: NodeProto, tensors: Mapping[str, Held]) -> Iterator[tuple[str, str, str]]:
-    """Yield the names of numbers, scale and zero point of each weight that a node takes."""
-    inputs = [*node.input, *[""] * 8]
-    if node.op_type in OPERATORS:
-        numbers, scale, zero_point = (inputs[at] for at in OPERATORS[node.op_type])
-        if numbers in tensors and scale in tensors:
-            yield numbers, scale, zero_point
+def _of_operator(node: NodeProto, tensors: Mapping[str, Held]) -> Iterator[Quantized]:
+    """Yield the weight of a node whose operator says how it is quantized."""
+    names = [name for at in WEIGHTS.get(node.op_type, ()) for name in inputs_of(node, at + 1)[at:] if name]
+    if not names or any(name not in tensors for name in names) or tensors[names[0]].size == 1:
+        return
+    parts = [tensors[name] for name in names]
+    given = attributes_of(node)
+    shape = (given["K"], given["N"]) if node.op_type == "MatMulNBits" else parts[0].shape
+    if node.op_type == "GatherBlockQuantized" and parts[0].dtype == "uint8":
+        shape = (*shape[:-1], shape[-1] * 8 // given.get("bits", DEFAULT_BITS))
+    yield Quantized(names[0], shape, lambda: dequantized(node, [part.array() for part in parts]))
+
+
+def _by_name(node: NodeProto, tensors: Mapping[str, Held]) -> Iterator[Quantized]:
+    """Yield the weights of a node that have the names of onnxruntime's quantizer."""
     for name in node.input:
         base = name.removesuffix(NUMBERS)
         if name in tensors and base != name and f"{base}{SCALE}" in tensors:
-            yield name, f"{base}{SCALE}", f"{base}{ZERO_POINT}"
+            parts = [tensors[part] for part in (name, f"{base}{SCALE}", f"{base}{ZERO_POINT}") if part in tensors]
+            yield Quantized(name, parts[0].shape, partial(_scaled, parts))
 
 
-def _read(numbers: Held | None, scale: Held | None, zero_point: Held | None) -> Iterator[Quantized]:
-    """Yield what a weight stands for. A square one has a scale for each row or for each column: both are yielded."""
-    assert numbers is not None
-    assert scale is not None
-    whole = numbers.array().astype(np.float64)
-    for axis in [axis for axis, size in enumerate(whole.shape) if size == scale.size] or [0]:
-        step = _along(scale.array().astype(np.float64), whole, axis)
-        zero = _along(zero_point.array().astype(np.float64), whole, axis) if zero_point is not None else 0.0
-        yield Quantized(numbers.name, (whole - zero) * step, step)
+def _scaled(parts: list[Held]) -> Dequantized:
+    return scaled([part.array() for part in parts])
 
 
-def _along(values: np.ndarray, whole: np.ndarray, axis: int) -> np.ndarray:
-    """Return scales or zero points so that they broadcast: one number, or one for each index of an axis."""
-    if values.size == 1:
-        return values.reshape(())
-    return values.reshape([-1 if at == axis else 1 for at in range(whole.ndim)])
+def _users(name: str, nodes: list[NodeProto]) -> set[str]:
+    """Return the operators that use a tensor, also in another form."""
+    names, users = [name], set[str]()
+    for each in names:
+        for node in nodes:
+            if each not in node.input:
+                continue
+            if node.op_type in HANDS_ON:
+                names.extend(output for output in node.output if output not in names)
+            else:
+                users.add(node.op_type)
+    return users

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper
+from onnx import TensorProto, helper
 
+from converter.parity.legs.graphs import graphs_of
 from converter.parity.legs.shipped import shipped_values
 
 
@@ -51,24 +51,6 @@ class Held:
         return shipped_values(self.file, self.tensor).reshape(self.shape)
 
 
-def nodes_of(graphs: Iterable[GraphProto]) -> Iterator[NodeProto]:
-    """Yield every node, those of branches too."""
-    for graph in graphs:
-        for node in graph.node:
-            yield node
-            yield from nodes_of(branches(node))
-
-
-def branches(node: NodeProto) -> list[GraphProto]:
-    """Return the graphs inside a node: the branches of an If, the body of a Loop."""
-    return [
-        graph
-        for attribute in node.attribute
-        if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS)
-        for graph in ([attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs)
-    ]
-
-
 def tensors_of(file: Path) -> list[Held]:
     """Return every tensor of an ONNX file.
 
@@ -76,9 +58,7 @@ def tensors_of(file: Path) -> list[Held]:
         DecodeError: the file is corrupt.
     """
     model = onnx.load(file, load_external_data=False)
-    graphs = [model.graph]
-    for graph in graphs:
-        graphs.extend(inner for node in graph.node for inner in branches(node))
+    graphs = graphs_of(model.graph)
     held = [Held(tensor.name, file, tensor) for graph in graphs for tensor in graph.initializer]
     nodes = [node for graph in graphs for node in graph.node]
     nodes += [node for function in model.functions for node in function.node]

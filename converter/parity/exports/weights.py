@@ -6,14 +6,16 @@ queries, keys and values. So every tensor of the files is compared with every we
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
 from converter.checkpoint.tensor import LazyTensor, to_float32
-from converter.parity.exports.quantized import Quantized, quantized_of
+from converter.parity.exports.matching import Match, match, orientations
+from converter.parity.exports.quantized import quantized_of
 from converter.parity.exports.tensors import Held, tensors_of
 from converter.parity.verdict.found import Weights
 from converter.weights.ledger import Ledger
@@ -46,7 +48,22 @@ MULTIPLE = 1e-5
 THIRDS = ("q", "k", "v")
 
 
-def find_weights(files: Sequence[Path], ledger: Ledger) -> Weights:
+@dataclass(frozen=True)
+class Found:
+    """The weights of a source in some files, and the numbers of those that are quantized.
+
+    Attributes:
+        weights: what was found.
+        quantized: the name of each weight that is quantized → its numbers in the files.
+        complete: whether it is known of each weight with which numbers the files compute.
+    """
+
+    weights: Weights
+    quantized: Mapping[str, tuple[Match, ...]]
+    complete: bool
+
+
+def find_weights(files: Sequence[Path], ledger: Ledger) -> Found:
     """Look for each weight of a source among all tensors of some ONNX files.
 
     Raises:
@@ -62,12 +79,15 @@ def find_weights(files: Sequence[Path], ledger: Ledger) -> Weights:
             missing.append(name)
         if how and rounding_type:
             rounding[name] = rounding_type
-    quantized = [one for file in files for one in quantized_of(file)]
-    rounded = _rounded({name: ledger.weights[name] for name in missing}, quantized)
+    matched = match([one for file in files for one in quantized_of(file)], ledger.weights)
+    rounded = {name: f"{held[0].quantized.name}{held[0].how}" for name, held in matched.exact().items()}
     missing = [name for name in missing if name not in rounded]
     faults, notes, explained = search.left_over(missing, ledger.weights)
     missing = [name for name in missing if name not in explained]
-    return Weights(found | explained, rounding, rounded, tuple(missing), tuple(notes), tuple(faults))
+    faults, notes = [*faults, *matched.faults], [*notes, *matched.notes]
+    weights = Weights(found | explained, rounding, rounded, tuple(missing), tuple(notes), tuple(faults))
+    complete = not matched.strangers and all(name in matched.by_weight for name in missing)
+    return Found(weights, matched.by_weight, complete)
 
 
 class _Search:
@@ -151,21 +171,15 @@ def _as(numbers: np.ndarray, dtype: str) -> np.ndarray:
 def _lies(found: np.ndarray, expected: np.ndarray) -> str | None:
     """Return how a tensor lies that has the expected numbers; None if they lie in neither orientation."""
     bits = f"u{expected.dtype.itemsize}"
-    for how, array in _orientations(expected):
+    for how, array in orientations(expected):
         if np.array_equal(found.ravel().view(bits), np.ascontiguousarray(array).ravel().view(bits)):
             return how
     return None
 
 
-def _orientations(array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    yield "", array
-    if array.ndim == 2:
-        yield " transposed", array.T
-
-
 def _factor(array: np.ndarray, numbers: np.ndarray) -> float:
     """Return by what a tensor is a multiple of a weight; 0 if it is none."""
-    for _, expected in _orientations(numbers):
+    for _, expected in orientations(numbers):
         flat, found = np.ascontiguousarray(expected).ravel(), array.ravel()
         square = float(flat @ flat)
         factor = float(flat @ found) / square if square else 0.0
@@ -177,7 +191,7 @@ def _factor(array: np.ndarray, numbers: np.ndarray) -> float:
 
 def _changed(name: str, array: np.ndarray, weight: str, numbers: np.ndarray, missing: bool) -> str:
     """Return what differs between a tensor and the weight that it is; empty if it is another one."""
-    for _, expected in _orientations(numbers):
+    for _, expected in orientations(numbers):
         flat, found = np.ascontiguousarray(expected).ravel(), array.ravel()
         differs = found != flat
         near = missing and float(np.median(np.abs(found - flat))) <= NEAR * float(flat.std())
@@ -189,16 +203,3 @@ def _changed(name: str, array: np.ndarray, weight: str, numbers: np.ndarray, mis
                 f"({int(differs.sum())} of {len(flat)} numbers differ)"
             )
     return ""
-
-
-def _rounded(weights: Mapping[str, LazyTensor], quantized: Sequence[Quantized]) -> dict[str, str]:
-    """Return which weights some quantized tensors are, to within a step."""
-    found = {}
-    for name, weight in weights.items():
-        numbers = to_float32(weight.memmap(), weight.dtype)
-        for one in quantized:
-            how = next((how for how, array in _orientations(numbers) if one.holds(array)), None)
-            if how is not None:
-                found[name] = f"{one.name}{how}"
-                break
-    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from converter.weights.ledger import Ledger
 from converter.weights.precisions import FULL, Precision
 from converter.weights.quantize import Rows, dequantize
 from converter.weights.table import Layout, parameters
+
+PACKED = (TensorProto.INT4, TensorProto.UINT4)  # two numbers in a byte
 
 
 def shipped_values(graph_file: Path, tensor: TensorProto) -> np.ndarray:
@@ -38,6 +41,8 @@ def shipped_values(graph_file: Path, tensor: TensorProto) -> np.ndarray:
         )
     count = int(np.prod(tensor.dims, dtype=np.int64))
     try:
+        if tensor.data_type in PACKED:
+            return numpy_helper.to_array(tensor, os.fspath(graph_file.parent)).ravel()
         dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
         return np.memmap(file, dtype, mode="r", offset=int(where.get("offset", 0)), shape=(count,))
     except (OSError, ValueError) as error:

@@ -6,8 +6,9 @@ An error that is left is then not rounding but wrong mathematics: a wrong GELU, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from numpy.polynomial.legendre import leggauss
 from onnx import AttributeProto, NodeProto, TensorProto, external_data_helper, helper, numpy_helper
 
 from converter.graph.build import MAX_OPSET, MIN_OPSET, build
+from converter.parity.legs.graphs import Writer, graphs_of, rewrite
 from converter.parity.legs.shipped import shipped_values
+from converter.parity.legs.unquantize import inputs_of, unquantize
 from converter.runtime.ort import CPU_PROVIDER, InferenceSession, OrtValue, SessionOptions, session_of, session_options
-from converter.weights.precisions import Blocks
-from converter.weights.quantize import Rows, dequantize
 from reference.config import GPT2Config
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
@@ -100,21 +101,31 @@ def open_widened(model: onnx.ModelProto, file: Path, config: GPT2Config | None =
         make_constants_whole(model.graph, config)
     options = _options(model.graph)
     weights: list[Any] = []
-    products = multiply_in_float64(model.graph, file)
+    weights_of = unquantize(model.graph, file)
     for tensor in model.graph.initializer:
-        array = products.get(tensor.name)
+        array = weights_of.get(tensor.name)
         if array is None and tensor.data_type in FLOATS:
             array = shipped_values(file, tensor).reshape(tuple(tensor.dims)).astype(np.float64)
         if array is None:
             continue
-        if external_data_helper.uses_external_data(tensor) and array.nbytes > INLINE_BYTES:
+        if array.nbytes > INLINE_BYTES:
             weights.append(OrtValue.ortvalue_from_numpy(array))
             options.add_initializer(tensor.name, weights[-1])
-            tensor.data_type = TensorProto.DOUBLE
+            tensor.CopyFrom(_outside(tensor.name, array.shape, file.name))
         else:
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     _widen(model.graph, file)
     return OpenedGraph(session_of(model.SerializeToString(), options, file.parent, CPU_PROVIDER), weights)
+
+
+def _outside(name: str, shape: Sequence[int], there: str) -> TensorProto:
+    """Return a float64 initializer whose numbers the session options give, as a protobuf holds 2 GB at most.
+
+    ONNX Runtime does not read its data file, but wants one that is there.
+    """
+    tensor = TensorProto(name=name, data_type=TensorProto.DOUBLE, dims=shape, data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value=there)
+    return tensor
 
 
 def _widen(graph: onnx.GraphProto, file: Path) -> None:
@@ -148,8 +159,11 @@ def make_constants_whole(graph: onnx.GraphProto, config: GPT2Config) -> None:
 
     A constant that is no rounded constant of the model is left as it is, and so shows as an error.
     """
-    constants = [attribute.t for node in graph.node if node.op_type == "Constant" for attribute in node.attribute]
-    constants += [tensor for tensor in graph.initializer if not external_data_helper.uses_external_data(tensor)]
+    graphs = graphs_of(graph)
+    nodes = [node for each in graphs for node in each.node if node.op_type == "Constant"]
+    constants = [attribute.t for node in nodes for attribute in node.attribute]
+    held = [tensor for each in graphs for tensor in each.initializer]
+    constants += [tensor for tensor in held if not external_data_helper.uses_external_data(tensor)]
     rounded = [
         tensor for tensor in constants if tensor.data_type == TensorProto.FLOAT16 and math.prod(tensor.dims) == 1
     ]
@@ -176,75 +190,6 @@ def _constants(config: GPT2Config) -> set[float]:
             if inline and math.prod(tensor.dims) == 1:
                 found.add(float(numpy_helper.to_array(tensor).item()))
     return found
-
-
-def multiply_in_float64(graph: onnx.GraphProto, file: Path) -> dict[str, np.ndarray]:
-    """Replace products with quantized weights by products with the same numbers in float64.
-
-    Returns:
-        The new initializers: name → ``[inputs, outputs]``. In the graph they still lie where the quantized ones do.
-    """
-    initializers = {tensor.name: tensor for tensor in graph.initializer}
-    products: dict[str, np.ndarray] = {}
-    nodes: list[NodeProto] = []
-    for node in graph.node:
-        if node.op_type != "MatMulNBits":
-            nodes.append(node)
-            continue
-        x, numbers, scales, zero_points, _, bias = [*node.input, "", "", ""][:6]
-        name = f"{numbers}/float64"
-        if name not in products:
-            parts = [initializers[part] for part in (numbers, scales, zero_points) if part]
-            products[name], _ = dequantized_product(node, [shipped_values(file, part) for part in parts])
-            tensor = graph.initializer.add()
-            tensor.CopyFrom(initializers[numbers])
-            tensor.name, tensor.dims[:] = name, products[name].shape
-        write = Writer(nodes, node.output[0])
-        product = write.MatMul(x, name)
-        result = write.Add(product, bias) if bias else product
-        nodes.append(helper.make_node("Identity", [result], [node.output[0]]))
-    del graph.node[:]
-    graph.node.extend(nodes)
-    return products
-
-
-def dequantized_product(node: NodeProto, parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the weight of a MatMulNBits and the steps between its numbers, both ``[inputs, outputs]`` float64.
-
-    Args:
-        parts: numbers and scales, and zero points if it has them, in row-major order.
-    """
-    given = {attribute.name: attribute.i for attribute in node.attribute}
-    outputs, inputs = given["N"], given["K"]
-    blocks = Blocks(given.get("bits", 4), given["block_size"], symmetric=len(parts) == 2)
-    rows = [part.reshape(outputs, -1) for part in parts]
-    weight = dequantize(Rows(*rows, *[None] * (3 - len(rows))), blocks, inputs, np.float64)
-    steps = np.repeat(rows[1].astype(np.float64), given["block_size"], axis=1)[:, :inputs]
-    return np.ascontiguousarray(weight.T), steps.T
-
-
-class Writer:
-    """Writes nodes in the place of one: ``write.Mul(x, 0.5)`` adds a node and returns its output's name."""
-
-    def __init__(self, nodes: list[NodeProto], prefix: str) -> None:
-        self.nodes, self.prefix = nodes, prefix
-
-    def __getattr__(self, op_type: str) -> Callable[..., str]:
-        return lambda *inputs: self.node(op_type, *inputs)
-
-    def node(self, op_type: str, *inputs: str | float, **attributes: Any) -> str:
-        """Add a node and return the name of its output. Numbers among the inputs become float64 constants."""
-        names = [value if isinstance(value, str) else self.constant(value) for value in inputs]
-        return self._add(helper.make_node(op_type, names, [""], **attributes))
-
-    def constant(self, value: float) -> str:
-        """Add a float64 scalar and return its name."""
-        return self._add(helper.make_node("Constant", [], [""], value=numpy_helper.from_array(np.array(float(value)))))
-
-    def _add(self, node: NodeProto) -> str:
-        node.output[0] = f"{self.prefix}/float64/{len(self.nodes)}"
-        self.nodes.append(node)
-        return node.output[0]
 
 
 def erf(write: Writer, x: str) -> str:
@@ -289,29 +234,52 @@ SPELLED_OUT: dict[str, Callable[..., str]] = {
 }
 
 
+def skip_norm(write: Writer, node: NodeProto) -> list[str]:
+    """Write ONNX Runtime's layer normalisation of a sum."""
+    x, skip, weight, bias, more = inputs_of(node, 5)
+    total = write.Add(x, skip)
+    total = write.Add(total, more) if more else total
+    given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    inputs = [name for name in (total, weight, bias) if name]
+    return [write.node("LayerNormalization", *inputs, axis=-1, epsilon=given.get("epsilon", 1e-12)), "", "", total]
+
+
+def biased_gelu(write: Writer, node: NodeProto, approximate: bytes) -> list[str]:
+    """Write ONNX Runtime's Gelu of a sum."""
+    x, bias = inputs_of(node, 2)
+    return [gelu(write, write.Add(x, bias) if bias else x, approximate)]
+
+
+# Operators that ONNX Runtime joined from several, and has in float32 only.
+JOINED: dict[str, Callable[[Writer, NodeProto], list[str]]] = {
+    "BiasGelu": partial(biased_gelu, approximate=b"none"),
+    "FastGelu": partial(biased_gelu, approximate=b"tanh"),
+    "SkipLayerNormalization": skip_norm,
+}
+
+
 def spell_out(graph: onnx.GraphProto) -> None:
-    """Replace the operators in ``SPELLED_OUT``, and let a Mul before Attention do its scaling.
+    """Replace the operators in ``SPELLED_OUT`` and ``JOINED``, and let a Mul before Attention do its scaling.
 
     Attention takes the square root of its ``scale`` in float32 in every precision. That would look like wrong
     mathematics.
     """
-    nodes: list[NodeProto] = []
-    for node in graph.node:
-        write = Writer(nodes, node.output[0])
+
+    def spelled(write: Writer, node: NodeProto) -> list[str] | None:
         if node.op_type in SPELLED_OUT:
             attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-            result = SPELLED_OUT[node.op_type](write, node.input[0], **attributes)
-            nodes.append(helper.make_node("Identity", [result], [node.output[0]]))
-            continue
+            return [SPELLED_OUT[node.op_type](write, node.input[0], **attributes)]
+        if node.op_type in JOINED:
+            return JOINED[node.op_type](write, node)
         softmax = _attribute(node, "softmax_precision") if node.op_type == "Attention" else None
         if softmax is not None:
             softmax.i = TensorProto.DOUBLE
         scale = _attribute(node, "scale") if node.op_type == "Attention" else None
         if scale is not None:
             node.input[0], scale.f = write.Mul(node.input[0], scale.f), 1.0
-        nodes.append(node)
-    del graph.node[:]
-    graph.node.extend(nodes)
+        return None
+
+    rewrite(graph, spelled)
 
 
 def _attribute(node: NodeProto, name: str) -> AttributeProto | None:

@@ -21,9 +21,9 @@ class Weights:
         faults: a sentence for each tensor that is a weight with other numbers.
     """
 
-    found: Mapping[str, str] = field(default_factory=dict)
+    found: dict[str, str] = field(default_factory=dict)
     rounding: Mapping[str, str] = field(default_factory=dict)
-    rounded: Mapping[str, str] = field(default_factory=dict)
+    rounded: dict[str, str] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
@@ -31,7 +31,7 @@ class Weights:
     @property
     def compared(self) -> int:
         """Return the number of weights that were found."""
-        return len(self.found) + len(self.rounded)
+        return len(self.found | self.rounded)
 
     @property
     def total(self) -> int:

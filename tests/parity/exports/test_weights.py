@@ -39,7 +39,7 @@ def ledger(source: Path) -> Ledger:
 def find(source: Path, ledger: Ledger, tmp_path: Path) -> Find:
     """``find(*edits)``: what is found in the source's graph after these edits."""
     convert(source, tmp_path / "ours")
-    return lambda *edits: find_weights([disguise(tmp_path / "ours", tmp_path / "theirs.onnx", *edits)], ledger)
+    return lambda *edits: find_weights([disguise(tmp_path / "ours", tmp_path / "theirs.onnx", *edits)], ledger).weights
 
 
 def changed(name: str, change: Callable[[np.ndarray], np.ndarray], twice: bool = False) -> disguises.Edit:
@@ -134,7 +134,7 @@ def test_what_onnxruntimes_quantizer_made_is_within_a_step(
     convert(source, tmp_path / "ours", opset=17)
     file = disguise(tmp_path / "ours", tmp_path / "theirs.onnx")
     quantize_dynamic(file, tmp_path / "quantized.onnx", per_channel=per_channel, weight_type=kind)
-    found = find_weights([tmp_path / "quantized.onnx"], ledger)
+    found = find_weights([tmp_path / "quantized.onnx"], ledger).weights
     assert found.missing == ()
     assert {"h.0.mlp.c_fc.weight", "h.1.attn.c_attn.weight"} <= set(found.rounded)
     assert not found.faults
@@ -145,6 +145,6 @@ def test_our_own_quantized_weights_are_within_a_step(save: Save, tmp_path: Path,
     source = save(n_layer=1, n_embd=32, n_head=2)
     convert(source, tmp_path / "ours", precision=precision)
     [file] = (tmp_path / "ours" / "onnx").glob("*.onnx")
-    found = find_weights([file], read_source(source, SourceOptions())[1])
+    found = find_weights([file], read_source(source, SourceOptions())[1]).weights
     assert {"h.0.mlp.c_fc.weight", "h.0.attn.c_attn.weight", "h.0.mlp.c_proj.weight"} <= set(found.rounded)
     assert not found.faults
