@@ -9,7 +9,8 @@ import numpy as np
 
 from converter.checkpoint.tensor import LazyTensor, to_float32
 from converter.parity.exports.matching import Match
-from converter.parity.exports.weights import TYPES, Found
+from converter.parity.exports.types import TYPES
+from converter.parity.exports.weights import Found
 from converter.parity.legs.shipped import InMemory
 from converter.weights.ledger import Ledger
 

@@ -99,6 +99,38 @@ def test_a_changed_number_is_found_in_a_transposed_weight_of_another_name(find: 
     edits = changed("h.0.mlp.c_fc.weight", one_number), disguises.transposed_weights, disguises.renamed
     [fault] = find(*edits).faults
     assert fault.startswith("h.0.mlp.c_fc.weight has other numbers in onnx::W_")
+    assert " at [6, 0]; " in fault  # as the source has it lie
+
+
+def test_a_changed_number_is_found_in_queries_keys_or_values_that_lie_apart(find: Find) -> None:
+    name = "h.1.attn.c_attn.weight/k"
+    [fault] = find(disguises.split_projections, changed(name, one_number)).faults
+    assert fault.startswith(f"k of h.1.attn.c_attn.weight has other numbers in {name}")
+
+
+def test_a_weight_that_alone_was_rounded_is_a_fault(find: Find) -> None:
+    [fault] = find(changed("h.0.mlp.c_proj.weight", in_type(np.float16, back=True))).faults
+    assert "they were rounded to float16, those of others were not" in fault
+
+
+def test_the_first_rows_of_the_positions_are_all_that_a_short_file_needs(find: Find) -> None:
+    found = find(changed("wpe.weight", lambda array: array[None, :5]))
+    assert (found.missing, found.faults) == ((), ())
+    assert found.sentence == "27 of 28 weights bit for bit, the first 5 of 24 rows of wpe.weight"
+    [fault] = find(changed("wpe.weight", lambda array: one_number(array[None, :5].copy()))).faults
+    assert fault.startswith("the first 5 of 24 rows of wpe.weight has other numbers in wpe.weight")
+
+
+def test_queries_that_are_scaled_beforehand_are_said_to_be(find: Find) -> None:
+    def scaled(array: np.ndarray) -> np.ndarray:
+        array[..., : array.shape[-1] // 3] *= np.float32(0.5)
+        return array
+
+    found = find(changed("h.0.attn.c_attn.weight", scaled))
+    assert found.notes == (
+        "h.0.attn.c_attn.weight is h.0.attn.c_attn.weight times 0.5, 1, 1 (q, k, v); the legs judge whether that is right",
+    )
+    assert not found.faults
 
 
 def test_a_weight_that_is_another_ones_is_missing_and_named(find: Find) -> None:
