@@ -127,9 +127,8 @@ def test_queries_that_are_scaled_beforehand_are_said_to_be(find: Find) -> None:
         return array
 
     found = find(changed("h.0.attn.c_attn.weight", scaled))
-    assert found.notes == (
-        "h.0.attn.c_attn.weight is h.0.attn.c_attn.weight times 0.5, 1, 1 (q, k, v); the legs judge whether that is right",
-    )
+    multiple = "h.0.attn.c_attn.weight is h.0.attn.c_attn.weight times 0.5, 1, 1 (q, k, v)"
+    assert found.notes == (f"{multiple}; the legs judge whether that is right",)
     assert not found.faults
 
 
