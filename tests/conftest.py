@@ -72,6 +72,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--clients-table", metavar="FILE", help="with -m clients: the page whose tables are written")
+    parser.addoption("--exporters-table", metavar="FILE", help="with -m clients: the page on exporters, likewise")
 
 
 @pytest.fixture(scope="session")

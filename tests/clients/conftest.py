@@ -19,6 +19,7 @@ from converter import convert, load
 from converter.data import CHECKPOINT
 from converter.weights.precisions import PRECISIONS
 from tests.clients.asking import WORKERS, Reply, replied
+from tests.clients.exporters_table import JUDGED, write_exporters
 from tests.clients.exports import BROKEN, INTERFACES, SHAPE, VARIANTS
 from tests.clients.making import Order, made
 from tests.clients.table import Seen, write
@@ -40,6 +41,7 @@ SEEN = pytest.StashKey[list[Seen]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[SEEN] = []
+    config.stash[JUDGED] = []
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest looks at -m
@@ -53,6 +55,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     page, seen = session.config.getoption("--clients-table"), session.config.stash[SEEN]
     if page and seen:
         write(Path(page), seen, ENVIRONMENTS)
+    page, judged = session.config.getoption("--exporters-table"), session.config.stash[JUDGED]
+    if page and judged:
+        write_exporters(Path(page), judged, ENVIRONMENTS)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from converter import check, load
 from converter.parity import baseline
 from converter.parity.exports.cases import Wanted
 from converter.parity.report.report import Report
+from tests.clients.exporters_table import JUDGED, judgement
 from tests.clients.exports import (
     ARGUMENTS,
     BROKEN,
@@ -92,13 +93,15 @@ def needs_shifted(wanted: Wanted) -> bool:
 
 
 @pytest.fixture(scope="module")
-def judged(exported: Exported, source_of: SourceOf) -> Judged:
+def judged(exported: Exported, source_of: SourceOf, pytestconfig: pytest.Config) -> Judged:
     """``judged(interface, variant="usual")``: the report on an export, held against what it claims to be of."""
 
     def run(name: str, variant: str = "usual") -> Report:
         row = (INTERFACES | BROKEN)[name]
         given = {word: ARGUMENTS[role] for role, word in RENAMED.items()} if row.ids == RENAMED["ids"] else None
-        return check(source_of(variant), target(exported(name, variant), row), inputs=given)
+        report = check(source_of(variant), target(exported(name, variant), row), inputs=given)
+        pytestconfig.stash[JUDGED].append(judgement(name, variant, report))
+        return report
 
     return run
 
