@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from http.client import HTTPConnection, RemoteDisconnected
 from pathlib import Path
 from typing import Any
 
@@ -332,3 +333,18 @@ def test_no_server_is_a_hub_error(hub: Hub) -> None:
 )  # fmt: skip
 def test_a_hub_id_is_told_from_a_path(source: str, expected: bool) -> None:
     assert is_hub_id(source) is expected
+
+
+def test_what_goes_wrong_in_an_answer_of_the_loopback_hub_fails_the_test(hub: Hub) -> None:
+    other = type(hub)(hub.home)
+    other.broken = (200,)  # and no body
+    with pytest.raises(AssertionError, match="IndexError"):
+        ask(other)
+
+
+def ask(hub: Hub) -> None:
+    with hub.serving():
+        connection = HTTPConnection("127.0.0.1", hub.port)
+        connection.request("GET", "/user/model")
+        with pytest.raises(RemoteDisconnected):
+            connection.getresponse()
