@@ -113,11 +113,12 @@ def print_layers(out: Console, located: Localisation, passed: bool) -> None:
     from converter.parity.legs.half import FLOAT16_MAXIMUM
 
     operations = list(dict.fromkeys(tap.name.split(".", 2)[2] for tap in located.taps if tap.layer is not None))
+    in_float64 = not any(math.isnan(tap.onnx_float64) for tap in located.taps)
     rows = tables.table("layer", *operations, "largest value", right=(*operations, "largest value"))
 
     def cell(tap: TapReport) -> str:
         if not passed:
-            return f"{tap.onnx_float64:.0e}"
+            return f"{tap.onnx_float64 if in_float64 else tap.onnx:.0e}"
         return f"{tap.onnx / max(tap.huggingface, FLOAT32_STEP):.1f}"
 
     layers: dict[int, list[TapReport]] = {}
@@ -125,10 +126,14 @@ def print_layers(out: Console, located: Localisation, passed: bool) -> None:
         if tap.layer is not None:
             layers.setdefault(tap.layer, []).append(tap)
     for layer, taps in layers.items():
-        rows.add_row(f"h.{layer}", *map(cell, taps), f"{max(tap.largest for tap in taps):.4g}")
-    tables.show(out, rows)
+        cells = {tap.name.split(".", 2)[2]: cell(tap) for tap in taps}  # exporters join some operations
+        row = [cells.get(name, "") for name in operations]
+        rows.add_row(f"h.{layer}", *row, f"{max(tap.largest for tap in taps):.4g}")
+    if layers:
+        tables.show(out, rows)
     others = ", ".join(f"{tap.name} {cell(tap)}" for tap in located.taps if tap.layer is None)
-    what = "ONNX Runtime's error as a multiple of Hugging Face's" if passed else "error in float64"
+    wrong = f"error in float{64 if in_float64 else 32}"
+    what = "ONNX Runtime's error as a multiple of Hugging Face's" if passed else wrong
     out.print(f"{what}, on {located.case!r}; {others}. float16 holds values up to {FLOAT16_MAXIMUM:.0f}.", markup=False)
 
 

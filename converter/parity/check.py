@@ -107,7 +107,7 @@ def check(
         GPT2Error: the source or ``out`` cannot be opened, its interface is unknown, or the manifest cannot be read.
     """
     require()
-    from converter.parity.exports.examine import ask
+    from converter.parity.exports.examine import ask, refuse_unknown
     from converter.parity.legs.cases import Level
     from converter.parity.legs.memory import LARGE_MODEL, keep_large_blocks
     from converter.parity.verdict.limits import Limits
@@ -129,9 +129,11 @@ def check(
     # What cannot be compared is refused before anything is computed.
     config = ledger.per_graph[0].config
     others = tuple(ask(Path(other), config, inputs, runs_on) for other in also)
+    export = ask(target, config, inputs, runs_on) if is_export(target) else None
+    refuse_unknown(inputs or {}, [one for one in (export, *others) if one is not None])
     opened = Opened(checkpoint, ledger, None if text is None else Path(text), *judged, others, progress)
-    if is_export(target):
-        report = check_export(opened, ask(target, config, inputs, runs_on), files, began)
+    if export is not None:
+        report = check_export(opened, export, files, began)
     else:
         report = check_folder(opened, target, provider, files, allowed, layers)
     report = replace(report, source=os.fspath(source), seconds=time.monotonic() - began)

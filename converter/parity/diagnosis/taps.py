@@ -196,7 +196,7 @@ class TapReport:
     Attributes:
         name, layer: the tap, and its layer.
         onnx: the shipped graph's in ONNX Runtime; infinite if the output is not finite.
-        onnx_float64: the shipped graph's when it is widened to float64.
+        onnx_float64: the shipped graph's when it is widened to float64; NaN if it cannot be.
         huggingface: Hugging Face's in float32.
         largest: the largest absolute value of the truth, which float16 must hold.
     """
@@ -211,7 +211,7 @@ class TapReport:
     @property
     def diverges(self) -> bool:
         """Tell whether the graph's error is larger here than rounding explains."""
-        if not self.onnx_float64 <= TAP_FLOAT64_LIMIT:
+        if self.onnx_float64 > TAP_FLOAT64_LIMIT:
             return True
         return not self.onnx <= TAP_LIMIT * max(self.huggingface, FLOAT32_EPSILON)
 

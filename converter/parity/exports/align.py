@@ -15,7 +15,7 @@ from itertools import permutations
 import numpy as np
 import onnx
 
-from converter.parity.diagnosis.diagnose import FLOAT32_LIMIT, FLOAT64_LIMIT, Diagnosis, diagnose
+from converter.parity.diagnosis.diagnose import FLOAT64_LIMIT, Diagnosis, diagnose
 from converter.parity.diagnosis.operations import Operations
 from converter.parity.diagnosis.taps import (
     TAP_FLOAT64_LIMIT,
@@ -41,6 +41,10 @@ VALUES_BYTES = 2**30  # the most bytes of a graph's values at a time; the step i
 
 CANDIDATES = 16  # values that are tried as the output of one operation
 AFTER = 3  # operations after the last right one that are tried: exporters join some of them
+
+# In float32 the largest error of a right operation may be this many times the RMS error of the values before it.
+# Errors of gelu for gelu_new are thousands of times larger.
+SPREAD = 256.0
 
 # Operations before the first block: a graph may compute them in any order.
 EMBEDDINGS = ("wte", "wpe", "drop")
@@ -186,12 +190,13 @@ def _locate_in(ledger: Ledger, step: Case, values: _Values, float64: bool) -> Lo
         tuple(tap for tap in order if tap not in found),
         tuple(_report(tap, found[tap], truth[tap], float64) for tap in order if tap in found),
     )
-    return _explained(ledger, step, truth, unlike, localisation, FLOAT64_LIMIT if float64 else FLOAT32_LIMIT)
+    rounding = SPREAD * max(FLOAT32_EPSILON, *found.values())
+    return _explained(ledger, step, truth, unlike, localisation, FLOAT64_LIMIT if float64 else rounding)
 
 
 def _report(tap: str, error: float, true: np.ndarray, float64: bool) -> TapReport:
     """Return the report on a tap that was found."""
-    return TapReport(tap, layer_of(tap), error, error if float64 else 0.0, 0.0, float(np.abs(true).max()))
+    return TapReport(tap, layer_of(tap), error, error if float64 else math.nan, 0.0, float(np.abs(true).max()))
 
 
 def _may_be(value: np.ndarray, truth: Taps, sizes: set[int]) -> bool:

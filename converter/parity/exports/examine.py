@@ -101,6 +101,19 @@ def ask(path: Path, config: GPT2Config, given: Mapping[str, str] | None = None, 
     return Asked(path, files, (), provider)
 
 
+def refuse_unknown(given: Mapping[str, str], exports: Sequence[Asked]) -> None:
+    """Refuse roles that the user gave to inputs or outputs that no export has.
+
+    Raises:
+        ModelFolderError: an export that was meant has another name for it.
+    """
+    known = {name for export in exports for each in export.interfaces for name in each.names}
+    for name, role in given.items():
+        if name not in known:
+            files = " and ".join(export.name for export in exports) or "the model folder of gpt2onnx"
+            raise ModelFolderError(f"--inputs {name}={role}: {files} has no input or output {name}")
+
+
 @dataclass(frozen=True)
 class Examined:
     """What was measured of an export.

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from converter.errors import OutputError
 from converter.files import reason
-from converter.folder.certificate import sha256, shipped_files
+from converter.folder.certificate import home_of, sha256, shipped_files
 from converter.parity.diagnosis.taps import (
     TAP_FLOAT64_LIMIT,
     TAP_LIMIT,
@@ -20,13 +19,11 @@ from converter.parity.diagnosis.taps import (
 from converter.parity.legs.half import FLOAT16_MAXIMUM
 from converter.parity.report import plots
 from converter.parity.report.drawing import Plot
-from converter.parity.report.report import Details, Report
-
-if TYPE_CHECKING:
-    pass
 from converter.parity.report.positions import shown_leg, worst_positions
+from converter.parity.report.report import Details, Report
 from converter.parity.report.tables import KEYS, TABLES, WORDS, table
 from converter.parity.report.words import NOT_A_NUMBER, error, plain, times
+from converter.runtime.exports.files import files_of
 
 
 def write(report: Report, file: Path, command: str) -> None:
@@ -221,8 +218,8 @@ def ledger(details: Details) -> list[tuple[str, ...]]:
 
 
 def hashes(report: Report) -> list[tuple[str, str, str]]:
-    """Return the owner, the name and the SHA-256 of each file: of the source's files that were read, and of the
-    folder's.
+    """Return the owner, the name and the SHA-256 of each file: of the source's files that were read, and of those that
+    were compared.
     """
     found: list[tuple[str, str, str]] = []
     if report.details is not None:
@@ -230,6 +227,8 @@ def hashes(report: Report) -> list[tuple[str, str, str]]:
         read = {weight.file for weight in baseline.ledger.weights.values()} | baseline.checkpoint.described_by
         found += [("source", file.name, _hash(file)) for file in sorted(read)]
     out = Path(report.out)
+    if report.export is not None:
+        return found + [("export", str(file.relative_to(home_of(out))), _hash(file)) for file in files_of(out)]
     return found + [("folder", str(file.relative_to(out)), _hash(file)) for file in shipped_files(out)]
 
 

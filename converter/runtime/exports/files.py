@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from google.protobuf.message import DecodeError
 
 from converter.errors import ModelFolderError
 from converter.files import read_json
@@ -38,17 +39,21 @@ def files_of(path: Path) -> list[Path]:
     Of our own folder there are none.
 
     Raises:
-        ModelFolderError: it is no ONNX file.
+        ModelFolderError: it cannot be told which ONNX files are meant.
     """
     graphs = find(path) if is_export(path) else ()
     return [each for file in graphs for each in (file, *data_files(file))]
 
 
 def data_files(file: Path) -> list[Path]:
-    """Return the files that an ONNX file has its weights in."""
-    graph = onnx.load(file, load_external_data=False).graph
+    """Return the files that an ONNX file has its weights in; none if it is damaged."""
+    try:
+        graph = onnx.load(file, load_external_data=False).graph
+    except (DecodeError, OSError, ValueError):
+        return []
     names = {entry.value for tensor in graph.initializer for entry in tensor.external_data if entry.key == "location"}
-    return sorted(file.parent / name for name in names)
+    home = file.parent.resolve()
+    return sorted(file.parent / name for name in names if (home / name).resolve().is_relative_to(home))
 
 
 def find(path: Path) -> tuple[Path, ...]:

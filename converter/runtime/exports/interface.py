@@ -82,6 +82,7 @@ class Interface:
         presents: the outputs of its cache, in the order of ``pasts``.
         logits: the output.
         slots: the axis of a cache that counts tokens.
+        names: of all its inputs and outputs.
     """
 
     file: Path
@@ -96,6 +97,7 @@ class Interface:
     presents: tuple[Value, ...]
     logits: Value
     slots: int
+    names: tuple[str, ...]
 
     @property
     def batch_axis(self) -> int:
@@ -146,10 +148,10 @@ def read_interface(file: Path, config: GPT2Config, given: Mapping[str, str] | No
 
     Args:
         config: the architecture, from which the shapes of logits and cache follow.
-        given: roles that the user gave, by the name of the input or output.
+        given: roles that the user gave, by the name of the input or output. It may name those of other files, too.
 
     Raises:
-        ModelFolderError: the file cannot be read, or an input or the logits cannot be told.
+        ModelFolderError: the file cannot be read, there is no such role, or an input or the logits cannot be told.
     """
     signature = read_signature(file)
     said = _said(signature, given or {})
@@ -175,18 +177,16 @@ def read_interface(file: Path, config: GPT2Config, given: Mapping[str, str] | No
         presents,
         logits,
         _slots(file, (*pasts, *presents), config),
+        signature.names,
     )
 
 
 def _said(signature: Signature, given: Mapping[str, str]) -> dict[str, Role]:
-    """Return the roles that the user gave."""
-    known = {value.name for value in (*signature.inputs, *signature.outputs, *signature.optional)}
+    """Return the roles that the user gave for values of this file."""
     for name, role in given.items():
         if role not in list(Role):
             raise ModelFolderError(f"--inputs {name}={role}: there is no role {role}; the roles are {', '.join(Role)}")
-        if name not in known:
-            raise ModelFolderError(f"--inputs {name}={role}: {signature.file} has no {name}; it {signature}")
-    return {name: Role(role) for name, role in given.items()}
+    return {name: Role(role) for name, role in given.items() if name in signature.names}
 
 
 def _roles(signature: Signature, said: Mapping[str, Role]) -> dict[Value, Role]:

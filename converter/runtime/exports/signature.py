@@ -77,6 +77,11 @@ class Signature:
     optional: tuple[Value, ...]
     producer: str
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all its inputs and outputs."""
+        return tuple(value.name for value in (*self.inputs, *self.outputs, *self.optional))
+
     def __str__(self) -> str:
         takes, gives = (", ".join(map(str, shortened(values))) for values in (self.inputs, self.outputs))
         return f"takes {takes} and gives {gives}"

@@ -16,8 +16,9 @@ import transformers
 from onnx import numpy_helper
 
 from converter import check, convert
+from converter.cli import check_tables
 from converter.errors import CheckError, ModelFolderError
-from converter.parity.report import junit
+from converter.parity.report import junit, page
 from converter.parity.report.report import Report
 from tests import disguises
 from tests.disguises import disguise
@@ -234,6 +235,19 @@ def test_what_cannot_be_read_is_refused_before_anything_is_computed(source: Path
     assert steps == []
 
 
+def test_roles_may_be_given_for_any_of_several_exports_but_not_for_none(
+    source: Path, export: Callable[..., Path], tmp_path: Path
+) -> None:
+    convert(source, tmp_path / "out")
+    usual = export().rename(tmp_path / "usual.onnx")
+    renamed = export(disguises.called(input_ids="x", attention_mask="m", position_ids="p"))
+    roles = {"x": "input_ids", "m": "attention_mask", "p": "position_ids"}
+    assert check(source, renamed, also=[usual], inputs=roles).passed
+    for target, also in ((renamed, []), (tmp_path / "out", [renamed])):
+        with pytest.raises(ModelFolderError, match=r"--inputs z=logits: .*model\.onnx has no input or output z"):
+            check(source, target, also=also, inputs={**roles, "z": "logits"})
+
+
 def test_steps_are_counted_with_those_of_exports(source: Path, export: Callable[..., Path], tmp_path: Path) -> None:
     convert(source, tmp_path / "out")
     file = export()
@@ -264,6 +278,19 @@ def test_nothing_is_written_beside_an_export_unless_asked_for(
     kept = json.loads((tmp_path / "verdict.json").read_text())["certificate"]
     assert kept["passed"] is True
     assert list(kept["files"]) == ["model.onnx"]
+
+
+def test_a_certificate_covers_the_files_that_were_compared(
+    source: Path, export: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = export().parent
+    convert(source, tmp_path / "ours", force=True, precision="fp16")
+    for file in (tmp_path / "ours" / "onnx").iterdir():  # a graph, and a file with its weights
+        file.rename(folder / file.name)
+    (folder / "config.json").write_bytes((source / "config.json").read_bytes())
+    check(source, folder, certificate=tmp_path / "verdict.json")
+    kept = json.loads((tmp_path / "verdict.json").read_text())["certificate"]
+    assert list(kept["files"]) == ["config.json", "model.onnx"]
 
 
 def test_the_logits_alone_may_decide(source: Path, export: Callable[..., Path]) -> None:
@@ -315,6 +342,25 @@ def test_a_file_that_cannot_be_run_fails_a_test_case_for_ci(source: Path, export
 
     [suite] = junit.tree(check(source, export(edit)))
     assert suite.get("failures") == "1"
+
+
+def test_every_view_shows_an_export_that_runs_in_float32_only(
+    source: Path, save: Save, export: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def in_float32(graph: onnx.GraphProto) -> None:
+        """Change nothing, with an operator that has no float64."""
+        disguises._use(graph, "wte", "wte/same")
+        at = next(at for at, node in enumerate(graph.node) if "wte" in node.output)
+        graph.node.insert(at + 1, onnx.helper.make_node("ThresholdedRelu", ["wte"], ["wte/same"], alpha=-1e30))
+
+    report = check(source, export(in_float32, of=altered(save, tmp_path, activation_function="gelu")))
+    assert "its mathematics is not compared in float64: ONNX Runtime has no ThresholdedRelu for it" in report.notes
+    assert_named(report, "h.0.mlp.act", "activation")
+    check_tables.print_report(report, layers=True)
+    assert "error in float32, on 'prefill'" in capsys.readouterr().out
+    assert "the shipped graph in ONNX Runtime, in float32" in page.operations(report).caption
+    assert ("export", "model.onnx") in [(owner, name) for owner, name, _ in page.hashes(report)]
+    json.dumps(report.to_dict())
 
 
 def test_the_provider_that_is_asked_for_runs_the_export(source: Path, export: Callable[..., Path]) -> None:

@@ -126,9 +126,9 @@ def test_queries_that_are_scaled_beforehand_are_said_to_be(find: Find) -> None:
         array[..., : array.shape[-1] // 3] *= np.float32(0.5)
         return array
 
-    found = find(changed("h.0.attn.c_attn.weight", scaled))
-    multiple = "h.0.attn.c_attn.weight is h.0.attn.c_attn.weight times 0.5, 1, 1 (q, k, v)"
-    assert found.notes == (f"{multiple}; the legs judge whether that is right",)
+    name = "h.0.attn.c_attn.weight"
+    found = find(changed(name, scaled))
+    assert found.notes == (f"{name} is {name} times 0.5, 1, 1 (q, k, v); the legs judge whether that is right",)
     assert not found.faults
 
 

@@ -104,11 +104,9 @@ def test_what_no_name_tells_the_user_says(tmp_path: Path) -> None:
     assert (found.ids.name, found.mask and found.mask.name, found.positions and found.positions.name) == ("x", "m", "p")
 
 
-def test_a_role_or_a_name_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_role_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelFolderError, match="there is no role tokens; the roles are input_ids, "):
         read(tmp_path, PLAIN, input_ids="tokens")
-    with pytest.raises(ModelFolderError, match="has no z"):
-        read(tmp_path, PLAIN, z="input_ids")
 
 
 @pytest.mark.parametrize(
