@@ -136,30 +136,67 @@ def separate_head(graph: GraphProto) -> None:
 
 def merged(graph: GraphProto) -> None:
     """Decide by ``use_cache_branch`` which of two branches runs; both are the whole graph."""
-    nodes, outputs = list(graph.node), list(graph.output)
-    branches = []
-    for which in ("then", "else"):
-        names = {name: f"{which}/{name}" for node in nodes for name in node.output}
-        inner = []
-        for node in nodes:
-            copy = onnx.NodeProto()
-            copy.CopyFrom(node)
-            copy.name = f"{which}/{node.name}"
-            copy.input[:] = [names.get(name, name) for name in node.input]
-            copy.output[:] = [names[name] if name else "" for name in node.output]
-            inner.append(copy)
-        given = []
-        for output in outputs:
-            value = onnx.ValueInfoProto()
-            value.CopyFrom(output)
-            value.name = names[output.name]
-            given.append(value)
-        branches.append(helper.make_graph(inner, which, [], given))
-    choice = helper.make_node(
-        "If", ["use_cache_branch"], [value.name for value in outputs], then_branch=branches[0], else_branch=branches[1]
-    )
-    _set(graph.node, [choice])
+    choosing("use_cache_branch")(graph)
     graph.input.append(helper.make_tensor_value_info("use_cache_branch", TensorProto.BOOL, [1]))
+
+
+def choosing(condition: str, then: Edit = lambda graph: None, otherwise: Edit = lambda graph: None) -> Edit:
+    """Return an edit after which a value decides between two branches: the whole graph after one edit or the other.
+
+    Nodes whose names begin with that of the condition compute it, and stay outside.
+    """
+
+    def edit(graph: GraphProto) -> None:
+        outside = [node for node in graph.node if node.output[0].startswith(condition)]
+        nodes = [node for node in graph.node if node not in outside]
+        outputs = list(graph.output)
+        branches = []
+        for which, change in (("then", then), ("else", otherwise)):
+            branch = helper.make_graph(nodes, which, [], outputs, list(graph.initializer))
+            change(branch)
+            known = {tensor.name for tensor in graph.initializer}
+            graph.initializer.extend(tensor for tensor in branch.initializer if tensor.name not in known)
+            del branch.initializer[:]
+            _renamed_inside(branch, {}, f"{condition}/{which}/")
+            branches.append(branch)
+        names = [value.name for value in outputs]
+        choice = helper.make_node("If", [condition], names, then_branch=branches[0], else_branch=branches[1])
+        _set(graph.node, [*outside, choice])
+
+    return edit
+
+
+def _renamed_inside(graph: GraphProto, names: dict[str, str], prefix: str) -> None:
+    """Give every value that is computed in a branch a name of its own."""
+    names = names | {name: prefix + name for node in graph.node for name in node.output if name}
+    for node in graph.node:
+        node.name = prefix + node.name if node.name else ""
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _renamed_inside(attribute.g, names, prefix)
+    for value in graph.output:
+        value.name = names.get(value.name, value.name)
+
+
+def rows_are(number: int, name: str) -> Edit:
+    """Compute whether so many rows are fed, under a name."""
+
+    def edit(graph: GraphProto) -> None:
+        graph.initializer.append(numpy_helper.from_array(np.array([number]), f"{name}/number"))
+        rows = helper.make_node("Shape", ["input_ids"], [f"{name}/rows"], start=0, end=1)
+        _first(graph, [rows, helper.make_node("Equal", [f"{name}/rows", f"{name}/number"], [name])])
+
+    return edit
+
+
+def larger_logits(graph: GraphProto) -> None:
+    """Make the logits a tenth too large."""
+    node = next(node for node in graph.node if "logits" in node.output)
+    node.output[:] = ["right"]
+    graph.initializer.append(numpy_helper.from_array(np.array(1.1, np.float32), "larger"))
+    graph.node.append(helper.make_node("Mul", ["right", "larger"], ["logits"]))
 
 
 def without_mask(graph: GraphProto) -> None:

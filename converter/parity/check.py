@@ -20,7 +20,7 @@ from converter.folder.staging import MANIFEST, settle
 from converter.weights.ledger import Ledger, read_source
 
 if TYPE_CHECKING:
-    from converter.parity.exports.examine import Asked
+    from converter.parity.exports.asked import Asked
     from converter.parity.legs.cases import Level
     from converter.parity.report.report import Report
     from converter.parity.verdict.limits import Limits
@@ -107,7 +107,7 @@ def check(
         GPT2Error: the source or ``out`` cannot be opened, its interface is unknown, or the manifest cannot be read.
     """
     require()
-    from converter.parity.exports.examine import ask, refuse_unknown
+    from converter.parity.exports.asked import ask, refuse_unknown
     from converter.parity.legs.cases import Level
     from converter.parity.legs.memory import LARGE_MODEL, keep_large_blocks
     from converter.parity.verdict.limits import Limits

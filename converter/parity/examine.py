@@ -31,7 +31,8 @@ from converter.parity.diagnosis.taps import (
     tap_names,
     truth_taps,
 )
-from converter.parity.exports.examine import Asked, examine_export
+from converter.parity.exports.asked import Asked
+from converter.parity.exports.examine import examine_export
 from converter.parity.legs import leg as legs
 from converter.parity.legs.cases import Case, Level
 from converter.parity.legs.half import Rounded

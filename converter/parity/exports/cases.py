@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
+from converter.parity.exports.branches import seen_in
 from converter.parity.legs.cases import SHORT_TOKENS, Case
 from converter.runtime.exports.feeding import Export, ExportCache
 from converter.runtime.exports.interface import Interface
 from reference.config import GPT2Config
+
+Conditions = dict[tuple[Path | None, str], set[bool]]  # file and name of a condition → what it was
 
 BY_COLUMN = "positions by column"  # what is added to the name of a case in which padding has positions too
 
@@ -35,19 +39,19 @@ class Expressed:
     columns: np.ndarray
     truths: tuple[str, ...]
 
-    def run(self, export: Export, conditions: dict[str, set[bool]]) -> np.ndarray:
+    def run(self, export: Export, conditions: Conditions) -> np.ndarray:
         """Feed the case to an export; returns its logits, ``[batch, columns, vocab_size]``.
 
         Args:
-            conditions: the values that the conditions of branches had; the new ones are added.
+            conditions: what the conditions of branches were; the new values are added.
         """
         cache, parts, begin = ExportCache(export), [], 0
         for size in self.case.chunks:
             window, end = slice(begin, begin + size), begin + size
             fed = self.case.input_ids[:, window], self.case.attention_mask[:, :end], self.case.position_ids[:, window]
             parts.append(cache.step(*fed, self.case.keep))
-            for name, value in cache.seen.items():
-                conditions.setdefault(name, set()).add(bool(value.all()))
+            for name, value in seen_in(cache.seen).items():
+                conditions.setdefault((cache.by, name), set()).add(value)
             begin = end
         return np.concatenate(parts, axis=1)
 

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from converter.errors import ModelFolderError
 from converter.parity.baseline import Baseline
-from converter.parity.exports.branches import conditions_of, read_model
-from converter.parity.exports.cases import Expressed, express
+from converter.parity.exports.branches import read_model, take_branches, watch
+from converter.parity.exports.cases import Conditions, Expressed, express
 from converter.parity.legs.cases import Case
 from converter.parity.legs.identity import Identity
 from converter.parity.legs.steps import Steps
-from converter.parity.legs.widen import OpenedGraph, expose, open_graph, open_widened
+from converter.parity.legs.widen import OpenedGraph, open_graph, open_widened
 from converter.parity.verdict import metrics
 from converter.parity.verdict.judge import MeasuredLeg
 from converter.runtime.exports.feeding import Export, Part
@@ -36,15 +37,15 @@ class Ran:
         leg: its distances from the truth.
         skipped: why some cases cannot be expressed → the names of these cases.
         failed: the cases that ONNX Runtime refuses → why.
-        by_column: whether it counts positions itself, by column, padding included.
-        conditions: the values that each condition of a branch had.
+        by_column: whether it counts positions by column, padding included; None if no case tells.
+        conditions: what each condition of a branch was.
     """
 
     leg: MeasuredLeg
     skipped: dict[str, list[str]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    by_column: bool = False
-    conditions: dict[str, set[bool]] = field(default_factory=dict)
+    by_column: bool | None = None
+    conditions: Conditions = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,20 +56,29 @@ class Opened:
     graphs: tuple[OpenedGraph, ...]
 
 
-def open_as_is(interfaces: Sequence[Interface], config: GPT2Config, provider: str = CPU_PROVIDER) -> Opened:
-    """Open an export as it is, but with the conditions of its branches as outputs."""
-    opening = partial(open_graph, provider=provider)
-    return _opened(interfaces, config, opening, device=device_for(provider))
+Decided = Mapping[Path, Mapping[str, bool]]  # file → which branches are taken, by the name of the condition
 
 
-def open_in_float64(interfaces: Sequence[Interface], config: GPT2Config) -> Opened:
-    """Open an export on the CPU with every operation in float64."""
-    return _opened(interfaces, config, partial(open_widened, config=config), np.float64)
+def open_as_is(
+    interfaces: Sequence[Interface], config: GPT2Config, provider: str = CPU_PROVIDER, decided: Decided | None = None
+) -> Opened:
+    """Open an export as it is, but with the conditions of its branches as outputs.
+
+    Args:
+        decided: branches that are taken whatever their conditions are.
+    """
+    return _opened(interfaces, config, decided, partial(open_graph, provider=provider), device=device_for(provider))
+
+
+def open_in_float64(interfaces: Sequence[Interface], config: GPT2Config, decided: Decided | None = None) -> Opened:
+    """Open an export on the CPU with every operation in float64; see ``open_as_is``."""
+    return _opened(interfaces, config, decided, partial(open_widened, config=config), np.float64)
 
 
 def _opened(
     interfaces: Sequence[Interface],
     config: GPT2Config,
+    decided: Decided | None,
     opening: Callable[[Any, Path], OpenedGraph],
     cache_type: Any = None,
     device: str = "cpu",
@@ -76,11 +86,11 @@ def _opened(
     parts, graphs = [], []
     for each in interfaces:
         model = read_model(each.file)
-        conditions = conditions_of(model.graph)
-        expose(conditions, model.graph)
+        take_branches(model.graph, (decided or {}).get(each.file, {}))
+        watched = watch(model.graph)
         graphs.append(opening(model, each.file))
         kept = cache_type or (each.pasts[0].type if each.pasts else np.float32)
-        parts.append(Part(each, graphs[-1].session, kept, conditions))
+        parts.append(Part(each, graphs[-1].session, kept, watched))
     return Opened(Export(config, tuple(parts), device), tuple(graphs))
 
 
@@ -108,26 +118,19 @@ def measure(
     expressed = list(_expressed(baseline, interfaces, ran, short))
     true = baseline.truths if truths is None else truths(_needed(baseline, expressed))
     held = opened()  # it must live as long as its sessions are used
-    distances, either = dict[str, metrics.Distance](), dict[str, list[metrics.Distance]]()
+    found: dict[str, list[metrics.Distance]] = {}
     for done, (one, following, real) in enumerate(expressed):
         if step is not None and done:
             step.within(done, len(expressed))
         try:
             logits = one.run(held.export, ran.conditions)
-        except OPEN_ERRORS as error:
+        except (*OPEN_ERRORS, ModelFolderError) as error:
             ran.failed[one.name] = said(error)
             continue
-        found = [
-            metrics.compare(true[name][:, one.columns], logits, real[:, one.columns], following[:, one.columns])
-            for name in one.truths
-        ]
-        distances[one.name] = found[0]
-        if len(found) > 1:
-            either[one.name] = found
-    if either:  # one way of counting positions must explain all cases
-        totals = [sum(distance.total_rms for distance in way) for way in zip(*either.values(), strict=True)]
-        ran.by_column = totals[1] < totals[0]
-        distances |= {name: found[ran.by_column] for name, found in either.items()}
+        columns = real[:, one.columns], following[:, one.columns]
+        found[one.name] = [metrics.compare(true[name][:, one.columns], logits, *columns) for name in one.truths]
+    ran.by_column = _counts_columns(found)
+    distances = {name: each[-1 if ran.by_column else 0] for name, each in found.items()}
     scored = tuple(case.name for case in baseline.cases if case.scored and case.name in distances)
     seconds = time.monotonic() - began
     ran.leg = MeasuredLeg(**identity.identity(), distances=distances, scored=scored, seconds=seconds, limit=limit)
@@ -146,6 +149,15 @@ def _expressed(
             ran.skipped.setdefault(how, []).append(case.name)
         else:
             yield how, case.following, case.real
+
+
+def _counts_columns(found: Mapping[str, Sequence[metrics.Distance]]) -> bool | None:
+    """Tell whether the logits are those of positions by column, in the cases that have either; None if none has."""
+    either = [each for each in found.values() if len(each) > 1]
+    if not either:
+        return None
+    usual, by_column = (sum(each[at].total_rms for each in either) for at in (0, 1))
+    return by_column < usual
 
 
 def _needed(baseline: Baseline, expressed: Iterable[tuple[Expressed, Any, Any]]) -> list[Case]:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from converter.parity.baseline import Baseline
-from converter.parity.exports.branches import never_taken, read_model
 from converter.parity.exports.legs import Ran
 from converter.parity.legs.cases import Case
 from converter.parity.legs.identity import LegKind
@@ -35,16 +34,14 @@ def of_files(folder: Path, files: tuple[Path, ...], interfaces: Sequence[Interfa
         yield f"{what} is {each.sentence}"
 
 
-def of_run(interfaces: Sequence[Interface], ran: Ran) -> Iterator[str]:
-    """Yield which cases an interface cannot express, how it counts, and which of its branches never ran."""
+def of_run(ran: Ran) -> Iterator[str]:
+    """Yield which cases an interface cannot express, and how it counts."""
     yield from (f"{why}; not run: {shortened(cases)}" for why, cases in ran.skipped.items())
     if ran.by_column:
         yield (
             "it takes no position_ids and counts padding too, so that a row of a left-padded batch gets other tokens "
             "than alone; give it rows of one length"
         )
-    for each in interfaces:
-        yield from never_taken(read_model(each.file).graph, ran.conditions)
 
 
 def where_right(baseline: Baseline, measured: Sequence[MeasuredLeg], failed: Sequence[str]) -> Iterator[str]:

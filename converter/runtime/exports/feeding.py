@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,7 @@ class ExportCache(Cache):
 
     Attributes:
         seen: the values of ``extra`` in the last run, by name.
+        by: the file of the last run.
     """
 
     def __init__(self, export: Export) -> None:
@@ -82,6 +84,7 @@ class ExportCache(Cache):
         self.ids = self.mask = self.positions = np.zeros((0, 0), np.int64)
         self.values: list[Any] = []
         self.seen: dict[str, np.ndarray] = {}
+        self.by: Path | None = None
 
     def step(self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int) -> np.ndarray:
         part = self.export.later if self.used or self.export.later is None else self.export.parts[0]
@@ -137,13 +140,14 @@ class ExportCache(Cache):
             names,
             [CPU] * (len(names) - len(cache)) + [held] * len(cache),
         )
+        self.by = part.interface.file
         self.seen = {name: value.numpy() for name, value in zip(part.extra, values[1:], strict=False)}
         logits = values[0].numpy()
-        logits = logits if logits.ndim == 3 else logits[:, None]
-        if logits.shape[1] != ids.shape[1] and not part.interface.last_only:
-            raise ModelFolderError(
-                f"{part.interface.file} gives logits of {logits.shape[1]} positions for {ids.shape[1]} tokens"
-            )
+        if logits.ndim == 2:
+            logits = logits[:, None]
+        given = [len(ids), 1 if part.interface.last_only else ids.shape[1], self.export.config.vocab_size]
+        if list(logits.shape) != given:
+            raise ModelFolderError(f"{part.interface.file} gives logits {list(logits.shape)}; expected {given}")
         return logits, values[1 + len(part.extra) :]
 
     def _cached(self, part: Part, rows: int) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -79,17 +78,6 @@ def test_what_an_interface_cannot_express_is_said_and_not_run(source: Path, expo
     itself = check(source, export(disguises.own_positions))
     assert any("counts padding too" in note for note in itself.notes)
     assert "left-padded batch" in leg(itself, "ONNX Runtime float32").cases
-
-
-def test_a_branch_that_never_runs_is_said(source: Path, export: Callable[..., Path]) -> None:
-    def never(graph: onnx.GraphProto) -> None:
-        disguises.merged(graph)
-        disguises._keep(graph.input, lambda value: value.name != "use_cache_branch")
-        graph.initializer.append(numpy_helper.from_array(np.array([True]), "use_cache_branch"))
-
-    report = check(source, export(never))
-    assert report.passed, report.faults
-    assert "the branch for use_cache_branch being false was never taken" in report.notes
 
 
 def leg(report: Report, name: str):
