@@ -34,6 +34,7 @@ onnxruntime.disable_telemetry_events()  # the same for Windows, which records ev
 
 ORT_VERSION: str = onnxruntime.__version__
 CPU_PROVIDER = "CPUExecutionProvider"
+NO_OPTIMIZATION = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # for a graph that comes as bytes
 
 LOG_ERRORS_ONLY = 3  # num_logits_to_keep, an input with a default, draws a warning at every load otherwise

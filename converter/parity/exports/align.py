@@ -188,7 +188,7 @@ def _locate_in(ledger: Ledger, step: Case, values: _Values, float64: bool) -> Lo
         tuple(tap for tap in order if tap not in found),
         tuple(_report(tap, found[tap], truth[tap], float64) for tap in order if tap in found),
     )
-    rounding = SPREAD * max(FLOAT32_EPSILON, *found.values())
+    rounding = SPREAD * max([FLOAT32_EPSILON, *found.values()])
     return _explained(ledger, step, truth, unlike, localisation, FLOAT64_LIMIT if float64 else rounding)
 
 

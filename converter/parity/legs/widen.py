@@ -21,7 +21,15 @@ from converter.graph.build import MAX_OPSET, MIN_OPSET, build
 from converter.parity.legs.graphs import Writer, graphs_of, rewrite
 from converter.parity.legs.shipped import shipped_values
 from converter.parity.legs.unquantize import inputs_of, unquantize
-from converter.runtime.ort import CPU_PROVIDER, InferenceSession, OrtValue, SessionOptions, session_of, session_options
+from converter.runtime.ort import (
+    CPU_PROVIDER,
+    NO_OPTIMIZATION,
+    InferenceSession,
+    OrtValue,
+    SessionOptions,
+    session_of,
+    session_options,
+)
 from reference.config import GPT2Config
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
@@ -100,6 +108,7 @@ def open_widened(model: onnx.ModelProto, file: Path, config: GPT2Config | None =
     if config is not None:
         make_constants_whole(model.graph, config)
     options = _options(model.graph)
+    options.graph_optimization_level = NO_OPTIMIZATION  # it would read weights that are not in the file in float64
     weights: list[Any] = []
     weights_of = unquantize(model.graph, file)
     for tensor in model.graph.initializer:

@@ -229,7 +229,8 @@ def hashes(report: Report) -> list[tuple[str, str, str]]:
     out = Path(report.out)
     if report.export is not None:
         return found + [("export", str(file.relative_to(home_of(out))), _hash(file)) for file in files_of(out)]
-    return found + [("folder", str(file.relative_to(out)), _hash(file)) for file in shipped_files(out)]
+    files = shipped_files(out) if out.is_dir() else []  # it may have gone since
+    return found + [("folder", str(file.relative_to(out)), _hash(file)) for file in files]
 
 
 def _hash(file: Path) -> str:

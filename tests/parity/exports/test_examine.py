@@ -14,7 +14,7 @@ import torch
 import transformers
 from onnx import numpy_helper
 
-from converter import check, convert
+from converter import check, convert, verify
 from converter.cli import check_tables
 from converter.errors import CheckError, ModelFolderError
 from converter.parity.report import junit, page
@@ -268,17 +268,16 @@ def test_nothing_is_written_beside_an_export_unless_asked_for(
     assert list(kept["files"]) == ["model.onnx"]
 
 
-def test_a_certificate_covers_the_files_that_were_compared(
+def test_a_certificate_covers_the_whole_folder_of_an_export(
     source: Path, export: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = export().parent
-    convert(source, tmp_path / "ours", force=True, precision="fp16")
-    for file in (tmp_path / "ours" / "onnx").iterdir():  # a graph, and a file with its weights
-        file.rename(folder / file.name)
     (folder / "config.json").write_bytes((source / "config.json").read_bytes())
     check(source, folder, certificate=tmp_path / "verdict.json")
     kept = json.loads((tmp_path / "verdict.json").read_text())["certificate"]
     assert list(kept["files"]) == ["config.json", "model.onnx"]
+    (folder / "evil.onnx").write_bytes(b"")
+    assert not verify(folder, tmp_path / "verdict.json").passed
 
 
 def test_the_logits_alone_may_decide(source: Path, export: Callable[..., Path]) -> None:
