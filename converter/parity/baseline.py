@@ -129,8 +129,8 @@ class Baseline:
 class MoreCases(Protocol):
     """The cases that exports of other programs need besides."""
 
-    def sized(self, tokens: np.ndarray) -> list[Case]:
-        """Return cases that every leg runs too, of token ids of the text."""
+    def more(self, tokens: np.ndarray, level: Level) -> list[Case]:
+        """Return more cases, of token ids of the text."""
 
     def shifted(self, cases: Sequence[Case]) -> list[Case]:
         """Return those of ``cases`` that have other positions too, with these: see ``Baseline.by_column``."""
@@ -162,8 +162,8 @@ def measure_source(
     read = tokenizer.from_source(checkpoint.companions, checkpoint.tokenizer)
     tokens, what = held_out_tokens(read, config) if text is None else tokens_of(text, read, config)
     special = special_ids(read, checkpoint.config_values)
-    sized = wanted.sized(tokens) if wanted is not None else []
-    cases = [*grid(config, tokens, level), *sized, *shapes(config, tokens, special, level)]
+    more = wanted.more(tokens, level) if wanted is not None else []
+    cases = [*grid(config, tokens, level), *more, *shapes(config, tokens, special, level)]
     shifted = tuple(wanted.shifted(cases)) if wanted is not None else ()
     step("the truth: reference in float64")
     true = truths(config, ledger.weights, [*cases, *shifted], step)

@@ -14,6 +14,7 @@ import transformers
 from converter import check, load
 from converter.parity import baseline
 from converter.parity.exports.cases import Wanted
+from converter.parity.legs.cases import Case, Level
 from converter.parity.report.report import Report
 from tests.clients.exporters_table import JUDGED, judgement
 from tests.clients.exports import (
@@ -77,7 +78,7 @@ def measured_once() -> Iterator[None]:
     def measure_once(checkpoint: Any, *given: Any) -> baseline.Baseline:
         *_, wanted = given
         assert isinstance(wanted, Wanted)
-        key = checkpoint.folder, *map(str, wanted.sized(np.arange(1))), needs_shifted(wanted)
+        key = checkpoint.folder, *(case.name for case in wanted.more(np.arange(99), Level.QUICK)), needs_shifted(wanted)
         if key not in known:
             known[key] = measure(checkpoint, *given)
         return known[key]
@@ -88,7 +89,7 @@ def measured_once() -> Iterator[None]:
 
 
 def needs_shifted(wanted: Wanted) -> bool:
-    padded = baseline.Case("padded", np.zeros((1, 2), int), np.array([[0, 1]]), (2,))
+    padded = Case("padded", np.zeros((1, 2), int), np.array([[0, 1]]), (2,))
     return bool(wanted.shifted([padded]))
 
 

@@ -12,12 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from converter.parity.exports.branches import seen_in
-from converter.parity.legs.cases import SHORT_TOKENS, Case
+from converter.parity.legs.cases import BATCHES, ROW_TOKENS, SHORT_TOKENS, Case, Level
 from converter.runtime.exports.feeding import Export, ExportCache
 from converter.runtime.exports.interface import Interface
 from reference.config import GPT2Config
 
 Conditions = dict[tuple[Path | None, str], set[bool]]  # file and name of a condition → what it was
+
+UNPADDED_ROWS, UNPADDED_TOKENS = 3, 12  # of the batch without padding
+DENSE_STEP = 8  # tokens at a time, at most, at the level ``full``
 
 BY_COLUMN = "positions by column"  # what is added to the name of a case in which padding has positions too
 
@@ -62,7 +65,7 @@ def express(interfaces: Sequence[Interface], case: Case) -> Expressed | str:
     padded = not case.attention_mask.all()
     if padded and any(each.mask is None for each in interfaces):
         return "it takes no attention_mask, so that it is held on unpadded rows only"
-    if len(case.chunks) > 1 and later is None and not padded:
+    if len(case.chunks) > 1 and later is None and not padded and len(case.input_ids) == 1:
         return "it has no cache: every step is a prefill"
     if later is not None and later.tokens == 1 and any(size > 1 for size in case.chunks[1:]):
         return "after the prompt it takes one token at a time"
@@ -115,9 +118,17 @@ class Wanted:
     exports: tuple[tuple[Interface, ...], ...]
     config: GPT2Config
 
-    def sized(self, tokens: np.ndarray) -> list[Case]:
-        """Return a case of the size that each export takes, if it takes only one."""
-        cases = [own_size(interfaces[0], tokens, self.config) for interfaces in self.exports if interfaces]
+    def more(self, tokens: np.ndarray, level: Level) -> list[Case]:
+        """Return a case of the size that each export takes, if it takes only one, and cases of many shapes.
+
+        Args:
+            tokens: token ids of the text.
+            level: ``full`` has every small size.
+        """
+        exports = [interfaces for interfaces in self.exports if interfaces]
+        cases = [own_size(interfaces[0], tokens, self.config) for interfaces in exports]
+        of_any = [unpadded(self.config, tokens), *(dense(self.config, tokens) if level is Level.FULL else ())]
+        cases += of_any if exports else []
         return list({case.name: case for case in cases if case is not None}.values())
 
     def shifted(self, cases: Sequence[Case]) -> list[Case]:
@@ -125,6 +136,31 @@ class Wanted:
         if not any(counts_itself(interfaces) for interfaces in self.exports if interfaces):
             return []
         return [by_column(case) for case in cases if not case.attention_mask.all()]
+
+
+def unpadded(config: GPT2Config, tokens: np.ndarray) -> Case:
+    """Return a batch without padding, which a file may take that is not told what padding is."""
+    length = min(config.n_positions, UNPADDED_TOKENS)
+    chunks = (length - 2, 1, 1) if length > 2 else (length,)
+    return _rows(f"{UNPADDED_ROWS} rows of {length} tokens", tokens, UNPADDED_ROWS, chunks)
+
+
+def dense(config: GPT2Config, tokens: np.ndarray) -> list[Case]:
+    """Return cases of every small size: numbers of rows, lengths of a prompt, tokens at a time."""
+    length, few = min(config.n_positions, SHORT_TOKENS), min(config.n_positions, ROW_TOKENS)
+    chunks = (few - 1, 1) if few > 1 else (few,)
+    cases = [_rows(f"{rows} rows of {few} tokens", tokens, rows, chunks) for rows in range(1, max(BATCHES) + 1)]
+    cases += [_rows(f"a prompt of {size} tokens", tokens, 1, (size,)) for size in range(1, length + 1)]
+    for size in range(1, min(DENSE_STEP, length) + 1):
+        whole, rest = divmod(length, size)
+        cases.append(_rows(f"{size} tokens at a time", tokens, 1, (*[size] * whole, *([rest] if rest else []))))
+    return cases
+
+
+def _rows(name: str, tokens: np.ndarray, rows: int, chunks: tuple[int, ...]) -> Case:
+    """Return a case of rows of one length, each with another text."""
+    ids = np.stack([np.roll(tokens, -7 * row)[: sum(chunks)] for row in range(rows)])
+    return Case(name, ids, np.ones_like(ids), chunks, shape=True)
 
 
 def own_size(interface: Interface, tokens: np.ndarray, config: GPT2Config) -> Case | None:

@@ -157,6 +157,10 @@ ROW_TOKENS = 3  # at most in a row of such a batch, because the logits take most
 POWERS, FULL_POWERS = range(6), range(15)
 
 KEPT = (1, 2)  # numbers of logits to ask for; ``generate`` asks for one
+# Of every token of the vocabulary all logits are compared, if these are no more bytes than this; else the logits at the
+# end of each row.
+VOCABULARY_BYTES = 2**26
+
 SPECIAL_TOKENS = 24  # at most in a case, in turn with tokens of the text
 
 
@@ -183,8 +187,9 @@ def shapes(config: GPT2Config, tokens: np.ndarray, special: Sequence[int], level
     if level is Level.FULL:
         rows = np.resize(np.arange(config.vocab_size), (-(-config.vocab_size // length), length))
         pieces = np.array_split(rows, -(-len(rows) // max(BATCHES)))
+        keep = 0 if 8 * config.vocab_size**2 <= VOCABULARY_BYTES else 1
         cases += [
-            Case(f"vocabulary, part {part}", ids, np.ones_like(ids), (length,), 1, long=True, shape=True)
+            Case(f"vocabulary, part {part}", ids, np.ones_like(ids), (length,), keep, long=True, shape=True)
             for part, ids in enumerate(pieces, 1)
         ]
     return cases

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -74,7 +75,7 @@ def test_what_an_interface_cannot_express_is_said_and_not_run(source: Path, expo
         for note in without.notes
     )
     assert "left-padded batch" not in leg(without, "ONNX Runtime float32").cases
-    assert "chunked prefill" in leg(without, "ONNX Runtime float32").cases
+    assert {"chunked prefill", "3 rows of 12 tokens"} <= set(leg(without, "ONNX Runtime float32").cases)
     itself = check(source, export(disguises.own_positions))
     assert any("counts padding too" in note for note in itself.notes)
     assert "left-padded batch" in leg(itself, "ONNX Runtime float32").cases
@@ -356,3 +357,38 @@ def test_the_provider_that_is_asked_for_runs_the_export(source: Path, export: Ca
     report = check(source, export(), provider="azure")
     assert report.passed, report.faults
     assert report.settings["provider"] == "AzureExecutionProvider"
+
+
+# --- every small size -------------------------------------------------------------------------------------------------
+
+
+def sizes_are(axis: int, number: int) -> disguises.Edit:
+    """Make the logits wrong for a number of rows or tokens, without a branch that could be watched."""
+
+    def edit(graph: onnx.GraphProto) -> None:
+        disguises.larger_logits(graph)
+        graph.initializer.append(numpy_helper.from_array(np.array([number]), "number"))
+        graph.node[-1].output[:] = ["wrong"]
+        size = onnx.helper.make_node("Shape", ["input_ids"], ["size"], start=axis, end=axis + 1)
+        same = onnx.helper.make_node("Equal", ["size", "number"], ["same"])
+        graph.node.extend([size, same, onnx.helper.make_node("Where", ["same", "wrong", "right"], ["logits"])])
+
+    return edit
+
+
+@pytest.mark.parametrize(("axis", "number"), [(0, 7), (0, 30), (1, 13), (1, 21)])
+def test_every_small_size_is_fed_at_the_full_level(
+    source: Path, export: Callable[..., Path], axis: int, number: int
+) -> None:
+    file = export(sizes_are(axis, number))
+    assert check(source, file).headline == "MATCH"  # it is none of the sizes that are always fed
+    report = check(source, file, level="full")
+    assert report.headline == "MISMATCH"
+    assert report.localisation is not None
+    assert report.localisation.first == "logits"
+
+
+def test_rows_that_cannot_be_padded_are_fed_side_by_side(source: Path, export: Callable[..., Path]) -> None:
+    report = check(source, export(disguises.without_mask, sizes_are(0, 3)))
+    assert report.headline == "MISMATCH"
+    assert "it is wrong in 3 rows of 12 tokens, and right in the other cases" in report.notes
