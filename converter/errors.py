@@ -12,6 +12,8 @@ __all__ = [
     "CheckError",
     "CheckpointError",
     "ConfigError",
+    "EngineClosed",
+    "EngineFull",
     "GPT2Error",
     "HubError",
     "ModelFolderError",
@@ -62,3 +64,11 @@ class CheckError(GPT2Error):
 
 class BenchError(GPT2Error):
     """Nothing can be measured: a setting is out of range, or there is not enough time or memory."""
+
+
+class EngineFull(GPT2Error):  # noqa: N818 - a state that passes, as in queue.Full
+    """An engine takes no request now: as many run and wait as may."""
+
+
+class EngineClosed(GPT2Error):  # noqa: N818
+    """An engine takes no more requests, or has ended one, because it is being closed."""

@@ -116,8 +116,8 @@ def stream(model: Model, prompt: Any, *, generation_config: bool = True, **given
     encoded = model.encode(prompt)
     if (asked.beams, asked.best, len(encoded)) != (1, 1, 1):
         raise PromptError("stream gives one text of one prompt: generate takes several prompts, best and beams")
-    _refuse_what_cannot_be(model, encoded, asked)
-    rows = _rows(model, encoded, asked, None, Copies(asked.seed))
+    refuse_what_cannot_be(model, encoded, asked)
+    rows = rows_of(model, encoded, asked, None, Copies(asked.seed))
     return _streamed(_steps(model, encoded, rows, asked), rows[0])
 
 
@@ -149,14 +149,14 @@ def options_of(model: Model, given: Mapping[str, Any], generation_config: bool =
 def _generate(
     model: Model, encoded: list[list[int]], asked: GenerationOptions, on_text: OnText | None, copies: Copies
 ) -> Generation:
-    _refuse_what_cannot_be(model, encoded, asked)
+    refuse_what_cannot_be(model, encoded, asked)
     clock, scores, speculation = Clock(), list[float](), None
     if asked.beams > 1:
         from converter.runtime.beams import search
 
         rows, scores = search(model, encoded, asked, clock.tick, on_text)
     else:
-        rows = _rows(model, encoded, asked, on_text, copies)
+        rows = rows_of(model, encoded, asked, on_text, copies)
         for speculation in _steps(model, encoded, rows, asked):  # noqa: B007 - the last is what came of it all
             clock.tick()
     return Generation(
@@ -173,7 +173,12 @@ def _generate(
     )
 
 
-def _refuse_what_cannot_be(model: Model, encoded: list[list[int]], options: GenerationOptions) -> None:
+def refuse_what_cannot_be(model: Model, encoded: list[list[int]], options: GenerationOptions) -> None:
+    """Refuse options that do not go with the prompts or the folder.
+
+    Raises:
+        PromptError: they do not.
+    """
     if options.speculate and len(encoded) > 1:
         raise PromptError(f"speculate is for one prompt at a time, and these are {len(encoded)}")
     if options.stop and model.tokenizer is None:
@@ -198,10 +203,14 @@ class Copies:
         return self._counts[tuple(ids)]
 
 
-def _rows(
+def rows_of(
     model: Model, encoded: list[list[int]], options: GenerationOptions, on_text: OnText | None, copies: Copies
 ) -> list[Row]:
-    """Return a row for each text that is wanted."""
+    """Return a row for each text that is wanted.
+
+    Raises:
+        PromptError: a prompt leaves no room for a new token.
+    """
     rows = list[Row]()
     for ids in [ids for ids in encoded for _ in range(options.best)]:
         history = History(ids, room(model, ids, options), copies.seed, copies.number(ids), model.end_ids)

@@ -1,0 +1,171 @@
+"""A cache whose rows have lengths of their own: a row is filled, grows, is copied or left while the others go on.
+
+The graph of ``converter.runtime.in_place`` takes for each row how many slots count (``seqlens_k``), and writes what is
+new behind them. So rows stand side by side without padding. Each row's slots are of one size and lie together, which
+makes a prompt's own run possible: it is given the views of its row alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from copy import copy
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from converter.runtime.cache import IN_PLACE_FED
+from converter.runtime.ort import CPU, on_cpu, run_values
+
+if TYPE_CHECKING:
+    from converter.runtime.session import Model
+
+
+class Slots(ABC):
+    """The caches of several rows, and which tokens they hold.
+
+    Args:
+        model: what runs them.
+        rows: how many rows there are.
+        slots: how many tokens a row has room for.
+
+    Attributes:
+        held: the tokens whose keys and values a row holds, ``[rows, slots]`` int64, of which the first ``used`` count.
+        used: how many tokens each row holds, ``[rows]`` int64.
+    """
+
+    def __init__(self, model: Model, rows: int, slots: int) -> None:
+        self.model = model
+        self.held, self.used = np.full((rows, slots), model.pad_id, np.int64), np.zeros(rows, np.int64)
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of the caches when all rows are full."""
+        export, (rows, slots) = self.model.export, self.held.shape
+        element = np.dtype(self.model.cache_type if export is None else export.parts[-1].cache_type)
+        return 2 * self.model.config.n_layer * rows * slots * self.model.config.n_embd * element.itemsize
+
+    def run(self, row: int, ids: Sequence[int]) -> np.ndarray:
+        """Run more tokens of one row; return the logits after the last, ``[vocab_size]`` float32."""
+        logits = self._run_one(row, np.array(ids, np.int64))
+        begin = self.used[row]
+        self.held[row, begin : begin + len(ids)] = ids
+        self.used[row] += len(ids)
+        return logits
+
+    def step(self, tokens: Mapping[int, int]) -> Mapping[int, np.ndarray]:
+        """Run one more token of several rows; return the logits after each, ``[vocab_size]`` float32."""
+        logits = self._run_each(tokens)
+        for row, token in tokens.items():
+            self.held[row, self.used[row]] = token
+            self.used[row] += 1
+        return logits
+
+    def copy(self, source: int, row: int, count: int) -> None:
+        """Make a row hold the first ``count`` tokens of another row, or of its own, and nothing else."""
+        self._copy(source, row, count)
+        self.held[row, :count] = self.held[source, :count]
+        self.used[row] = count
+
+    def longest_prefix(self, ids: Sequence[int]) -> tuple[int, int]:
+        """Return the row that holds most of the first tokens of ``ids``, and how many it holds."""
+        same = (self.held[:, : len(ids)] == ids) & (np.arange(len(ids)) < self.used[:, None])
+        counts = same.cumprod(axis=1).sum(axis=1)
+        return int(counts.argmax()), int(counts.max())
+
+    @abstractmethod
+    def _run_one(self, row: int, ids: np.ndarray) -> np.ndarray: ...
+
+    @abstractmethod
+    def _run_each(self, tokens: Mapping[int, int]) -> Mapping[int, np.ndarray]: ...
+
+    @abstractmethod
+    def _copy(self, source: int, row: int, count: int) -> None: ...
+
+
+class SharedSlots(Slots):
+    """Slots of one buffer a layer, for a graph whose cache is in place. All rows run at once.
+
+    Memory is given by the system as slots are written to.
+    """
+
+    def __init__(self, model: Model, rows: int, slots: int) -> None:
+        super().__init__(model, rows, slots)
+        shape = (2, rows, model.config.n_head, slots, model.config.head_dim)
+        self.buffers = [np.empty(shape, np.float32) for _ in range(model.config.n_layer)]
+        self._views = dict[tuple[int, int], list[Any]]()
+
+    def _run_one(self, row: int, ids: np.ndarray) -> np.ndarray:
+        positions = np.arange(self.used[row], self.used[row] + len(ids))
+        return self._run(row, row + 1, ids[None], positions[None])[0]
+
+    def _run_each(self, tokens: Mapping[int, int]) -> Mapping[int, np.ndarray]:
+        """Rows between those that are asked for run along, as the operator knows no gaps. They run their first token
+        once more, which changes nothing.
+        """
+        end = max(tokens) + 1
+        ids, positions = self.held[:end, :1].copy(), np.zeros((end, 1), np.int64)
+        for row, token in tokens.items():
+            ids[row], positions[row] = token, self.used[row]
+        return dict(enumerate(self._run(0, end, ids, positions)))
+
+    def _copy(self, source: int, row: int, count: int) -> None:
+        if source != row:
+            for layer in self.buffers:
+                layer[:, row, :, :count] = layer[:, source, :, :count]
+
+    def _run(self, begin: int, end: int, ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Run tokens of the rows from ``begin`` to ``end`` at their positions, both ``[rows, new]``.
+
+        Returns:
+            The logits after the last of each row, ``[rows, vocab_size]`` float32.
+        """
+        last = positions[:, -1]
+        total = int(last.max()) + 1
+        fed = (
+            ids,
+            positions,
+            np.array(1, np.int64),
+            np.zeros((1, 1, ids.shape[1], total), np.float32),
+            last.astype(np.int32),
+            np.array(total, np.int32),
+        )
+        values = self._values(begin, end)
+        logits = np.empty((len(ids), 1, self.model.config.vocab_size), np.float32)
+        pasts, presents = self.model.cache_names
+        feeds = dict(zip([*IN_PLACE_FED, *pasts], [*map(on_cpu, fed), *values], strict=True))
+        given = [on_cpu(logits), *values]
+        run_values(self.model.session, feeds, ["logits", *presents], [CPU] * len(given), given)
+        return logits[:, 0]
+
+    def _values(self, begin: int, end: int) -> list[Any]:
+        """Return keys and values of some rows as ONNX Runtime takes them."""
+        if (begin, end) not in self._views:
+            self._views[begin, end] = [on_cpu(half[begin:end]) for layer in self.buffers for half in layer]
+        return self._views[begin, end]
+
+
+class SeparateSlots(Slots):
+    """A cache for each row, for a graph that returns a new cache at every step. Rows run one after another."""
+
+    def __init__(self, model: Model, rows: int, slots: int) -> None:
+        super().__init__(model, rows, slots)
+        self.caches = [model.empty_cache(1) for _ in range(rows)]
+
+    def _run_one(self, row: int, ids: np.ndarray) -> np.ndarray:
+        end = int(self.used[row]) + len(ids)
+        positions = np.arange(self.used[row], end)
+        return self.model.step(ids[None], np.ones((1, end), np.int64), positions[None], self.caches[row], keep=1)[0, -1]
+
+    def _run_each(self, tokens: Mapping[int, int]) -> Mapping[int, np.ndarray]:
+        return {row: self._run_one(row, np.array([token], np.int64)) for row, token in tokens.items()}
+
+    def _copy(self, source: int, row: int, count: int) -> None:
+        self.caches[row] = copy(self.caches[source]) if count else self.model.empty_cache(1)
+        if count < self.caches[row].used:
+            self.caches[row].cut(count)
+
+
+def slots_of(model: Model, rows: int, slots: int) -> Slots:
+    """Return empty slots of the kind that the model's graph can run with."""
+    return (SharedSlots if model.in_place else SeparateSlots)(model, rows, slots)
