@@ -119,8 +119,7 @@ class InPlaceCache(Cache):
 
     def _buffer(self, batch: int, slots: int) -> np.ndarray:
         """Return the buffer of one layer, keys and values: ``[2, batch, n_head, slots, head_dim]``."""
-        config = self.model.config
-        return np.empty((2, batch, config.n_head, slots, config.head_dim), np.float32)
+        return empty_buffer(self.model, batch, slots)
 
     def step(self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int) -> np.ndarray:
         new = ids.shape[1]
@@ -138,22 +137,8 @@ class InPlaceCache(Cache):
     def _run(
         self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int, values: list[Any]
     ) -> np.ndarray:
-        batch, new = ids.shape
-        total, config = self.used + new, self.model.config
-        fed = (
-            np.ascontiguousarray(ids, np.int64),
-            np.ascontiguousarray(positions, np.int64),
-            np.array(keep, np.int64),
-            attention_bias(mask, new),
-            np.full(batch, total - 1, np.int32),
-            np.array(total, np.int32),
-        )
-        logits = np.empty((batch, min(keep or new, new), config.vocab_size), np.float32)
-        pasts, presents = self.model.cache_names
-        feeds = dict(zip([*IN_PLACE_FED, *pasts], [*map(on_cpu, fed), *values], strict=True))
-        given = [on_cpu(logits), *values]
-        run_values(self.model.session, feeds, ["logits", *presents], [CPU] * len(given), given)
-        return logits
+        last = np.full(len(ids), self.used + ids.shape[1] - 1)
+        return run_in_place(self.model, ids, positions, attention_bias(mask, ids.shape[1]), last, keep, values)
 
     def _make_room(self, slots: int) -> None:
         if slots > self.buffers[0].shape[3]:
@@ -188,6 +173,51 @@ class InPlaceCache(Cache):
 
     def arrays(self) -> list[np.ndarray]:
         return [half[:, :, : self.used] for layer in self.buffers for half in layer]
+
+
+def empty_buffer(model: Decoder, rows: int, slots: int) -> np.ndarray:
+    """Return the buffer of one layer, keys and values: ``[2, rows, n_head, slots, head_dim]``."""
+    return np.empty((2, rows, model.config.n_head, slots, model.config.head_dim), model.cache_type)
+
+
+def run_in_place(
+    model: Decoder,
+    ids: np.ndarray,
+    positions: np.ndarray,
+    bias: np.ndarray,
+    last: np.ndarray,
+    keep: int,
+    values: Sequence[Any],
+) -> np.ndarray:
+    """Run new tokens. Their keys and values are written into the buffers.
+
+    Args:
+        model: whose graph works in place.
+        ids: ``[rows, new]`` int64.
+        positions: ``[rows, new]`` int64.
+        bias: see ``attention_bias``; as wide as the longest row is with the new tokens.
+        last: the slot of each row's last new token, ``[rows]``. What lies behind it does not count.
+        keep: the logits of how many last positions are wanted; 0 for all.
+        values: the buffers, keys and values of each layer in turn.
+
+    Returns:
+        Logits ``[rows, keep or new, vocab_size]`` float32.
+    """
+    rows, new = ids.shape
+    fed = (
+        np.ascontiguousarray(ids, np.int64),
+        np.ascontiguousarray(positions, np.int64),
+        np.array(keep, np.int64),
+        bias,
+        last.astype(np.int32),
+        np.array(bias.shape[-1], np.int32),
+    )
+    logits = np.empty((rows, min(keep or new, new), model.config.vocab_size), np.float32)
+    pasts, presents = model.cache_names
+    feeds = dict(zip([*IN_PLACE_FED, *pasts], [*map(on_cpu, fed), *values], strict=True))
+    given = [on_cpu(logits), *values]
+    run_values(model.session, feeds, ["logits", *presents], [CPU] * len(given), given)
+    return logits
 
 
 def attention_bias(mask: np.ndarray, new: int) -> np.ndarray:

@@ -9,7 +9,7 @@ of one prompt, and prompts with the same beginning, share the work.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -83,6 +83,11 @@ class ContinuousBatch:
         self._places[place] = seat
         self._prompts.append(seat)
 
+    def fill(self, rows: Iterator[Row], options: GenerationOptions) -> None:
+        """Give free places to the next rows, as long as there are both."""
+        while not self.is_full and (row := next(rows, None)) is not None:
+            self.join(row, options)
+
     def leave(self, row: Row) -> None:
         """Free the place of a row, whether it has ended or not; nothing happens if it has none."""
         for seat in self._places:
@@ -92,33 +97,32 @@ class ContinuousBatch:
                     self._prompts.remove(seat)
 
     def advance(self) -> Iterator[Advanced]:
-        """Run a chunk of prompts and then one step; yield each row as it gets a token.
+        """Run chunks of prompts and then one step; yield each row as it gets a token.
 
         A failure ends the rows that it concerns and leaves the others alone. A row that has ended has left.
         """
-        yield from self._run_prompts()
+        begun = self.computed
+        while self._prompts and self.computed - begun < self.chunk:
+            yield from self._run_chunk(self._prompts[0])
         yield from self._step()
 
-    def _run_prompts(self) -> Iterator[Advanced]:
-        run = 0
-        while self._prompts and run < self.chunk:
-            seat = self._prompts[0]
+    def _run_chunk(self, seat: Seat) -> Iterator[Advanced]:
+        """Run a chunk of a prompt. Its last token, if that alone is left, goes with the next step."""
+        try:
             self._begin(seat)
             part = seat.pending[: self.chunk]
-            if len(seat.pending) > 1:  # a last token alone goes with the next step
-                try:
-                    logits = self.slots.run(seat.place, part)
-                except Exception as error:
-                    self.leave(seat.row)
-                    yield seat.row, error
-                    continue
-                run += len(part)
-                self.computed += len(part)
+            if len(seat.pending) > 1:
+                logits = self.slots.run(seat.place, part)
                 del seat.pending[: len(part)]
-            if len(seat.pending) <= 1:
-                self._prompts.popleft()
-            if not seat.pending:
-                yield self._take(seat, logits)
+                self.computed += len(part)
+        except Exception as error:  # whatever it is, it is handed to the one whom it concerns
+            yield from self._fail([seat], error)
+            return
+        if len(seat.pending) <= 1:
+            self._prompts.popleft()
+            self.computed += len(seat.pending)
+        if not seat.pending:
+            yield self._take(seat, logits)
 
     def _begin(self, seat: Seat) -> None:
         """Look for the beginning of a prompt in all places, and copy it. The last token is run for its logits."""
@@ -137,14 +141,18 @@ class ContinuousBatch:
             return
         try:
             logits = self.slots.step({seat.place: seat.pending[0] for seat in seats})
-        except Exception as error:
-            for seat in seats:
-                self.leave(seat.row)
-                yield seat.row, error
+        except Exception as error:  # see above
+            yield from self._fail(seats, error)
             return
         for seat in seats:
             if self._places[seat.place] is seat:  # whoever is given a row may take others out
                 yield self._take(seat, logits[seat.place])
+
+    def _fail(self, seats: Sequence[Seat], error: Exception) -> list[Advanced]:
+        """Let rows leave that cannot go on."""
+        for seat in seats:
+            self.leave(seat.row)
+        return [(seat.row, error) for seat in seats]
 
     def _ready(self) -> list[Seat]:
         """Return the seats whose prompts have been run, but for the last token at most."""
@@ -166,9 +174,8 @@ class ContinuousBatch:
         try:
             token = seat.options.pick(logits, row.history)
             row.take(token, logits)
-        except Exception as error:
-            self.leave(row)
-            return row, error
+        except Exception as error:  # see above
+            return self._fail([seat], error)[0]
         self.generated += 1
         seat.pending = [token]
         if row.ended:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from converter.runtime.cache import IN_PLACE_FED
-from converter.runtime.ort import CPU, on_cpu, run_values
+from converter.runtime.cache import empty_buffer, run_in_place
+from converter.runtime.ort import on_cpu
 
 if TYPE_CHECKING:
     from converter.runtime.session import Model
@@ -74,13 +74,16 @@ class Slots(ABC):
         return int(counts.argmax()), int(counts.max())
 
     @abstractmethod
-    def _run_one(self, row: int, ids: np.ndarray) -> np.ndarray: ...
+    def _run_one(self, row: int, ids: np.ndarray) -> np.ndarray:
+        """Run tokens ``[new]`` of one row; see ``run``."""
 
     @abstractmethod
-    def _run_each(self, tokens: Mapping[int, int]) -> Mapping[int, np.ndarray]: ...
+    def _run_each(self, tokens: Mapping[int, int]) -> Mapping[int, np.ndarray]:
+        """Run one token of several rows; see ``step``."""
 
     @abstractmethod
-    def _copy(self, source: int, row: int, count: int) -> None: ...
+    def _copy(self, source: int, row: int, count: int) -> None:
+        """Copy the first keys and values of one row into another."""
 
 
 class SharedSlots(Slots):
@@ -91,8 +94,7 @@ class SharedSlots(Slots):
 
     def __init__(self, model: Model, rows: int, slots: int) -> None:
         super().__init__(model, rows, slots)
-        shape = (2, rows, model.config.n_head, slots, model.config.head_dim)
-        self.buffers = [np.empty(shape, np.float32) for _ in range(model.config.n_layer)]
+        self.buffers = [empty_buffer(model, rows, slots) for _ in range(model.config.n_layer)]
         self._views = dict[tuple[int, int], list[Any]]()
 
     def _run_one(self, row: int, ids: np.ndarray) -> np.ndarray:
@@ -120,23 +122,11 @@ class SharedSlots(Slots):
         Returns:
             The logits after the last of each row, ``[rows, vocab_size]`` float32.
         """
+        if self.model.mover is not None:
+            self.model.mover.step()
         last = positions[:, -1]
-        total = int(last.max()) + 1
-        fed = (
-            ids,
-            positions,
-            np.array(1, np.int64),
-            np.zeros((1, 1, ids.shape[1], total), np.float32),
-            last.astype(np.int32),
-            np.array(total, np.int32),
-        )
-        values = self._values(begin, end)
-        logits = np.empty((len(ids), 1, self.model.config.vocab_size), np.float32)
-        pasts, presents = self.model.cache_names
-        feeds = dict(zip([*IN_PLACE_FED, *pasts], [*map(on_cpu, fed), *values], strict=True))
-        given = [on_cpu(logits), *values]
-        run_values(self.model.session, feeds, ["logits", *presents], [CPU] * len(given), given)
-        return logits[:, 0]
+        bias = np.zeros((1, 1, ids.shape[1], int(last.max()) + 1), np.float32)
+        return run_in_place(self.model, ids, positions, bias, last, 1, self._values(begin, end))[:, 0]
 
     def _values(self, begin: int, end: int) -> list[Any]:
         """Return keys and values of some rows as ONNX Runtime takes them."""

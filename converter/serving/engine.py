@@ -218,17 +218,19 @@ class Engine:
 
     def _advanced(self, ticket: Ticket, error: Exception | None) -> None:
         """Hand out what came of a step."""
-        if ticket._cancelled or ticket.error:
+        if ticket._cancelled:
+            self._batch.leave(ticket.row)
             return
         try:
             if error is None:
                 ticket._hand_out()
             else:
                 ticket._deliver(ticket.number, error)
-        except Exception as own:
+        except Exception as own:  # deliver is the caller's, and may not end the requests of others
             error = own
         if error is not None:
             ticket.error = error
+            self._batch.leave(ticket.row)
         elif ticket.row.ended:
             with self._changed:
                 del self._seated[ticket.row]
