@@ -44,7 +44,7 @@ EARLY_STOPPING: dict[str, Any] = {"no": False, "yes": True, "never": "never"}  #
         'gpt2onnx generate gpt2-onnx "$(cat code.py)" --speculate',
         'gpt2onnx generate chatty-onnx "Hello! How are you?" --chat',
         'echo "From a pipe" | gpt2onnx generate gpt2-onnx -n 50 --quiet',
-        "gpt2onnx generate gpt2-onnx --prompts prompts.jsonl --logprobs 3 > texts.jsonl",
+        "gpt2onnx generate gpt2-onnx --prompts prompts.jsonl -o texts.jsonl",
     ],
     groups={
         "Choosing tokens": (
@@ -53,7 +53,7 @@ EARLY_STOPPING: dict[str, Any] = {"no": False, "yes": True, "never": "never"}  #
         ),
         "Several texts, and beam search": ("best", "beams", "length_penalty", "early_stopping"),
         "Conversations": ("chat", "system"),
-        "Files of prompts": ("file", "batch_size"),
+        "Files of prompts": ("file", "output", "batch_size"),
         **RUNTIME_GROUP,
         "Output": ("logprobs", *OUTPUT_GROUP["Output"]),
     },
@@ -121,7 +121,14 @@ EARLY_STOPPING: dict[str, Any] = {"no": False, "yes": True, "never": "never"}  #
     help='JSONL with a "prompt" in each line, or - for standard input; JSONL comes out.',
 )
 @click.option(
-    "--batch-size", default=8, show_default=True, type=click.IntRange(1), help="Prompts of FILE that run together."
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where the lines go. Give it again after an interruption, and the lines that it has stay.",
+)
+@click.option(
+    "--batch-size", default=8, show_default=True, type=click.IntRange(1), help="Texts that run together with --prompts."
 )
 @click.option(
     "--logprobs",
@@ -143,6 +150,7 @@ def generate(
     chat: str | None,
     system: str | None,
     file: Path | None,
+    output: Path | None,
     batch_size: int,
     ids: bool,
     threads: int | None,
@@ -160,14 +168,14 @@ def generate(
     is as OUT's generation_config.json says. docs/generate.md says what each option does, precisely.
     """
     from converter.cli import generation, progress, prompt_files
-    from converter.runtime.generation import generate_each, options_of
+    from converter.runtime.generation import generate_together, options_of
     from converter.runtime.session import load
 
     if chat is not None:
         refuse_no_conversation(out, chat, ids)
     elif system is not None:
         raise click.UsageError("--system is for conversations: add --chat")
-    refuse_together(prompts, file, ids, as_json, options["logprobs"], chat)
+    refuse_together(prompts, file, output, ids, as_json, options["logprobs"], chat)
     lines = prompt_files.read(file) if file is not None else []
     texts = prompts or (() if file is not None else (standard_input("a prompt"),))
     with progress.line(f"opening {out}", not quiet):
@@ -176,14 +184,14 @@ def generate(
     with terminal.warnings_as_lines():
         asked = options_of(model, given, not no_generation_config)
     if file is not None:
-        prompt_files.run(model, file, lines, asked, batch_size, quiet)
+        prompt_files.run(model, file, lines, asked, batch_size, output, quiet)
         return
     encoded = model.encode(as_given(model, texts, ids, chat, system))
     shown = texts if chat is None else ("",) * len(texts)  # of a conversation only the answer is shown
     streams = len(texts) == 1 == asked.best == asked.beams and not as_json and not ids
     stream = generation.Stream(shown[0]) if streams else None
     with progress.line("generating", show=stream is None and not quiet):
-        done = next(generate_each(model, encoded, asked, len(encoded), stream.show if stream else None))
+        done = generate_together(model, encoded, asked, stream.show if stream else None)
     if as_json:
         click.echo(terminal.to_json(generation.facts(model, texts, done, asked.logprobs is not None)))
         return
@@ -236,9 +244,17 @@ def is_given(name: str) -> bool:
 
 
 def refuse_together(
-    prompts: tuple[str, ...], file: Path | None, ids: bool, as_json: bool, logprobs: int | None, chat: str | None
+    prompts: tuple[str, ...],
+    file: Path | None,
+    output: Path | None,
+    ids: bool,
+    as_json: bool,
+    logprobs: int | None,
+    chat: str | None,
 ) -> None:
     """Refuse options that would not be used."""
+    if file is None and output is not None:
+        raise click.UsageError("--output is for --prompts FILE: what is on the command line goes to standard output")
     if file is None and is_given("batch_size"):
         raise click.UsageError("--batch-size is for --prompts FILE: prompts on the command line run as one batch")
     if file is None and logprobs is not None and not as_json:

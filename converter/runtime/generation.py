@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,24 +91,67 @@ def generate(
 ) -> Generation:
     """Continue each of ``prompts``; see ``Model.generate``, which says what may be given."""
     asked = options_of(model, given, generation_config)
-    return _generate(model, model.encode(prompts), asked, on_text, Copies(asked.seed))
+    return generate_together(model, model.encode(prompts), asked, on_text)
 
 
 def generate_each(
     model: Model,
     prompts: Sequence[list[int]],
     asked: GenerationOptions,
-    batch_size: int,
-    on_text: OnText | None = None,
+    side_by_side: int,
+    copies: Copies | None = None,
 ) -> Iterator[Generation]:
-    """Continue many prompts, so many at a time; what comes of each is what would come of all at once.
+    """Continue many prompts; yield what comes of the next, one or several: what would come of all at once.
+
+    Args:
+        model: what runs them.
+        prompts: token ids.
+        asked: the options of all.
+        side_by_side: how many texts run at once. One that has ended makes room for the next, where that can be; else
+            so many prompts are a batch.
+        copies: of the prompts that came before these; by default none did.
 
     Raises:
         PromptError: see ``Model.generate``.
     """
-    copies = Copies(asked.seed)
-    for at in range(0, len(prompts), batch_size):
-        yield _generate(model, list(prompts[at : at + batch_size]), asked, on_text, copies)
+    copies = copies or Copies(asked.seed)
+    if asked.beams == 1 and not asked.speculate and model.in_place:
+        yield from _generate_continuously(model, prompts, asked, side_by_side, copies)
+        return
+    size = 1 if asked.speculate else side_by_side
+    for at in range(0, len(prompts), size):
+        yield generate_together(model, list(prompts[at : at + size]), asked, copies=copies)
+
+
+def _generate_continuously(
+    model: Model, prompts: Sequence[list[int]], asked: GenerationOptions, side_by_side: int, copies: Copies
+) -> Iterator[Generation]:
+    from converter.runtime.continuous import ContinuousBatch
+
+    refuse_what_cannot_be(model, list(prompts[:1]), asked)
+    most = max((len(ids) + room(model, ids, asked) for ids in prompts), default=1)
+    batch = ContinuousBatch(model, side_by_side, slots=most)
+    begun, clocks = deque[list[Row]](), dict[Row, Clock]()
+
+    def coming() -> Iterator[Row]:
+        for ids in prompts:
+            rows = rows_of(model, [ids], asked, None, copies)
+            begun.append(rows)
+            clocks.update(dict.fromkeys(rows, Clock()))
+            yield from rows
+
+    rows = coming()
+    batch.fill(rows, asked)
+    while begun:
+        for row, error in batch.advance():
+            if error is not None:
+                raise error
+            clocks[row].tick()
+        batch.fill(rows, asked)
+        while begun and all(row.ended for row in begun[0]):
+            done = begun.popleft()
+            clock = [clocks.pop(row) for row in done][-1]
+            yield _generation(done, clock, asked.best)
 
 
 def stream(model: Model, prompt: Any, *, generation_config: bool = True, **given: Any) -> Iterator[Token]:
@@ -146,9 +190,18 @@ def options_of(model: Model, given: Mapping[str, Any], generation_config: bool =
     return asked
 
 
-def _generate(
-    model: Model, encoded: list[list[int]], asked: GenerationOptions, on_text: OnText | None, copies: Copies
+def generate_together(
+    model: Model,
+    encoded: list[list[int]],
+    asked: GenerationOptions,
+    on_text: OnText | None = None,
+    copies: Copies | None = None,
 ) -> Generation:
+    """Continue prompts, given as token ids, as one batch; see ``Model.generate``.
+
+    Raises:
+        PromptError: they cannot be continued.
+    """
     refuse_what_cannot_be(model, encoded, asked)
     clock, scores, speculation = Clock(), list[float](), None
     if asked.beams > 1:
@@ -156,9 +209,16 @@ def _generate(
 
         rows, scores = search(model, encoded, asked, clock.tick, on_text)
     else:
-        rows = rows_of(model, encoded, asked, on_text, copies)
+        rows = rows_of(model, encoded, asked, on_text, copies or Copies(asked.seed))
         for speculation in _steps(model, encoded, rows, asked):  # noqa: B007 - the last is what came of it all
             clock.tick()
+    return _generation(rows, clock, asked.best, scores, speculation)
+
+
+def _generation(
+    rows: list[Row], clock: Clock, best: int, scores: Sequence[float] = (), speculation: Speculation | None = None
+) -> Generation:
+    """Return what came of rows."""
     return Generation(
         prompt_ids=[row.prompt_ids for row in rows],
         new_ids=[row.new_ids for row in rows],
@@ -167,7 +227,7 @@ def _generate(
         prefill_seconds=clock.first - clock.began,
         decode_seconds=clock.last - clock.first,
         tokens=[tuple(row.tokens) for row in rows],
-        best=asked.best,
+        best=best,
         scores=tuple(scores),
         speculation=speculation,
     )
@@ -201,6 +261,10 @@ class Copies:
         """Return how many of the same prompt came before."""
         self._counts[tuple(ids)] = self._counts.get(tuple(ids), -1) + 1
         return self._counts[tuple(ids)]
+
+    def skip(self, ids: list[int], texts: int) -> None:
+        """Note texts of a prompt that are not generated here."""
+        self._counts[tuple(ids)] = self._counts.get(tuple(ids), -1) + texts
 
 
 def rows_of(

@@ -77,6 +77,62 @@ def test_guesses_are_made_for_each_prompt_of_a_file(bundled: Path, file: Path) -
     assert rows(bundled, "--prompts", file, "--speculate=4") == rows(bundled, "--prompts", file)
 
 
+DRAWN = ("-n", 8, "-q", "--temperature", 1, "--seed", 5, "--best", 2)
+
+
+@pytest.mark.parametrize("cut", ["nothing", "half a line", "a text of two", "a line feed", "all"])
+def test_what_was_interrupted_goes_on_where_it_stopped(bundled: Path, file: Path, tmp_path: Path, cut: str) -> None:
+    to = tmp_path / "texts.jsonl"
+    command = ("generate", bundled, "--prompts", file, "-o", to, *DRAWN)
+    assert run(*command).stdout == ""
+    whole = to.read_bytes()
+    assert whole.decode() == run("generate", bundled, "--prompts", file, *DRAWN).stdout
+    lengths = [len(line) for line in whole.splitlines(keepends=True)]
+    kept = {
+        "nothing": len(whole),
+        "half a line": sum(lengths[:6]) + lengths[6] // 2,
+        "a text of two": sum(lengths[:5]),
+        "a line feed": sum(lengths[:4]) - 1,
+        "all": 0,
+    }[cut]
+    to.write_bytes(whole[:kept])
+    assert run(*command).exit_code == 0
+    assert to.read_bytes() == whole
+
+
+def test_only_what_is_missing_is_generated(bundled: Path, file: Path, tmp_path: Path) -> None:
+    to = tmp_path / "texts.jsonl"
+    own = [{"prompt": text, "text": "as somebody changed it"} for text in PROMPTS[:3]]
+    to.write_text(lines(*own))
+    assert run("generate", bundled, "--prompts", file, "-o", to, "-n", 8, "-q").exit_code == 0
+    found = [json.loads(line) for line in to.read_text().splitlines()]
+    assert found[:3] == own
+    assert found[3:] == rows(bundled, "--prompts", file)[3:]
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (lines({"prompt": PROMPTS[0]}, {"prompt": "Another"}), 2),
+        ("a text of somebody\n", 1),
+        (lines(*({"prompt": text} for text in (*PROMPTS, PROMPTS[0]))), 6),
+        ("[]\n", 1),
+    ],
+)
+def test_a_file_of_something_else_is_left_as_it_is(
+    bundled: Path, file: Path, tmp_path: Path, content: str, line: int
+) -> None:
+    (tmp_path / "texts.jsonl").write_text(content)
+    result = run("generate", bundled, "--prompts", file, "-o", tmp_path / "texts.jsonl")
+    assert_one_sentence(result, f"texts.jsonl, line {line}, is not of text 1 of prompt {line}", "give another --output")
+    assert (tmp_path / "texts.jsonl").read_text() == content
+
+
+def test_an_output_that_cannot_be_written_is_named(bundled: Path, file: Path, tmp_path: Path) -> None:
+    result = run("generate", bundled, "--prompts", file, "-o", tmp_path / "nowhere/texts.jsonl")
+    assert_one_sentence(result, "nowhere/texts.jsonl cannot be written: No such file or directory")
+
+
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
@@ -104,6 +160,7 @@ def test_a_line_that_cannot_be_continued_is_named_before_anything_is_printed(
         (["The", "--prompts", "FILE"], "omit PROMPT"),
         (["--prompts", "FILE", "--json"], "omit --json"),
         (["--prompts", "FILE", "--ids"], "omit --ids"),
+        (["The", "-o", "texts.jsonl"], "--output is for --prompts FILE"),
         (["The", "--batch-size", "2"], "--batch-size is for --prompts FILE"),
         (["The", "--logprobs", "2"], "add --json, or give --prompts FILE"),
         (["The", "--json", "--logprobs", "-1"], "logprobs is -1; expected 0 or more"),
