@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -265,8 +264,9 @@ def folder_rows(ledger: Ledger, limits: Limits, level: Level, out: Path, asked: 
         if precision != FULL:
             rows += [(file, widened(precision)), (file, shipped(precision))]
     if config.head == LM and asked.provider == "cpu":  # as in ``generate``
-        can = ((file, in_place(precision)) for precision, file in graphs.items() if can_be_rewritten(file))
-        rows += islice(can, 1)  # one precision is enough: only the weights differ
+        can = [(file, in_place(precision)) for precision, file in graphs.items() if can_be_rewritten(file)]
+        # Without integer products one precision is enough, as only the weights differ.
+        rows += [row for at, row in enumerate(can) if at == 0 or PRECISIONS[row[1].precision].scheme]
     if "fp16" in graphs:
         rows.append((graphs["fp16"], _rounded(ledger)))
     return FolderRows(rows, settings)

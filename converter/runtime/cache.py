@@ -29,6 +29,12 @@ MASKED = -1e30
 # Slots are made a quarter more than are needed, so that few steps copy the cache, and in multiples of 64.
 SPARE_SHARE, SLOT_MULTIPLE = 4, 64
 
+# Tokens of one row that run at once. ONNX Runtime computes the score of every token with every later one, too, and
+# throws it away: in chunks there are fewer of these, and the scores stay in the caches of the processor.
+CHUNK = 256
+
+NO_LOGITS = -(1 << 31)  # in place of a number of logits to keep: none, as the last of the graph's slice is cut off
+
 
 class Cache(ABC):
     """The cache of several rows side by side.
@@ -124,20 +130,31 @@ class InPlaceCache(Cache):
     def step(self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int) -> np.ndarray:
         new = ids.shape[1]
         self._make_room(self.used + new)
-        if self.used and new > 1 and len(ids) > 1:  # several new tokens on top of a cache are taken one row at a time
-            rows = [slice(row, row + 1) for row in range(len(ids))]
-            values = [[on_cpu(half[row]) for layer in self.buffers for half in layer] for row in rows]
-            parts = [self._run(ids[r], mask[r], positions[r], keep, v) for r, v in zip(rows, values, strict=True)]
-            logits = np.concatenate(parts)
-        else:
+        # The operator takes several new tokens on top of a cache one row at a time.
+        if new <= CHUNK and (new == 1 or not self.used or len(ids) == 1):
             logits = self._run(ids, mask, positions, keep, self.values)
+        else:
+            rows = [slice(row, row + 1) for row in range(len(ids))]
+            logits = np.concatenate([self._run_row(row, ids[row], mask[row], positions[row], keep) for row in rows])
         self.used += new
         return logits
+
+    def _run_row(self, row: slice, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int) -> np.ndarray:
+        """Run new tokens of one row in chunks; see ``step``."""
+        values, new = [on_cpu(half[row]) for layer in self.buffers for half in layer], ids.shape[1]
+        first = new - keep if keep else 0  # the first token whose logits are wanted
+        parts = []
+        for begin in range(0, new, CHUNK):
+            end = min(begin + CHUNK, new)
+            seen, wanted = mask[:, : self.used + end], end - max(begin, first)
+            chunk = ids[:, begin:end], seen, positions[:, begin:end], wanted if wanted > 0 else NO_LOGITS
+            parts.append(self._run(*chunk, values))
+        return np.concatenate(parts, axis=1)
 
     def _run(
         self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int, values: list[Any]
     ) -> np.ndarray:
-        last = np.full(len(ids), self.used + ids.shape[1] - 1)
+        last = np.full(len(ids), mask.shape[1] - 1)
         return run_in_place(self.model, ids, positions, attention_bias(mask, ids.shape[1]), last, keep, values)
 
     def _make_room(self, slots: int) -> None:
@@ -197,7 +214,7 @@ def run_in_place(
         positions: ``[rows, new]`` int64.
         bias: see ``attention_bias``; as wide as the longest row is with the new tokens.
         last: the slot of each row's last new token, ``[rows]``. What lies behind it does not count.
-        keep: the logits of how many last positions are wanted; 0 for all.
+        keep: the logits of how many last positions are wanted; 0 for all; ``NO_LOGITS``.
         values: the buffers, keys and values of each layer in turn.
 
     Returns:
@@ -212,11 +229,11 @@ def run_in_place(
         last.astype(np.int32),
         np.array(bias.shape[-1], np.int32),
     )
-    logits = np.empty((rows, min(keep or new, new), model.config.vocab_size), np.float32)
+    logits = np.empty((rows, max(0, min(keep or new, new)), model.config.vocab_size), np.float32)
     pasts, presents = model.cache_names
     feeds = dict(zip([*IN_PLACE_FED, *pasts], [*map(on_cpu, fed), *values], strict=True))
     given = [on_cpu(logits), *values]
-    run_values(model.session, feeds, ["logits", *presents], [CPU] * len(given), given)
+    run_values(model.session_for(rows, new), feeds, ["logits", *presents], [CPU] * len(given), given)
     return logits
 
 

@@ -13,6 +13,7 @@ from converter.runtime.gather import open_gather
 from reference.config import GPT2Config
 
 if TYPE_CHECKING:
+    from converter.runtime.integer import Second
     from converter.runtime.ort import InferenceSession
 
 # The element types that a cache may have.
@@ -34,12 +35,19 @@ class Decoder:
         config: the architecture.
         session: the ONNX Runtime session.
         device: where the runtime keeps the cache, ``cpu`` or ``cuda``.
+        second: the session for many rows, if there may be one.
     """
 
     folder: Path
     config: GPT2Config
     session: InferenceSession
     device: str = "cpu"
+    second: Second | None = None
+
+    def session_for(self, texts: int, new: int) -> InferenceSession:
+        """Return the session that runs so many texts with so many new tokens each."""
+        second = self.second.session_for(texts, new) if self.second is not None else None
+        return second or self.session
 
     @cached_property
     def cache_names(self) -> tuple[list[str], list[str]]:

@@ -58,6 +58,7 @@ def rewritten(file: Path) -> bytes | None:
     inputs += [helper.make_tensor_value_info(name, *what) for name, what in GIVEN.items()]
     _replace(graph.node, nodes)
     _replace(graph.input, inputs)
+    _allow_no_logits(graph)
     for value in (*_cache(graph), *graph.output[1:]):
         value.type.tensor_type.shape.dim[2].dim_param = "slots"
     if all(opset.domain != MICROSOFT for opset in model.opset_import):
@@ -130,6 +131,13 @@ def _in_place(attention: NodeProto, whole: Mapping[tuple[str, ...], str]) -> Nod
         kv_num_heads=values["kv_num_heads"],
         scale=values["scale"],
     )
+
+
+def _allow_no_logits(graph: GraphProto) -> None:
+    """Let the logits have no rows: by itself, a Reshape takes a 0 for the size that was there before."""
+    for node in graph.node:
+        if node.op_type == "Reshape" and graph.output[0].name in node.output:
+            node.attribute.append(helper.make_attribute("allowzero", 1))
 
 
 def _needed(nodes: Sequence[NodeProto], outputs: Iterable[str]) -> list[NodeProto]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from converter.checkpoint.config import parse_config
-from converter.errors import ConfigError, ModelFolderError, PromptError
+from converter.errors import ModelFolderError, PromptError
 from converter.files import read_json
 from converter.folder import manifest
 from converter.runtime.cache import IN_PLACE_FED, STEP_FED, Cache, GrowingCache, InPlaceCache
@@ -21,6 +21,7 @@ from converter.runtime.exports.files import is_export, onnx_files
 from converter.runtime.exports.open import open_export, read_export
 from converter.runtime.huge_pages import Mover, regions
 from converter.runtime.in_place import rewritten
+from converter.runtime.integer import Second
 from converter.runtime.ort import CPU_PROVIDER, InferenceSession, open_session, provider_name, untiled
 from converter.runtime.reader import Prompts, Reader, refuse_ids
 from converter.runtime.tokens import OnText, Token
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
     from converter.runtime.scoring import Score
 
 MODEL_FILES = ("onnx/model.onnx", "model.onnx")  # where a folder without our manifest may have its graph
-
-# As measured on gpt2: MatMulNBits takes its weights apart at every step unless they were laid out for it before.
-SLOWER = 30
 
 
 def model_file(folder: Path, precision: str | None = None) -> Path:
@@ -333,14 +331,15 @@ def load(
         threads: for one operator; by default one a core.
         precision: one that the folder holds; by default the first of fp32, fp16, int8, int4.
         prepack: lay the weights out anew for speed. Without it they stay in the mapped file, which saves a second copy
-            of them in memory and the time to make it.
+            of them in memory and the time to make it. int8 and int4 are laid out anew in any case, and for many rows
+            once more; without ``prepack`` only once.
         in_place: on a CPU, let the cache grow where it lies, which takes another operator than the folder's graph has.
             Without it, or where that cannot be, the graph is run as it is, as other clients run it.
         large_pages: after some steps, move the weights to pages of 2 MiB, where Linux can: see
             ``converter.runtime.huge_pages``. It decodes faster, and changes memory of this process.
 
     Raises:
-        ConfigError: there is no such precision, or it is not to be had without ``prepack``.
+        ConfigError: there is no such precision.
         ModelFolderError: the folder is incomplete or its graph cannot be opened.
         ProviderError: the provider is not there, or does not work on this machine.
     """
@@ -353,13 +352,10 @@ def load(
     if not config.head_spec.predicts:
         raise ModelFolderError(f"{folder} has the head {config.head} and generates nothing: gpt2onnx run {folder} TEXT")
     before = regions()
-    quantized = next((row.name for row in PRECISIONS.values() if row.scheme and file.match(row.model)), None)
-    if quantized and not prepack:
-        raise ConfigError(
-            f"{quantized} would run {SLOWER} times slower from the file itself: omit --no-prepack (prepack=False)"
-        )
+    quantized = any(row.scheme and file.match(row.model) for row in PRECISIONS.values())
     graph = rewritten(file) if in_place and name == CPU_PROVIDER else None
-    session, is_in_place = _open(file, name, threads, prepack, graph)
+    session, is_in_place = _open(file, name, threads, prepack or quantized, graph)
+    second = Second(graph, file.parent, threads) if graph and is_in_place and quantized and prepack else None
     cache, _ = cache_names(config.n_layer)
     shapes = refuse_another_interface(file, session, {*(IN_PLACE_FED if is_in_place else STEP_FED), *cache})
     shape = shapes[cache[0]]
@@ -369,7 +365,7 @@ def load(
             f"config.json has {config.n_head} of {config.head_dim}"
         )
     device = "cuda" if provider.lower() == "cuda" else "cpu"
-    return Model(folder, config, session, device, is_in_place, Mover(before) if large_pages else None)
+    return Model(folder, config, session, device, second, is_in_place, Mover(before) if large_pages else None)
 
 
 def _open_foreign(folder: Path, provider: str, threads: int | None) -> Model:

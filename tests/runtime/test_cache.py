@@ -163,3 +163,28 @@ def test_spare_slots_are_a_share_of_those_needed(models: dict[str, Model], monke
     assert isinstance(cache, InPlaceCache)
     step(model, cache, ids, np.ones_like(ids), 0, 40)
     assert cache.buffers[0].shape == (2, 1, 3, 50, 8)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2, 25])
+@pytest.mark.parametrize("before", [0, 5])
+def test_long_steps_run_in_chunks_and_change_nothing(
+    models: dict[str, Model], monkeypatch: pytest.MonkeyPatch, before: int, keep: int
+) -> None:
+    model, rng = models["in place"], np.random.default_rng(0)
+    ids, mask = rng.integers(61, size=(3, 40)), np.ones((3, 40), np.int64)
+    mask[1, :3] = 0
+    positions = np.maximum(mask.cumsum(axis=1) - 1, 0)
+
+    def logits() -> np.ndarray:
+        cache = model.empty_cache(3)
+        if before:
+            model.step(ids[:, :before], mask[:, :before], positions[:, :before], cache)
+        return model.step(ids[:, before:], mask, positions[:, before:], cache, keep)
+
+    whole = logits()
+    sizes = []
+    monkeypatch.setattr(caches, "CHUNK", 9)
+    run = caches.run_in_place
+    monkeypatch.setattr(caches, "run_in_place", lambda m, ids, *rest: sizes.append(ids.size) or run(m, ids, *rest))
+    np.testing.assert_allclose(logits(), whole, atol=1e-5 * whole.std())
+    assert max(sizes[1:] if before else sizes) <= 9  # the few tokens before are run at once

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-from onnx import GraphProto, NodeProto, TensorProto
+from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 
 from converter.parity.legs.graphs import Writer, graphs_of, rewrite
 from converter.parity.legs.shipped import shipped_values
@@ -181,13 +181,30 @@ def _dynamic(write: Writer, node: NodeProto, weight: str) -> list[str]:
     return [node.input[0], write.constant(1.0), write.constant(0.0)]  # in steps of 1
 
 
+def _along_axis(write: Writer, node: NodeProto) -> list[str]:
+    """Return the inputs of a node whose scales and zero points lie along its axis, so that they broadcast to the first.
+
+    The rank is not known before the graph runs: the shape is 1 everywhere but at the axis.
+    """
+    x, *others = inputs_of(node, 3)
+    axis = attributes_of(node).get("axis")
+    if axis is None:
+        return [x, *others]
+    rank = write.Shape(write.Shape(x))
+    ones = write.node("ConstantOfShape", rank, value=numpy_helper.from_array(np.ones(1, np.int64)))
+    shape = write.ScatterElements(ones, write.constant(np.array([axis])), write.constant(np.array([-1])))
+    return [x, *(write.Reshape(each, shape) if each else each for each in others)]
+
+
 def _quantize(write: Writer, node: NodeProto, weight: str) -> list[str]:
-    return [_counted(write, *inputs_of(node, 3))]
+    return [_counted(write, *_along_axis(write, node))]
 
 
 def _dequantize(write: Writer, node: NodeProto, weight: str) -> list[str]:
-    x, scale, zero_point = inputs_of(node, 3)
-    return [weight or write.Mul(_less(write, x, zero_point), scale)]
+    if weight:
+        return [weight]
+    x, scale, zero_point = _along_axis(write, node)
+    return [write.Mul(_less(write, x, zero_point), scale)]
 
 
 def _whole_product(write: Writer, node: NodeProto, weight: str) -> list[str]:

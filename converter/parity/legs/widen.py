@@ -21,11 +21,11 @@ from converter.graph.build import MAX_OPSET, MIN_OPSET, build
 from converter.parity.legs.graphs import Writer, graphs_of, rewrite
 from converter.parity.legs.shipped import shipped_values
 from converter.parity.legs.unquantize import inputs_of, unquantize
+from converter.runtime.given import give, outside
 from converter.runtime.ort import (
     CPU_PROVIDER,
     NO_OPTIMIZATION,
     InferenceSession,
-    OrtValue,
     SessionOptions,
     session_of,
     session_options,
@@ -118,23 +118,12 @@ def open_widened(model: onnx.ModelProto, file: Path, config: GPT2Config | None =
         if array is None:
             continue
         if array.nbytes > INLINE_BYTES:
-            weights.append(OrtValue.ortvalue_from_numpy(array))
-            options.add_initializer(tensor.name, weights[-1])
-            tensor.CopyFrom(_outside(tensor.name, array.shape, file.name))
+            weights += give(options, {tensor.name: array})
+            tensor.CopyFrom(outside(tensor.name, array.dtype, array.shape, file.name))
         else:
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     _widen(model.graph, file)
     return OpenedGraph(session_of(model.SerializeToString(), options, file.parent, CPU_PROVIDER), weights)
-
-
-def _outside(name: str, shape: Sequence[int], there: str) -> TensorProto:
-    """Return a float64 initializer whose numbers the session options give, as a protobuf holds 2 GB at most.
-
-    ONNX Runtime does not read its data file, but wants one that is there.
-    """
-    tensor = TensorProto(name=name, data_type=TensorProto.DOUBLE, dims=shape, data_location=TensorProto.EXTERNAL)
-    tensor.external_data.add(key="location", value=there)
-    return tensor
 
 
 def _widen(graph: onnx.GraphProto, file: Path) -> None:
@@ -146,12 +135,18 @@ def _widen(graph: onnx.GraphProto, file: Path) -> None:
         for attribute in node.attribute:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i in FLOATS:
                 attribute.i = TensorProto.DOUBLE
+            if node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
+                attribute.CopyFrom(helper.make_attribute("value", _double(helper.get_attribute_value(attribute))))
             if attribute.HasField("t") and attribute.t.data_type in FLOATS:
                 array = shipped_values(file, attribute.t).reshape(tuple(attribute.t.dims))
                 attribute.t.CopyFrom(numpy_helper.from_array(array.astype(np.float64)))
             if attribute.HasField("g"):
                 _widen_inside(attribute.g, file)
     spell_out(graph)
+
+
+def _double(value: float | Sequence[float]) -> TensorProto:
+    return numpy_helper.from_array(np.array(value, np.float64))
 
 
 def _widen_inside(graph: onnx.GraphProto, file: Path) -> None:
