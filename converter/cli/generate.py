@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -138,7 +138,12 @@ EARLY_STOPPING: dict[str, Any] = {"no": False, "yes": True, "never": "never"}  #
 )
 @click.option("--ids", is_flag=True, help="Prompts are token ids, such as '464 3290'; so is the output.")
 @threads_option
-@click.option("--no-prepack", is_flag=True, help="Use the weights as the file has them: less memory, but slower.")
+@click.option("--no-prepack", is_flag=True, help="Keep no weights laid out for speed: less memory, but slower.")
+@click.option(
+    "--cache",
+    type=click.Choice(["float32", "int8"]),
+    help="Type of the keys and values: int8 takes a quarter of the memory. By default as docs/generate.md says.",
+)
 @precision_option
 @provider_option
 @click.option("-q", "--quiet", is_flag=True, help="Print the text and no figures.")
@@ -155,6 +160,7 @@ def generate(
     ids: bool,
     threads: int | None,
     no_prepack: bool,
+    cache: Literal["float32", "int8"] | None,
     no_generation_config: bool,
     precision: str | None,
     provider: str,
@@ -179,7 +185,7 @@ def generate(
     lines = prompt_files.read(file) if file is not None else []
     texts = prompts or (() if file is not None else (standard_input("a prompt"),))
     with progress.line(f"opening {out}", not quiet):
-        model = load(out, provider, threads, precision, prepack=not no_prepack, large_pages=True)
+        model = load(out, provider, threads, precision, prepack=not no_prepack, cache=cache, large_pages=True)
     given = given_options(options, ends=not no_generation_config and model.generation_config.ends)
     with terminal.warnings_as_lines():
         asked = options_of(model, given, not no_generation_config)

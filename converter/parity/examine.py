@@ -53,7 +53,7 @@ from converter.parity.verdict.reproduction import Reproduction, reproduce
 from converter.runtime.heads import load as load_head
 from converter.runtime.in_place import can_be_rewritten
 from converter.runtime.ort import OPEN_ERRORS
-from converter.runtime.session import load, model_file
+from converter.runtime.session import CacheType, load, model_file
 from converter.weights.ledger import Ledger
 from converter.weights.precisions import FULL, PRECISIONS, Precision
 from reference.head import HEADS, LM
@@ -232,13 +232,13 @@ def folder_rows(ledger: Ledger, limits: Limits, level: Level, out: Path, asked: 
     graphs = graphs_of(out, config.head)
     several = len(graphs) > 1
 
-    def runtime(precision: str, in_place: bool = False) -> legs.Leg:
+    def runtime(precision: str, in_place: bool = False, cache: CacheType | None = None) -> legs.Leg:
         named = precision if several else None
         if config.head != LM:
             model = load_head(out, asked.provider, precision=named)
             settings.update(describe(model.session))
             return legs.shipped_head(model)
-        generating = load(out, asked.provider, precision=named, in_place=in_place)
+        generating = load(out, asked.provider, precision=named, in_place=in_place, cache=cache)
         settings.update(describe(generating.session))
         return legs.shipped(generating)
 
@@ -257,6 +257,11 @@ def folder_rows(ledger: Ledger, limits: Limits, level: Level, out: Path, asked: 
         leg, opened = shipped(precision), partial(runtime, precision, in_place=True)
         return replace(leg, name=f"{leg.name}, cache in place", in_place=True, open=opened)
 
+    def rounded_cache(precision: str) -> LegSpec:
+        leg, opened = in_place(precision), partial(runtime, precision, in_place=True, cache="int8")
+        name = f"ONNX Runtime {precision}, cache of 8 bits"
+        return replace(leg, name=name, open=lambda: legs.from_cache(opened()), cases=legs.leaves_a_cache)
+
     rows: list[tuple[Path, LegSpec]] = []
     if FULL in graphs:
         rows += [(graphs[FULL], widened(FULL)), (graphs[FULL], shipped(FULL))]
@@ -266,7 +271,10 @@ def folder_rows(ledger: Ledger, limits: Limits, level: Level, out: Path, asked: 
     if config.head == LM and asked.provider == "cpu":  # as in ``generate``
         can = [(file, in_place(precision)) for precision, file in graphs.items() if can_be_rewritten(file)]
         # Without integer products one precision is enough, as only the weights differ.
-        rows += [row for at, row in enumerate(can) if at == 0 or PRECISIONS[row[1].precision].scheme]
+        quantized = [row for row in can if PRECISIONS[row[1].precision].scheme]
+        rows += [*(row for row in can[:1] if row not in quantized), *quantized]
+        if config.n_positions > legs.FROM_CACHE:
+            rows += [(file, rounded_cache(leg.precision)) for file, leg in quantized]
     if "fp16" in graphs:
         rows.append((graphs["fp16"], _rounded(ledger)))
     return FolderRows(rows, settings)

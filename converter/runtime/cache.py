@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from converter.runtime.decoder import Decoder
+from converter.runtime.decoder import Decoder, scale_name
 from converter.runtime.ort import CPU, device_of, empty_on, on_cpu, run_values
 
 FED = ("input_ids", "attention_mask")  # what every graph takes
@@ -118,6 +118,8 @@ class InPlaceCache(Cache):
     Nothing is copied but when they are full, and when rows leave or change places.
     """
 
+    dtype: Any = np.float32
+
     def __init__(self, model: Decoder, batch: int) -> None:
         self.model, self.batch = model, batch
         self.buffers = [self._buffer(batch, 0) for _ in range(model.config.n_layer)]
@@ -125,19 +127,23 @@ class InPlaceCache(Cache):
 
     def _buffer(self, batch: int, slots: int) -> np.ndarray:
         """Return the buffer of one layer, keys and values: ``[2, batch, n_head, slots, head_dim]``."""
-        return empty_buffer(self.model, batch, slots)
+        return empty_buffer(self.model, batch, slots, self.dtype)
 
     def step(self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int) -> np.ndarray:
         new = ids.shape[1]
         self._make_room(self.used + new)
-        # The operator takes several new tokens on top of a cache one row at a time.
-        if new <= CHUNK and (new == 1 or not self.used or len(ids) == 1):
-            logits = self._run(ids, mask, positions, keep, self.values)
-        else:
-            rows = [slice(row, row + 1) for row in range(len(ids))]
-            logits = np.concatenate([self._run_row(row, ids[row], mask[row], positions[row], keep) for row in rows])
+        logits = self._run_all(ids, mask, positions, keep)
         self.used += new
         return logits
+
+    def _run_all(self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int) -> np.ndarray:
+        """Run new tokens for which there is room; see ``step``."""
+        new = ids.shape[1]
+        # The operator takes several new tokens on top of a cache one row at a time.
+        if new <= CHUNK and (new == 1 or not self.used or len(ids) == 1):
+            return self._run(ids, mask, positions, keep, self.values)
+        rows = [slice(row, row + 1) for row in range(len(ids))]
+        return np.concatenate([self._run_row(row, ids[row], mask[row], positions[row], keep) for row in rows])
 
     def _run_row(self, row: slice, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int) -> np.ndarray:
         """Run new tokens of one row in chunks; see ``step``."""
@@ -192,9 +198,9 @@ class InPlaceCache(Cache):
         return [half[:, :, : self.used] for layer in self.buffers for half in layer]
 
 
-def empty_buffer(model: Decoder, rows: int, slots: int) -> np.ndarray:
+def empty_buffer(model: Decoder, rows: int, slots: int, dtype: Any = np.float32) -> np.ndarray:
     """Return the buffer of one layer, keys and values: ``[2, rows, n_head, slots, head_dim]``."""
-    return np.empty((2, rows, model.config.n_head, slots, model.config.head_dim), model.cache_type)
+    return np.empty((2, rows, model.config.n_head, slots, model.config.head_dim), dtype)
 
 
 def run_in_place(
@@ -205,6 +211,7 @@ def run_in_place(
     last: np.ndarray,
     keep: int,
     values: Sequence[Any],
+    scales: np.ndarray | None = None,
 ) -> np.ndarray:
     """Run new tokens. Their keys and values are written into the buffers.
 
@@ -216,6 +223,7 @@ def run_in_place(
         last: the slot of each row's last new token, ``[rows]``. What lies behind it does not count.
         keep: the logits of how many last positions are wanted; 0 for all; ``NO_LOGITS``.
         values: the buffers, keys and values of each layer in turn.
+        scales: of a cache of 8 bits, ``[n_layer, 2, n_embd]`` float32.
 
     Returns:
         Logits ``[rows, keep or new, vocab_size]`` float32.
@@ -232,8 +240,12 @@ def run_in_place(
     logits = np.empty((rows, max(0, min(keep or new, new)), model.config.vocab_size), np.float32)
     pasts, presents = model.cache_names
     feeds = dict(zip([*IN_PLACE_FED, *pasts], [*map(on_cpu, fed), *values], strict=True))
+    if scales is not None:
+        halves = [half for layer in scales for half in layer]
+        feeds |= {scale_name(past): on_cpu(half) for past, half in zip(pasts, halves, strict=True)}
     given = [on_cpu(logits), *values]
-    run_values(model.session_for(rows, new), feeds, ["logits", *presents], [CPU] * len(given), given)
+    session = model.session_for(rows, new, eight_bits=scales is not None)
+    run_values(session, feeds, ["logits", *presents], [CPU] * len(given), given)
     return logits
 
 

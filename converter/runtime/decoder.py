@@ -13,8 +13,13 @@ from converter.runtime.gather import open_gather
 from reference.config import GPT2Config
 
 if TYPE_CHECKING:
-    from converter.runtime.integer import Second
+    from converter.runtime.later import Later
     from converter.runtime.ort import InferenceSession
+
+# From so many texts on, or tokens of a step, int8 and int4 run in the second session. MatMulNBits is faster, or no
+# slower, below about 8 rows. A prompt has to have more tokens, as opening the second session takes as long as
+# MatMulNBits takes for some hundred.
+MANY_TEXTS, MANY_TOKENS = 16, 64
 
 # The element types that a cache may have.
 CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
@@ -24,6 +29,11 @@ def cache_names(n_layer: int) -> tuple[list[str], list[str]]:
     """Return the names of a cache of ``n_layer`` layers, as inputs and as outputs of a graph."""
     parts = [f"{i}.{part}" for i in range(n_layer) for part in ("key", "value")]
     return [f"past_key_values.{part}" for part in parts], [f"present.{part}" for part in parts]
+
+
+def scale_name(past: str) -> str:
+    """Return the name of the scales of a cache of 8 bits."""
+    return f"scale.{past}"
 
 
 @dataclass(frozen=True)
@@ -36,18 +46,23 @@ class Decoder:
         session: the ONNX Runtime session.
         device: where the runtime keeps the cache, ``cpu`` or ``cuda``.
         second: the session for many rows, if there may be one.
+        eight: the session with a cache of 8 bits, likewise.
     """
 
     folder: Path
     config: GPT2Config
     session: InferenceSession
     device: str = "cpu"
-    second: Second | None = None
+    second: Later | None = None
+    eight: Later | None = None
 
-    def session_for(self, texts: int, new: int) -> InferenceSession:
+    def session_for(self, texts: int, new: int, eight_bits: bool = False) -> InferenceSession:
         """Return the session that runs so many texts with so many new tokens each."""
-        second = self.second.session_for(texts, new) if self.second is not None else None
-        return second or self.session
+        if eight_bits:
+            assert self.eight is not None
+            return self.eight.session
+        many = texts >= MANY_TEXTS or texts * new >= MANY_TOKENS
+        return (many and self.second and self.second.session) or self.session
 
     @cached_property
     def cache_names(self) -> tuple[list[str], list[str]]:

@@ -19,6 +19,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
+from converter.runtime.decoder import scale_name
 from converter.version import PRODUCER
 
 ATTENTION, MICROSOFT = "Attention", "com.microsoft"
@@ -29,6 +30,9 @@ NO_ROTATION = ("", "", "")  # cos_cache, sin_cache, position_ids
 
 # The attributes of an Attention that means no more than GroupQueryAttention can.
 PLAIN = {"q_num_heads", "kv_num_heads", "scale"}
+
+PASTS = slice(3, 5)  # where keys and values are among the inputs of GroupQueryAttention
+EIGHT_BITS = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
 
 CACHE_DIMENSIONS = ("batch_size", "n_head", "slots", "head_dim")
 
@@ -44,10 +48,13 @@ def can_be_rewritten(file: Path) -> bool:
     return _read(file) is not None
 
 
-def rewritten(file: Path) -> bytes | None:
+def rewritten(file: Path, eight_bits: bool = False) -> bytes | None:
     """Return the graph of ``file`` with its cache in place; None if that cannot be, or if it is not gpt2onnx's own.
 
     Its weights stay where they are, relative to the file's folder.
+
+    Args:
+        eight_bits: let the cache be int8, with scales as inputs: see ``converter.runtime.eight_bits``.
     """
     read = _read(file)
     if read is None:
@@ -59,6 +66,8 @@ def rewritten(file: Path) -> bytes | None:
     _replace(graph.node, nodes)
     _replace(graph.input, inputs)
     _allow_no_logits(graph)
+    if eight_bits:
+        _round_cache(graph)
     for value in (*_cache(graph), *graph.output[1:]):
         value.type.tensor_type.shape.dim[2].dim_param = "slots"
     if all(opset.domain != MICROSOFT for opset in model.opset_import):
@@ -131,6 +140,19 @@ def _in_place(attention: NodeProto, whole: Mapping[tuple[str, ...], str]) -> Nod
         kv_num_heads=values["kv_num_heads"],
         scale=values["scale"],
     )
+
+
+def _round_cache(graph: GraphProto) -> None:
+    """Let the cache be int8. Each key and value has a scale for every channel."""
+    for value in (*_cache(graph), *graph.output[1:]):
+        value.type.tensor_type.elem_type = TensorProto.INT8
+    for node in graph.node:
+        if node.op_type == "GroupQueryAttention":
+            pasts = node.input[PASTS]
+            scales = [scale_name(past) for past in pasts]
+            node.input.extend(["", *scales])  # the first is head_sink
+            node.attribute.extend(helper.make_attribute(*each) for each in EIGHT_BITS.items())
+            graph.input.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n_embd"]) for name in scales)
 
 
 def _allow_no_logits(graph: GraphProto) -> None:

@@ -13,7 +13,6 @@ https://github.com/microsoft/onnxruntime, ContribOperators.md; "zeropoint, vecto
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,10 +28,6 @@ from converter.runtime.given import give, outside
 from converter.runtime.ort import CPU_PROVIDER, InferenceSession, session_of, session_options, untiled
 from converter.weights.precisions import Blocks
 from converter.weights.quantize import Rows, dequantize
-
-# Of one step of several texts, and of the tokens of a step. MatMulNBits is faster, or no slower, below about 8 rows.
-# A prompt has to have more, as opening the second session takes as long as MatMulNBits takes for some hundred tokens.
-MANY_TEXTS, MANY_TOKENS = 16, 64
 
 PRODUCT, DOMAIN = "MatMulNBits", "gpt2onnx"
 ONES, SHAPE = "integer.ones", "integer.shape"  # what all products share
@@ -201,7 +196,8 @@ def _rounded(node: NodeProto, held: Mapping[str, TensorProto], folder: Path) -> 
         return numpy_helper.to_array(held[name], os.fspath(folder)).reshape(outputs, -1) if name else None
 
     packed, scales, zeros, bias = part(1), part(2), part(3), part(5)
-    assert packed is not None and scales is not None  # the operator's schema has them
+    assert packed is not None  # the operator has both
+    assert scales is not None
     blocks = Blocks(given["bits"], given["block_size"], symmetric=zeros is None)
     whole, steps = np.empty((inputs, outputs), np.int8), np.empty(outputs, np.float32)
     for begin in range(0, outputs, PIECE_ROWS):
@@ -213,44 +209,25 @@ def _rounded(node: NodeProto, held: Mapping[str, TensorProto], folder: Path) -> 
     return _Weight(whole, steps, np.zeros(outputs, np.float32) if bias is None else bias[:, 0])
 
 
-class Second:
-    """The second session of a graph, for many rows. It is opened when it is first asked for.
+def open_integers(graph: bytes, folder: Path, threads: int | None) -> InferenceSession | None:
+    """Open a graph of int8 or int4 with integer products; None if they are not to be had on this machine.
 
     It takes the memory of the weights once more, at 8 bits a number.
 
     Args:
-        graph: the first one, its cache in place.
+        graph: the graph with its cache in place.
         folder: where its data file lies.
         threads: see ``load``.
     """
-
-    def __init__(self, graph: bytes, folder: Path, threads: int | None) -> None:
-        self._graph, self._folder, self._threads = graph, folder, threads
-        self._lock = threading.Lock()
-        self._opened: list[InferenceSession | None] = []
-
-    @property
-    def session(self) -> InferenceSession | None:
-        """Return the session; None if this machine is better off with the first one."""
-        with self._lock:
-            if not self._opened:
-                self._opened.append(self._open() if multiplies_exactly() else None)
-            return self._opened[0]
-
-    def session_for(self, texts: int, new: int) -> InferenceSession | None:
-        """Return the session if it is faster for so many texts with so many new tokens each."""
-        return self.session if texts >= MANY_TEXTS or texts * new >= MANY_TOKENS else None
-
-    def _open(self) -> InferenceSession | None:
-        made = with_integers(onnx.load_from_string(self._graph), self._folder)
-        if made is None:
-            return None
-        options = session_options(self._threads)
-        values = give(options, made.weights)
-        with untiled():
-            session = session_of(made.model.SerializeToString(), options, self._folder, CPU_PROVIDER)
-        del values  # ONNX Runtime has laid the weights out anew
-        return session
+    made = with_integers(onnx.load_from_string(graph), folder) if multiplies_exactly() else None
+    if made is None:
+        return None
+    options = session_options(threads)
+    values = give(options, made.weights)
+    with untiled():
+        session = session_of(made.model.SerializeToString(), options, folder, CPU_PROVIDER)
+    del values  # ONNX Runtime has laid the weights out anew
+    return session
 
 
 @cache

@@ -5,24 +5,35 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from converter.checkpoint.config import parse_config
-from converter.errors import ModelFolderError, PromptError
+from converter.errors import ConfigError, ModelFolderError, PromptError
 from converter.files import read_json
 from converter.folder import manifest
 from converter.runtime.cache import IN_PLACE_FED, STEP_FED, Cache, GrowingCache, InPlaceCache
-from converter.runtime.decoder import cache_names
+from converter.runtime.decoder import MANY_TEXTS, cache_names
+from converter.runtime.eight_bits import EightBitCache
 from converter.runtime.exports.feeding import Export
 from converter.runtime.exports.files import is_export, onnx_files
 from converter.runtime.exports.open import open_export, read_export
 from converter.runtime.huge_pages import Mover, regions
 from converter.runtime.in_place import rewritten
-from converter.runtime.integer import Second
-from converter.runtime.ort import CPU_PROVIDER, InferenceSession, open_session, provider_name, untiled
+from converter.runtime.integer import open_integers
+from converter.runtime.later import Later
+from converter.runtime.ort import (
+    CPU_PROVIDER,
+    OPEN_ERRORS,
+    ORT_VERSION,
+    InferenceSession,
+    open_session,
+    provider_name,
+    untiled,
+)
 from converter.runtime.reader import Prompts, Reader, refuse_ids
 from converter.runtime.tokens import OnText, Token
 from converter.weights import precisions
@@ -32,6 +43,8 @@ from reference.config import GPT2Config
 if TYPE_CHECKING:
     from converter.runtime.generation import Generation
     from converter.runtime.scoring import Score
+
+CacheType = Literal["float32", "int8"]
 
 MODEL_FILES = ("onnx/model.onnx", "model.onnx")  # where a folder without our manifest may have its graph
 
@@ -70,11 +83,14 @@ class Model(Reader):
     Attributes:
         folder, config, session, device: see ``Decoder``; what reads prompts: see ``Reader``.
         in_place: whether the cache grows where it lies: see ``converter.runtime.in_place``.
+        cache: ``int8`` or ``float32`` if that was asked for; else texts side by side have int8 with weights of 8 bits
+            and fewer, and everything else has what the graph has.
         mover: moves the weights to large pages, if that was asked for.
         export: the files of another exporter; None for a folder of gpt2onnx.
     """
 
     in_place: bool = False
+    cache: CacheType | None = None
     mover: Mover | None = None
     export: Export | None = None
 
@@ -82,11 +98,26 @@ class Model(Reader):
         size = f"{self.config.n_layer} layers, {self.config.n_head} heads, width {self.config.n_embd}"
         return f"Model({str(self.folder)!r}: {size}, {self.config.n_positions} positions, on {self.device})"
 
-    def empty_cache(self, batch: int) -> Cache:
-        """Return a cache of ``batch`` rows that holds no token."""
+    def empty_cache(self, batch: int, grows: bool = False) -> Cache:
+        """Return a cache of ``batch`` rows that holds no token.
+
+        Args:
+            batch: how many rows.
+            grows: whether many steps will follow, to which a cache of 8 bits is of use.
+        """
         if self.export is not None:
             return self.export.empty_cache(batch)
+        if self.cache == "int8" or (grows and self._rounds_cache(batch)):
+            return EightBitCache(self, batch)
         return (InPlaceCache if self.in_place else GrowingCache)(self, batch)
+
+    def _rounds_cache(self, batch: int) -> bool:
+        """Tell whether a cache that grows is int8 without being asked for: no figure that it costs is a new one then.
+
+        Below so many rows the memory that it saves is less than what another session takes.
+        """
+        can = self.cache is None and self.second is not None and self.eight is not None and batch >= MANY_TEXTS
+        return can and self.eight is not None and self.eight.session is not None
 
     def step(
         self, input_ids: np.ndarray, attention_mask: np.ndarray, position_ids: np.ndarray, cache: Cache, keep: int = 0
@@ -322,6 +353,7 @@ def load(
     prepack: bool = True,
     in_place: bool = True,
     large_pages: bool = False,
+    cache: CacheType | None = None,
 ) -> Model:
     """Open a model folder in ONNX Runtime.
 
@@ -337,9 +369,11 @@ def load(
             Without it, or where that cannot be, the graph is run as it is, as other clients run it.
         large_pages: after some steps, move the weights to pages of 2 MiB, where Linux can: see
             ``converter.runtime.huge_pages``. It decodes faster, and changes memory of this process.
+        cache: ``int8`` keeps keys and values in 8 bits, a quarter of the memory, and takes another session; ``float32``
+            never does. By default int8 and int4 do so for 16 and more texts side by side.
 
     Raises:
-        ConfigError: there is no such precision.
+        ConfigError: there is no such precision, or its cache cannot be int8 here.
         ModelFolderError: the folder is incomplete or its graph cannot be opened.
         ProviderError: the provider is not there, or does not work on this machine.
     """
@@ -355,17 +389,34 @@ def load(
     quantized = any(row.scheme and file.match(row.model) for row in PRECISIONS.values())
     graph = rewritten(file) if in_place and name == CPU_PROVIDER else None
     session, is_in_place = _open(file, name, threads, prepack or quantized, graph)
-    second = Second(graph, file.parent, threads) if graph and is_in_place and quantized and prepack else None
-    cache, _ = cache_names(config.n_layer)
-    shapes = refuse_another_interface(file, session, {*(IN_PLACE_FED if is_in_place else STEP_FED), *cache})
-    shape = shapes[cache[0]]
+    integers = quantized and prepack
+    second = Later(partial(open_integers, graph, file.parent, threads)) if graph and is_in_place and integers else None
+    eight = Later(partial(_open_eight, file, threads, prepack or quantized, integers)) if is_in_place else None
+    pasts, _ = cache_names(config.n_layer)
+    shapes = refuse_another_interface(file, session, {*(IN_PLACE_FED if is_in_place else STEP_FED), *pasts})
+    shape = shapes[pasts[0]]
     if [shape[1], shape[3]] != [config.n_head, config.head_dim]:
         raise ModelFolderError(
             f"{file} is not the graph that config.json describes: its cache has {shape[1]} heads of {shape[3]}, "
             f"config.json has {config.n_head} of {config.head_dim}"
         )
+    if cache == "int8" and (eight is None or eight.session is None):
+        raise ConfigError(f"{file} cannot have a cache of int8 with {name} of ONNX Runtime {ORT_VERSION}: omit --cache")
     device = "cuda" if provider.lower() == "cuda" else "cpu"
-    return Model(folder, config, session, device, second, is_in_place, Mover(before) if large_pages else None)
+    mover = Mover(before) if large_pages else None
+    return Model(folder, config, session, device, second, eight, in_place=is_in_place, cache=cache, mover=mover)
+
+
+def _open_eight(file: Path, threads: int | None, prepack: bool, integers: bool) -> InferenceSession | None:
+    """Open the graph in ``file`` with a cache of 8 bits; None if this ONNX Runtime has none."""
+    graph = rewritten(file, eight_bits=True)
+    assert graph is not None  # with a cache of float32 it was
+    try:
+        whole = open_integers(graph, file.parent, threads) if integers else None
+        with untiled():
+            return whole or open_session(file, CPU_PROVIDER, threads, prepack, graph)
+    except (ModelFolderError, *OPEN_ERRORS):
+        return None
 
 
 def _open_foreign(folder: Path, provider: str, threads: int | None) -> Model:

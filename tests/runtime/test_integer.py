@@ -12,8 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from converter.folder.convert import convert
 from converter.parity.legs.widen import open_widened
-from converter.runtime import integer
-from converter.runtime.integer import MANY_TEXTS, MANY_TOKENS, with_integers
+from converter.runtime import decoder
+from converter.runtime.decoder import MANY_TEXTS, MANY_TOKENS
+from converter.runtime.integer import with_integers
 from converter.runtime.ort import InferenceSession
 from converter.runtime.session import load
 from converter.weights.precisions import PRECISIONS, Blocks
@@ -129,7 +130,7 @@ def test_many_rows_run_on_them_and_few_do_not(save: Save, tmp_path: Path, precis
 
 def test_each_row_is_the_same_beside_any_others(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     convert(save(n_embd=24), tmp_path / "out", precision=["int8"])
-    monkeypatch.setattr(integer, "MANY_TOKENS", 1)
+    monkeypatch.setattr(decoder, "MANY_TOKENS", 1)
     model = load(tmp_path / "out")
     ids = np.random.default_rng(0).integers(61, size=(5, 9))
     together = model.logits(ids)
@@ -141,7 +142,7 @@ def test_a_processor_that_cuts_sums_off_does_without_them(
     save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     convert(save(n_embd=24, n_positions=128), tmp_path / "out", precision=["int8"])
-    monkeypatch.setattr(integer, "multiplies_exactly", lambda: False)
+    monkeypatch.setattr("converter.runtime.integer.multiplies_exactly", lambda: False)
     ids = np.arange(MANY_TOKENS) % 61
     plain = load(tmp_path / "out", prepack=False).logits(ids)
     np.testing.assert_array_equal(load(tmp_path / "out").logits(ids), plain)

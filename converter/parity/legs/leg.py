@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -103,6 +104,29 @@ def shipped(model: Model) -> Leg:
         return model.step(ids, mask, positions, cache, keep), cache
 
     return partial(run, step)
+
+
+# At the end of a long text, so many tokens are fed on top of the cache of the others: first a chunk, then one by one.
+FROM_CACHE, STEPS_FROM_CACHE = 128, 8
+
+
+def leaves_a_cache(case: Case) -> bool:
+    """Tell whether a case is a text long enough for ``from_cache``."""
+    return case.long and not case.shape
+
+
+def from_cache(leg: Leg) -> Leg:
+    """Return a leg that reads the end of a long text on top of the cache of its beginning.
+
+    A prompt itself is run without rounding, so that only what follows shows what a cache of 8 bits costs.
+    """
+
+    def fed(case: Case) -> np.ndarray:
+        last = FROM_CACHE - STEPS_FROM_CACHE
+        chunks = case.input_ids.shape[1] - FROM_CACHE, last, *[1] * STEPS_FROM_CACHE
+        return case.kept(leg(replace(case, chunks=chunks, keep=0)))
+
+    return fed
 
 
 def shipped_head(model: HeadModel) -> Leg:
