@@ -17,6 +17,8 @@ if TYPE_CHECKING:
         CheckError,
         CheckpointError,
         ConfigError,
+        EngineClosed,
+        EngineFull,
         GPT2Error,
         HubError,
         ModelFolderError,
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from converter.runtime.session import Model, load
     from converter.runtime.speculation import Speculation
     from converter.runtime.tokens import Token
+    from converter.serving.engine import Engine, EngineStats, Ticket
 
 # Every name, by the heading under which docs/reference/python.md has it, and the module that it comes from.
 _HEADINGS = {
@@ -75,6 +78,11 @@ _HEADINGS = {
         "Score": "converter.runtime.scoring",
         "perplexity": "converter.runtime.scoring",
     },
+    "Serve": {
+        "Engine": "converter.serving.engine",
+        "Ticket": "converter.serving.engine",
+        "EngineStats": "converter.serving.engine",
+    },
     "Other heads": {
         "load_head": "converter.runtime.heads",
         "HeadModel": "converter.runtime.heads",
@@ -98,6 +106,8 @@ _HEADINGS = {
         "TextError": "converter.errors",
         "CheckError": "converter.errors",
         "BenchError": "converter.errors",
+        "EngineClosed": "converter.errors",
+        "EngineFull": "converter.errors",
     },
 }
 _HOMES = {name: home for names in _HEADINGS.values() for name, home in names.items()}
@@ -112,6 +122,10 @@ __all__ = [
     "ConfigError",
     "Conversion",
     "Embedding",
+    "Engine",
+    "EngineClosed",
+    "EngineFull",
+    "EngineStats",
     "GPT2Error",
     "Generation",
     "GenerationOptions",
@@ -131,6 +145,7 @@ __all__ = [
     "Span",
     "Speculation",
     "TextError",
+    "Ticket",
     "Token",
     "TokenLabels",
     "TokenizerError",

@@ -41,8 +41,8 @@ def test_every_name_is_there_and_listed() -> None:
 
 
 def test_every_error_of_the_library_is_among_them() -> None:
-    errors = {name for name in dir(converter.errors) if name.endswith("Error")}  # type: ignore[attr-defined]
-    assert errors == {name for name in dir(converter) if name.endswith("Error")}
+    errors = set(converter.errors.__all__)  # type: ignore[attr-defined]
+    assert errors == {name for name, home in converter._HOMES.items() if home == "converter.errors"}
     assert converter.GPT2Error is reference.GPT2Error
 
 
