@@ -7,6 +7,7 @@
     python scripts/benchmark.py quality
     python scripts/benchmark.py provider gpt2 --provider cuda
     python scripts/benchmark.py peers --write docs/benchmarks.md
+    python scripts/benchmark.py serve
 
 Checkpoints of the real sizes are made on first use and kept in --work. Figures are medians of --runs, after one run
 that warms the page cache. "copy" is the time of cp(1) for the same weights in the same minute.
@@ -32,10 +33,12 @@ from make_sources import FORMATS
 from peers.bench import compare as compare_peers
 from peers.candidates import chosen
 from peers.llama import llama_logits
+from peers.load import LEVELS
 from peers.machine import machine
 from peers.page import page as page_of
 from peers.plan import Plan
 from peers.ratios import ratios
+from peers.serve import as_json, measure_servers, page_of_servers, serving_ratios
 from peers.tokenizer import TOKENIZER_HELP, add_tokenizer
 from processes import Run, measure
 
@@ -213,6 +216,38 @@ def compare(
     if json_file is not None:
         values = {"machine": machine(), **results.as_json(), "ratios": ratios(results)}
         json_file.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    if page is not None:
+        page.write_text(text, encoding="utf-8")
+
+
+@main.command()
+@click.option("--only", default="", help="Servers whose names begin like this: ours,llama-server")
+@click.option("--rounds", default=3, show_default=True, help="Measurements of each figure.")
+@click.option("--streams", default=max(LEVELS), show_default=True, help="Streams at most.")
+@click.option("--tokenizer", type=click.Path(exists=True, file_okay=False, path_type=Path), help=TOKENIZER_HELP)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every measurement.")
+@click.option("--write", "page", type=click.Path(path_type=Path), help="Write the tables as a Markdown page.")
+@click.pass_obj
+def serve(
+    settings: tuple[Path, int],
+    only: str,
+    rounds: int,
+    streams: int,
+    tokenizer: Path | None,
+    json_file: Path | None,
+    page: Path | None,
+) -> None:
+    """Load gpt2onnx serve and other servers with 1 to 64 streams, in turn."""
+    work = settings[0].resolve()
+    source = checkpoint(work, "gpt2")
+    add_tokenizer(source, tokenizer)
+    found = measure_servers(work, source, only, rounds, streams)
+    text = page_of_servers(found)
+    click.echo(text)
+    for line in serving_ratios(found):
+        click.echo(line)
+    if json_file is not None:
+        json_file.write_text(json.dumps({"machine": machine(), **as_json(found)}, indent=1) + "\n", encoding="utf-8")
     if page is not None:
         page.write_text(text, encoding="utf-8")
 
