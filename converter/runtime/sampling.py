@@ -26,6 +26,9 @@ CHECKS = {
     "min_length": NONE_OR_MORE,
 }
 
+SOME_PROBABILITIES = (1e-3, 1e-5)  # tokens as likely as this are looked at first
+ROUNDING = 1e-9  # far above that of a sum of probabilities, far below any p that matters
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -151,8 +154,12 @@ def _top_p(probabilities: np.ndarray, p: float) -> np.ndarray:
     """Return the places, ascending, of the fewest likeliest tokens whose probabilities reach p, with the one that
     crosses it.
     """
-    # Tokens this rare add up to less than 1 - p whatever their number: they need no place in the order.
-    some = np.flatnonzero(probabilities >= (1 - p) / len(probabilities))
+    # Most of the time is sorting, and few tokens make up most of the probability: the rest needs no place in the order.
+    # Tokens rarer than the last of these add up to less than 1 - p, whatever their number.
+    for least in (*SOME_PROBABILITIES, (1 - p) / len(probabilities)):
+        some = np.flatnonzero(probabilities >= least)
+        if probabilities[some].sum() > p + ROUNDING:
+            break
     order = some[np.argsort(-probabilities[some], kind="stable")]
     ordered = probabilities[order]
     return np.sort(order[ordered.cumsum() - ordered < p])
