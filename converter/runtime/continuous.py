@@ -15,15 +15,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from converter.runtime.cache import CHUNK
 from converter.runtime.options import GenerationOptions
 from converter.runtime.rows import Row
 from converter.runtime.slots import slots_of
 
 if TYPE_CHECKING:
     from converter.runtime.session import Model
-
-# Tokens of prompts between two steps. Longer chunks compute a prompt no faster than this, and the others wait for them.
-CHUNK = 256
 
 Advanced = tuple[Row, Exception | None]  # a row that has a new token, or what ended it without one
 
@@ -51,7 +49,7 @@ class ContinuousBatch:
         model: what runs them.
         rows: how many there may be.
         slots: how many tokens a row may have, its prompt included; by default as many as the model has positions.
-        chunk: how many tokens of a prompt run at once.
+        chunk: how many tokens of a prompt run at once. Longer ones are no faster, and the others wait for them.
 
     Attributes:
         generated: tokens that were chosen so far.
@@ -107,12 +105,15 @@ class ContinuousBatch:
         yield from self._step()
 
     def _run_chunk(self, seat: Seat) -> Iterator[Advanced]:
-        """Run a chunk of a prompt. Its last token, if that alone is left, goes with the next step."""
+        """Run a chunk of a prompt. Its last token goes with the next step if there are others: that is one run less of
+        the head, which has a third of the weights.
+        """
         try:
             self._begin(seat)
-            part = seat.pending[: self.chunk]
+            end = len(seat.pending) - 1 if self._ready() else len(seat.pending)
+            part, logits = seat.pending[: min(end, self.chunk)], None
             if len(seat.pending) > 1:
-                logits = self.slots.run(seat.place, part)
+                logits = self.slots.run(seat.place, part, wanted=len(part) == len(seat.pending))
                 del seat.pending[: len(part)]
                 self.computed += len(part)
         except Exception as error:  # whatever it is, it is handed to the one whom it concerns
@@ -121,7 +122,7 @@ class ContinuousBatch:
         if len(seat.pending) <= 1:
             self._prompts.popleft()
             self.computed += len(seat.pending)
-        if not seat.pending:
+        if logits is not None and not seat.pending:
             yield self._take(seat, logits)
 
     def _begin(self, seat: Seat) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from converter.runtime.cache import empty_buffer, run_in_place
+from converter.runtime.cache import NO_LOGITS, empty_buffer, run_in_place
 from converter.runtime.ort import on_cpu
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ class Slots(ABC):
         element = np.dtype(self.model.cache_type if export is None else export.parts[-1].cache_type)
         return 2 * self.model.config.n_layer * rows * slots * self.model.config.n_embd * element.itemsize
 
-    def run(self, row: int, ids: Sequence[int]) -> np.ndarray:
-        """Run more tokens of one row; return the logits after the last, ``[vocab_size]`` float32."""
-        logits = self._run_one(row, np.array(ids, np.int64))
+    def run(self, row: int, ids: Sequence[int], wanted: bool = True) -> np.ndarray | None:
+        """Run more tokens of one row; return the logits after the last, if wanted, ``[vocab_size]`` float32."""
+        logits = self._run_one(row, np.array(ids, np.int64), wanted)
         begin = self.used[row]
         self.held[row, begin : begin + len(ids)] = ids
         self.used[row] += len(ids)
@@ -74,7 +74,7 @@ class Slots(ABC):
         return int(counts.argmax()), int(counts.max())
 
     @abstractmethod
-    def _run_one(self, row: int, ids: np.ndarray) -> np.ndarray:
+    def _run_one(self, row: int, ids: np.ndarray, wanted: bool) -> np.ndarray | None:
         """Run tokens ``[new]`` of one row; see ``run``."""
 
     @abstractmethod
@@ -97,9 +97,10 @@ class SharedSlots(Slots):
         self.buffers = [empty_buffer(model, rows, slots) for _ in range(model.config.n_layer)]
         self._views = dict[tuple[int, int], list[Any]]()
 
-    def _run_one(self, row: int, ids: np.ndarray) -> np.ndarray:
+    def _run_one(self, row: int, ids: np.ndarray, wanted: bool) -> np.ndarray | None:
         positions = np.arange(self.used[row], self.used[row] + len(ids))
-        return self._run(row, row + 1, ids[None], positions[None])[0]
+        logits = self._run(row, row + 1, ids[None], positions[None], 1 if wanted else NO_LOGITS)
+        return logits[0, 0] if wanted else None
 
     def _run_each(self, tokens: Mapping[int, int]) -> Mapping[int, np.ndarray]:
         """Rows between those that are asked for run along, as the operator knows no gaps. They run their first token
@@ -109,24 +110,24 @@ class SharedSlots(Slots):
         ids, positions = self.held[:end, :1].copy(), np.zeros((end, 1), np.int64)
         for row, token in tokens.items():
             ids[row], positions[row] = token, self.used[row]
-        return dict(enumerate(self._run(0, end, ids, positions)))
+        return dict(enumerate(self._run(0, end, ids, positions, 1)[:, 0]))
 
     def _copy(self, source: int, row: int, count: int) -> None:
         if source != row:
             for layer in self.buffers:
                 layer[:, row, :, :count] = layer[:, source, :, :count]
 
-    def _run(self, begin: int, end: int, ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def _run(self, begin: int, end: int, ids: np.ndarray, positions: np.ndarray, keep: int) -> np.ndarray:
         """Run tokens of the rows from ``begin`` to ``end`` at their positions, both ``[rows, new]``.
 
         Returns:
-            The logits after the last of each row, ``[rows, vocab_size]`` float32.
+            The logits of the last ``keep`` positions, ``[rows, keep, vocab_size]`` float32.
         """
         if self.model.mover is not None:
             self.model.mover.step()
         last = positions[:, -1]
         bias = np.zeros((1, 1, ids.shape[1], int(last.max()) + 1), np.float32)
-        return run_in_place(self.model, ids, positions, bias, last, 1, self._values(begin, end))[:, 0]
+        return run_in_place(self.model, ids, positions, bias, last, keep, self._values(begin, end))
 
     def _values(self, begin: int, end: int) -> list[Any]:
         """Return keys and values of some rows as ONNX Runtime takes them."""
@@ -142,13 +143,17 @@ class SeparateSlots(Slots):
         super().__init__(model, rows, slots)
         self.caches = [model.empty_cache(1) for _ in range(rows)]
 
-    def _run_one(self, row: int, ids: np.ndarray) -> np.ndarray:
+    def _run_one(self, row: int, ids: np.ndarray, wanted: bool) -> np.ndarray | None:
+        logits = self._run(row, ids)
+        return logits if wanted else None
+
+    def _run_each(self, tokens: Mapping[int, int]) -> Mapping[int, np.ndarray]:
+        return {row: self._run(row, np.array([token], np.int64)) for row, token in tokens.items()}
+
+    def _run(self, row: int, ids: np.ndarray) -> np.ndarray:
         end = int(self.used[row]) + len(ids)
         positions = np.arange(self.used[row], end)
         return self.model.step(ids[None], np.ones((1, end), np.int64), positions[None], self.caches[row], keep=1)[0, -1]
-
-    def _run_each(self, tokens: Mapping[int, int]) -> Mapping[int, np.ndarray]:
-        return {row: self._run_one(row, np.array([token], np.int64)) for row, token in tokens.items()}
 
     def _copy(self, source: int, row: int, count: int) -> None:
         self.caches[row] = copy(self.caches[source]) if count else self.model.empty_cache(1)

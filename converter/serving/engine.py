@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from converter.errors import EngineClosed, EngineFull, PromptError
-from converter.runtime.continuous import CHUNK, ContinuousBatch
+from converter.runtime.cache import CHUNK
+from converter.runtime.continuous import ContinuousBatch
 from converter.runtime.generation import Copies, refuse_what_cannot_be, rows_of
 from converter.runtime.options import GenerationOptions
 from converter.runtime.rows import Row

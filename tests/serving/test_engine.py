@@ -121,7 +121,7 @@ def counting(engine: Engine) -> list[str]:
     """What the engine runs, as it runs it: ``prompt 4`` or ``step 2``."""
     slots, seen = engine._batch.slots, list[str]()
     run, step = slots.run, slots.step
-    slots.run = lambda row, ids: (seen.append(f"prompt {len(ids)}"), run(row, ids))[1]  # type: ignore[method-assign]
+    slots.run = lambda row, ids, wanted: (seen.append(f"prompt {len(ids)}"), run(row, ids, wanted))[1]  # type: ignore[method-assign]
     slots.step = lambda tokens: (seen.append(f"step {len(tokens)}"), step(tokens))[1]  # type: ignore[method-assign]
     return seen
 
@@ -205,11 +205,11 @@ def test_a_failure_ends_the_requests_that_it_concerns_and_not_the_engine(engine:
     fails = threading.Event()
     fails.set()
 
-    def fail_once(*given: Any) -> Any:
+    def fail_once(*given: Any, **named: Any) -> Any:
         if fails.is_set():
             fails.clear()
             raise MemoryError("no memory for a row")
-        return sound(*given)
+        return sound(*given, **named)
 
     setattr(engine._batch.slots, part, fail_once)
     broken, whole = Inbox(), Inbox()
