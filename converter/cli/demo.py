@@ -76,6 +76,6 @@ def _demo(out: Path, force: bool) -> None:
         on_text=stream.show,
     )  # fmt: skip
     stream.end()
-    click.echo(line(generation, model.config.n_positions), err=True)
+    terminal.say(line(generation, model.config.n_positions))
     if not passed:
         sys.exit(MISMATCH)

@@ -206,7 +206,7 @@ def generate(
     else:
         generation.print_rows(shown, done, ids)
     if not quiet:
-        click.echo(generation.line(done, model.config.n_positions), err=True)
+        terminal.say(generation.line(done, model.config.n_positions))
 
 
 def as_given(

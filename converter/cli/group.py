@@ -9,10 +9,11 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
+from converter.cli import terminal
 from converter.texts import one_line
 from converter.version import VERSION
 from reference.errors import GPT2Error
@@ -115,12 +116,25 @@ class Commands(Command, click.Group):
         super().format_epilog(ctx, formatter)
         write_sections(formatter, {"Exit codes": [(str(code), text) for code, text in EXIT_CODES.items()]})
 
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run as a program."""
+        fill_closed_streams()
+        try:
+            code = super().main(*args, **options | {"standalone_mode": False}) or 0
+        except click.ClickException as error:  # a mistake in the command line
+            with terminal.standard_error():
+                error.show()
+            code = error.exit_code
+        except click.Abort:
+            code = INTERRUPTED
+        sys.exit(code)
+
     def make_context(self, *args: Any, **options: Any) -> click.Context:
         """Read the command line. This is where --help is printed."""
         try:
             return super().make_context(*args, **options)
-        except BrokenPipeError:
-            leave_without_reader()
+        except OSError as error:
+            raise click.exceptions.Exit(without_output(error)) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; turn what it raises into a sentence and an exit code."""
@@ -130,33 +144,83 @@ class Commands(Command, click.Group):
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that half-written folders are removed
+        end_when_a_file_is_cut()
         try:
             return super().invoke(ctx)
-        except GPT2Error as error:
-            self.fail(ctx, str(error), BAD_INPUT)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, SystemExit):
+            raise
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except Exception as error:  # the last resort: whatever it is, it is our fault
-            if isinstance(error, OSError) and error.errno == errno.EPIPE:
-                leave_without_reader()
-            if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-                self.fail(ctx, f"there is no {error.filename}: the name is too long for this system", BAD_INPUT)
-            self.fail(ctx, f"internal error: {type(error).__name__}: {error} (--debug shows where)", INTERNAL_ERROR)
+        except BaseException as error:  # what a library in Rust raises is no Exception
+            if isinstance(error, OSError) and error.errno in NO_OUTPUT:
+                ctx.exit(without_output(error))
+            self.fail(ctx, *said_of(error))
 
     def fail(self, ctx: click.Context, sentence: str, code: int) -> None:
         """Print the sentence, and with ``--debug`` the traceback."""
         if ctx.meta.get("debug"):
-            traceback.print_exc()
-        click.echo(f"gpt2onnx: {one_line(sentence)}", err=True)
+            terminal.say(traceback.format_exc().rstrip())
+        terminal.say(f"gpt2onnx: {one_line(sentence)}")
         ctx.exit(code)
 
 
-def leave_without_reader() -> NoReturn:
-    """End as SIGPIPE ends a process. What is left unwritten has no reader."""
+def said_of(error: BaseException) -> tuple[str, int]:
+    """Return a sentence on what a command raised, and the exit code."""
+    if isinstance(error, GPT2Error):
+        return str(error), BAD_INPUT
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for this: end other programs, or raise the limit", BAD_INPUT
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"there is no {error.filename}: the name is too long for this system", BAD_INPUT
+    if type(error).__name__ == PANIC:
+        return f"a library gave up on the tokenizer or the text that it was given ({error}): mend one", BAD_INPUT
+    return f"internal error: {type(error).__name__}: {error} (--debug shows where)", INTERNAL_ERROR
+
+
+PANIC = "PanicException"  # of pyo3, which tokenizers is built with: a pattern that takes too many steps, for example
+
+# What is said where output cannot be written. Files that are written have names, and sentences of their own.
+NO_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+
+
+def without_output(error: OSError) -> int:
+    """Return the exit code where standard output takes no more. What is left unwritten is dropped."""
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    raise click.exceptions.Exit(BROKEN_PIPE)
+    if error.errno == errno.EPIPE:
+        return BROKEN_PIPE
+    terminal.say(f"gpt2onnx: the output cannot be written: {error.strerror}")
+    return BAD_INPUT
+
+
+def end_when_a_file_is_cut() -> None:
+    """End with a sentence if a file becomes shorter while it is mapped; the system's own signal would only kill."""
+    if not hasattr(signal, "SIGBUS"):
+        return
+    import ctypes
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def end(_number: int) -> None:
+        os.write(2, f"gpt2onnx: {CUT}\n".encode())
+        os._exit(BAD_INPUT)  # nothing may return to what cannot go on; the next command removes what is half-written
+
+    ctypes.CDLL(None).signal(signal.SIGBUS, end)
+    KEPT.append(end)
+
+
+CUT = "a file became shorter while it was read, or its disk failed: run the command again"
+KEPT: list[Any] = []  # the system calls it by its address, which lives as long as the object
+
+
+def fill_closed_streams() -> None:
+    """Open as nothing what is closed of standard input, output and error.
+
+    Otherwise the next file that is opened would take the place, and get what libraries write to these streams.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it takes the lowest number that is free
 
 
 @click.group(

@@ -77,7 +77,7 @@ def score(
     for one in scores:
         click.echo(terminal.to_json(score_facts(one), indent=None))
     if not quiet:
-        click.echo(score_line(scores), err=True)
+        terminal.say(score_line(scores))
 
 
 def score_facts(score: Score) -> dict[str, Any]:

@@ -81,7 +81,22 @@ def warnings_as_lines() -> Iterator[None]:
 
 def warn(message: str) -> None:
     """Print a warning on a line of standard error."""
-    click.echo(f"gpt2onnx: warning: {one_line(message)}", err=True)
+    say(f"gpt2onnx: warning: {one_line(message)}")
+
+
+def say(line: str) -> None:
+    """Print a line on standard error."""
+    with standard_error():
+        click.echo(line, err=True)
+
+
+@contextmanager
+def standard_error() -> Iterator[None]:
+    """Drop what standard error does not take: it is gone, or its disk is full. The exit code says enough."""
+    try:
+        yield
+    except OSError:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - at the end, what is left over would be written again
 
 
 def to_json(values: Any, indent: int | None = 2) -> str:
