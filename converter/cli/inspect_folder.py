@@ -9,7 +9,7 @@ from typing import Any
 from converter.cli import tables, terminal
 from converter.folder import manifest
 from converter.folder.certificate import KEY
-from converter.folder.staging import bytes_in
+from converter.folder.staging import bytes_in, settle
 
 # What a check left of a precision: its key, the heading, and how it is written.
 QUALITY = {
@@ -22,6 +22,8 @@ NUMBERS = ("opset", "size", "quantized", *(heading for heading, _ in QUALITY.val
 
 def holds_model(folder: Path) -> bool:
     """Tell whether this is a model folder of ours."""
+    if folder.is_dir():
+        settle(folder)
     return folder.is_dir() and isinstance(manifest.read(folder).get("precisions"), dict)
 
 

@@ -138,7 +138,7 @@ def write_beside(
     """
     names = {Path(os.path.relpath(each, home_of(path))).as_posix() for each in files}
     there = listing(path) if path.is_dir() else listing_of(path, names)
-    values = manifest.read(path) if path.is_dir() else {}
+    values = manifest.content(path) if path.is_dir() else {}
     covered = _covered(there, values, names, leave=file)
     _replace(file, {KEY: _content(source_files, passed, verdict, {**covered, **facts}, sign)})
 
@@ -226,12 +226,11 @@ def verify(
         CheckError: there is no public key in ``key``, or it cannot be read.
     """
     folder = Path(folder)
-    if not folder.is_dir() and not (certificate_file is not None and folder.is_file()):
-        raise ModelFolderError(f"there is no model folder {folder}; make one with gpt2onnx convert SOURCE OUT")
+    if certificate_file is None or not folder.is_file():
+        settle(folder)
     if folder.is_dir() and (folder / MANIFEST).is_symlink():
         raise ModelFolderError(f"{folder / MANIFEST} is a link, and could lead anywhere; put the file itself there")
-    settle(folder)
-    own = manifest.read(folder) if folder.is_dir() else {}
+    own = manifest.content(folder) if folder.is_dir() else {}
     certificate = _certificate_in(own if certificate_file is None else read_json(Path(certificate_file)))
     if certificate is None:
         if certificate_file is not None:

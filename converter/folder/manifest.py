@@ -90,9 +90,63 @@ def fingerprint(ledger: Ledger) -> str:
     return digest.hexdigest()
 
 
+# What values a manifest may have: a type, several, a list of one kind, or keys. ``...`` stands for any key.
+NUMBER = (int, float, type(None))
+PRECISION = {"model": str, "heads": {...: str}, "data": str, "bytes": int}  # which every precision has
+MORE = {"opset": int, "quantized": NUMBER, OUTPUTS: [str], "quality": {...: NUMBER}}
+SHAPE = {
+    "versions": {...: str},
+    "source": {"name": str, "fingerprint": str, "adapter": str},
+    "model": str,
+    "heads": {...: str},
+    "precisions": {...: PRECISION | MORE},
+    "parameters": int,
+    "files": [str],
+}
+
+
 def read(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a folder; empty if there is none."""
+    """Return the manifest of a folder; empty if there is none.
+
+    Raises:
+        ModelFolderError: it is malformed.
+    """
+    values = content(folder)
+    fault = _fault(values, SHAPE, MANIFEST)
+    for name, facts in values.get("precisions", {}).items() if fault is None else ():
+        where = f"{MANIFEST}: precisions: {name}"
+        fault = next((f"{where}: {key}" for key in PRECISION if key not in facts), fault)
+        if fault is None and any(map(_leads_out, (facts["model"], facts["data"], *facts["heads"].values()))):
+            fault = f"{where}: a file outside the folder"
+    if fault is not None:
+        raise ModelFolderError(
+            f"{folder}: {fault} is not what gpt2onnx writes there; convert the source again, with --force"
+        )
+    return values
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a folder, whatever it holds; empty if there is none."""
     return read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+
+
+def _leads_out(name: str) -> bool:
+    """Tell whether a name is none of a file inside the folder."""
+    return Path(name).is_absolute() or ".." in Path(name).parts
+
+
+def _fault(value: Any, shape: Any, path: str) -> str | None:
+    """Return where a value is not as ``shape`` says."""
+    if isinstance(shape, list):
+        whole = isinstance(value, list)
+        rows = [(value[at], shape[0], f"{path}: {at}") for at in range(len(value))] if whole else []
+    elif isinstance(shape, dict):
+        whole = isinstance(value, dict)
+        keys = (value if ... in shape else value.keys() & shape.keys()) if whole else ()
+        rows = [(value[key], shape.get(..., shape.get(key)), f"{path}: {key}") for key in keys]
+    else:
+        return None if isinstance(value, shape) else path
+    return next((found for row in rows if (found := _fault(*row)) is not None), None) if whole else path
 
 
 def outputs_of(folder: Path, precision: str) -> list[str]:

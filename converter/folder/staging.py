@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
-from converter.errors import OutputError
+from converter.errors import ModelFolderError, OutputError
 from converter.files import read_json, reason
 from converter.folder.durable import exchange, sync, sync_entry
 
@@ -54,14 +54,21 @@ def staged(out: Path, force: bool = False) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         recover(out)
         _refuse_existing(out, force)
+        before = _state(out)
         stage = out.with_name(stage_name(f".{out.name}.gpt2onnx-"))
         stage.mkdir()
         with _locked(stage):
             try:
                 yield stage
-                _refuse_existing(out, force)  # another conversion may have been quicker
                 sync(stage)
-                _swap(stage, out)
+                with _locked(out.parent, wait=True):
+                    if _state(out) != before:
+                        raise OutputError(
+                            f"{out} was written by another command meanwhile, which was quicker; nothing of it was "
+                            f"replaced: run this one again"
+                        )
+                    _refuse_existing(out, force)
+                    _swap(stage, out)
             finally:
                 shutil.rmtree(stage, ignore_errors=True)
     except OSError as error:
@@ -83,6 +90,15 @@ def _refuse_existing(out: Path, force: bool) -> None:
         raise OutputError(
             f"{out} holds {foreign[0]}, which gpt2onnx did not write; it is not replaced, choose another OUT"
         )
+
+
+def _state(out: Path) -> tuple[int, int, int] | None:
+    """Return what changes when a command writes ``out``; None of a folder without our manifest."""
+    try:
+        manifest = (out / MANIFEST).stat()
+        return out.stat().st_ino, manifest.st_ino, manifest.st_mtime_ns
+    except OSError:
+        return None
 
 
 def counts(name: str) -> bool:
@@ -173,7 +189,12 @@ def together(folder: Path) -> Iterator[Path]:
         try:
             yield stage
             sync(stage)
-            stage.rename(folder / READY)
+            try:
+                stage.rename(folder / READY)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+                raise OutputError(f"{folder} is being changed by another command; run this one again") from error
             sync_entry(folder)
             tidy(folder)
         finally:
@@ -198,9 +219,27 @@ def tidy(folder: Path) -> None:
 
 
 def settle(folder: Path) -> None:
-    """Do what ``tidy`` does, before a folder is read. One that may not be written is read as it is."""
-    with suppress(OSError):
+    """Do what ``tidy`` does, before a folder is read. What was only begun may stay where nobody may write.
+
+    Raises:
+        ModelFolderError: there is no such folder, or it is half old and half new, and may not be written.
+    """
+    if not folder.is_dir():
+        aside = _aside(Path(os.path.realpath(folder)))
+        if aside.is_dir():
+            raise ModelFolderError(
+                f"{folder} is being replaced, and the folder of before is {aside}; if no gpt2onnx convert is running, "
+                f"one was killed: the next one brings it back"
+            )
+        raise ModelFolderError(f"there is no model folder {folder}; make one with gpt2onnx convert SOURCE OUT")
+    try:
         tidy(folder)
+    except OSError as error:
+        if (folder / READY).is_dir():
+            raise ModelFolderError(
+                f"{folder} is half changed, as a command was killed: its other files wait in {READY}, and cannot be "
+                f"moved from there ({reason(error)}); run gpt2onnx verify {folder} as a user who may write there"
+            ) from error
 
 
 def _turn(file: Path) -> tuple[bool, bool]:
@@ -238,16 +277,19 @@ def _alive(pid: int) -> bool:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Hold a lock that ends with this process. It works across containers and hosts, too."""
+def _locked(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock that ends with this process. It works across containers and hosts, too.
+
+    Yields whether it is held: another process may hold it, unless this one is to ``wait``, or the system has no locks.
+    """
     if fcntl is None:
         yield False
         return
     handle = os.open(path, os.O_RDONLY)
     try:
         held = False
-        with suppress(BlockingIOError):
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             held = True
         yield held
     finally:

@@ -119,7 +119,8 @@ def check(
     judged = Limits.from_settings(limits or {}), Level.parse(level)
     allowed = parse_allowed(allow)
     runs_on = provider_name(provider)
-    settle(target)
+    if not target.is_file():
+        settle(target)
     signs = None if sign is None else signer(Path(sign))
     checkpoint, ledger = read_source(source, SourceOptions(tuple(ignore), activation, adapter, head))
     if own_process:

@@ -15,6 +15,7 @@ from converter.checkpoint.config import parse_config
 from converter.errors import ConfigError, ModelFolderError, PromptError
 from converter.files import read_json
 from converter.folder import manifest
+from converter.folder.staging import settle
 from converter.runtime.cache import IN_PLACE_FED, STEP_FED, Cache, GrowingCache, InPlaceCache
 from converter.runtime.decoder import MANY_TEXTS, cache_names
 from converter.runtime.eight_bits import EightBitCache
@@ -56,8 +57,7 @@ def model_file(folder: Path, precision: str | None = None) -> Path:
         ModelFolderError: there is none.
         ConfigError: there is no such precision.
     """
-    if not folder.is_dir():
-        raise ModelFolderError(f"there is no model folder {folder}; make one with gpt2onnx convert SOURCE OUT")
+    settle(folder)
     values = manifest.read(folder)
     names = [str(values["model"])] if "model" in values else list(MODEL_FILES)
     if precision is not None:
@@ -379,6 +379,7 @@ def load(
     """
     folder = Path(folder)
     name = provider_name(provider)
+    settle(folder)
     if is_export(folder) and (folder / "config.json").is_file() and onnx_files(folder):
         return _open_foreign(folder, name, threads)
     file = model_file(folder, precision)

@@ -110,7 +110,7 @@ def reproduce(
     Raises:
         GPT2Error: a file of the source is damaged.
     """
-    values = manifest.read(out)
+    values = manifest.content(out)
     if "precisions" not in values or manifest.TARGET in values:
         return Reproduction(notes=(f"{out} has no {MANIFEST} of a conversion, so its files were not compared",))
     wrong = _unusable(values, [part.config for part in ledger.per_graph])
@@ -185,7 +185,7 @@ def _compared(out: Path, checkpoint: Checkpoint, ledger: Ledger, values: Mapping
     with tempfile.TemporaryDirectory(prefix="gpt2onnx-check-") as folder:
         stage = Path(folder)
         derive(called, ledger, there, places, stage, keep)
-        expected = manifest.read(stage)
+        expected = manifest.content(stage)
         _take_measured(expected, values)
         (stage / CARD).write_text(card.render(expected, ledger.config), encoding="utf-8")
         earned = {CERTIFICATE: values[CERTIFICATE]} if CERTIFICATE in values else {}
