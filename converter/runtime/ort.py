@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from converter.errors import ModelFolderError, ProviderError
+from converter.runtime.external import refuse_outside
 
 # Read as ONNX Runtime is imported. Without it, 1.32 looks a host for its telemetry up, some ten seconds later.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -109,8 +110,10 @@ def session_of(graph: str | bytes, options: SessionOptions, weights: Path, provi
     """Open a graph, given as a file's name or as bytes, whose weights lie in the folder ``weights``.
 
     Raises:
+        ModelFolderError: it has weights elsewhere.
         ProviderError: the provider does not work on this machine.
     """
+    refuse_outside(graph, weights)
     options.add_session_config_entry(WEIGHTS_FOLDER, os.fspath(weights))
     session = InferenceSession(graph, options, providers=[provider])
     if session.get_providers()[0] != provider:

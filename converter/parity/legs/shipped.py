@@ -13,6 +13,7 @@ from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from converter.checkpoint.tensor import LazyTensor
 from converter.errors import ModelFolderError
+from converter.runtime.external import data_file
 from converter.weights import write
 from converter.weights.ledger import Ledger
 from converter.weights.precisions import FULL, Precision
@@ -26,7 +27,7 @@ def shipped_values(graph_file: Path, tensor: TensorProto) -> np.ndarray:
     """Return an initializer's numbers in row-major order, from the mapped data file or from the graph itself.
 
     Raises:
-        ModelFolderError: the data file is missing or too short.
+        ModelFolderError: the data file is missing, too short or outside the graph's folder.
     """
     if not external_data_helper.uses_external_data(tensor):
         try:
@@ -34,18 +35,14 @@ def shipped_values(graph_file: Path, tensor: TensorProto) -> np.ndarray:
         except ValueError as error:
             raise ModelFolderError(f"{graph_file}: initializer {tensor.name} is corrupt ({error})") from error
     where = {entry.key: entry.value for entry in tensor.external_data}
-    file = graph_file.parent / where.get("location", "")
-    if not file.resolve().is_relative_to(graph_file.parent.resolve()):
-        raise ModelFolderError(
-            f"{graph_file}: initializer {tensor.name} points outside its folder, at {where['location']}"
-        )
+    file = data_file(graph_file.parent, where.get("location", ""))
     count = int(np.prod(tensor.dims, dtype=np.int64))
     try:
         if tensor.data_type in PACKED:
             return numpy_helper.to_array(tensor, os.fspath(graph_file.parent)).ravel()
         dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
         return np.memmap(file, dtype, mode="r", offset=int(where.get("offset", 0)), shape=(count,))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise ModelFolderError(
             f"{file} does not hold initializer {tensor.name} of {graph_file}: it is missing or truncated"
         ) from error

@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 from converter.errors import ModelFolderError
 from converter.files import read_json
 from converter.folder.staging import MANIFEST
+from converter.runtime.external import data_file, locations
 
 # Files that make one model, and where they are looked for: the one for prompts, then the one that has a cache.
 LAYOUTS: tuple[tuple[str, ...], ...] = (
@@ -46,14 +47,12 @@ def files_of(path: Path) -> list[Path]:
 
 
 def data_files(file: Path) -> list[Path]:
-    """Return the files that an ONNX file has its weights in; none if it is damaged."""
+    """Return the files that an ONNX file has its weights in; none if it is damaged, or has some elsewhere."""
     try:
-        graph = onnx.load(file, load_external_data=False).graph
-    except (DecodeError, OSError, ValueError):
+        named = sorted(locations(onnx.load(file, load_external_data=False)))
+        return [data_file(file.parent, name) for name in named]
+    except (DecodeError, OSError, ValueError, ModelFolderError):
         return []
-    names = {entry.value for tensor in graph.initializer for entry in tensor.external_data if entry.key == "location"}
-    home = file.parent.resolve()
-    return sorted(file.parent / name for name in names if (home / name).resolve().is_relative_to(home))
 
 
 def find(path: Path) -> tuple[Path, ...]:

@@ -1,0 +1,73 @@
+"""Where an ONNX file has its weights: in files of its own folder, and nowhere else.
+
+ONNX Runtime refuses others itself only since 1.24. The version before read any file that the user may read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+
+from converter.errors import CheckpointError, ModelFolderError
+from converter.files import refuse_special
+
+
+def refuse_outside(graph: str | bytes, folder: Path) -> None:
+    """Refuse a graph, given as a file's name or as bytes, that has weights outside ``folder``. One that is damaged is
+    left to ONNX Runtime, which says more.
+
+    Raises:
+        ModelFolderError: it has.
+    """
+    try:
+        model = ModelProto.FromString(graph) if isinstance(graph, bytes) else onnx.load(graph, load_external_data=False)
+    except (DecodeError, OSError, ValueError):
+        return
+    for location in locations(model):
+        data_file(folder, location)
+
+
+def locations(model: ModelProto) -> set[str]:
+    """Return the names of the files in which a model has tensors, those of branches and functions too."""
+    tensors = [*_in_graph(model.graph), *(t for function in model.functions for t in _in_nodes(function.node))]
+    return {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+
+
+def data_file(folder: Path, location: str) -> Path:
+    """Return the file in ``folder`` in which a graph has weights.
+
+    Raises:
+        ModelFolderError: it lies elsewhere, a link leads out of the folder, or it is no file.
+    """
+    file = folder / location
+    try:
+        inside = file.resolve().is_relative_to(folder.resolve())
+        if inside and file.exists():
+            refuse_special(file)
+    except CheckpointError as error:
+        raise ModelFolderError(str(error)) from error
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, links in a circle
+        inside = False
+    if not inside:
+        raise ModelFolderError(f"a graph in {folder} has weights outside its folder, at {location!r}: not opened")
+    return file
+
+
+def _in_graph(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _in_nodes(graph.node)
+
+
+def _in_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            yield from (sparse.values, sparse.indices)
+        for graph in (attribute.g, *attribute.graphs):
+            yield from _in_graph(graph)
