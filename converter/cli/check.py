@@ -235,7 +235,7 @@ def run_prove(source: str | None, as_json: bool) -> None:
     from converter.parity.seeded.prove import prove as run
 
     with progress.steps() as step:
-        proof = run(source or terminal.short(CHECKPOINT), progress=step)
+        proof = run(source or terminal.short(CHECKPOINT), progress=step, own_process=True)
     if as_json:
         click.echo(terminal.to_json(proof.to_dict()))
     else:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from converter.checkpoint import hub
 from converter.checkpoint.options import SourceOptions
 from converter.errors import CheckError, GPT2Error
 from converter.folder.convert import convert
@@ -181,9 +182,17 @@ def defects(config: GPT2Config) -> list[Mutation]:
     return [*MUTATIONS, *lossy(), *elements(config), *BESIDE, *of_blocks(config)]
 
 
-def prove(source: str | os.PathLike[str], progress: Progress = lambda step, done, total: None) -> Proof:
+def prove(
+    source: str | os.PathLike[str],
+    progress: Progress = lambda step, done, total: None,
+    own_process: bool = False,
+) -> Proof:
     """Seed every defect into a conversion of ``source``, and see whether ``check`` notices and names it; returns the
     results.
+
+    Args:
+        progress: told what is next, how many steps are done, and how many there are.
+        own_process: whether the process does nothing else, so that it may be cut off from the Hub.
 
     Raises:
         CheckError: the source is not a local folder with a model.safetensors, which can be copied and changed.
@@ -191,6 +200,8 @@ def prove(source: str | os.PathLike[str], progress: Progress = lambda step, done
     """
     began = time.monotonic()
     checkpoint, ledger = read_source(source, SourceOptions())
+    if own_process:
+        hub.go_offline()
     if not (checkpoint.folder / "model.safetensors").is_file():
         raise CheckError(f"{source} cannot be seeded with defects: it has no single model.safetensors")
     config = ledger.config
