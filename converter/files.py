@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import re
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +23,11 @@ def read_json(file: Path) -> dict[str, Any]:
         ConfigError: it is absent, unreadable, or something else than a JSON object.
     """
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        refuse_special(file)
+        text = file.read_text(encoding="utf-8")
+        values = json.loads(text)
+        if HALF_CHARACTER.search(text):
+            json.dumps(values, ensure_ascii=False).encode()  # pairs of halves are whole characters now
     except FileNotFoundError as error:
         raise ConfigError(f"{file.parent} has no {file.name}; expected a Hugging Face model folder") from error
     except PermissionError as error:
@@ -32,6 +38,9 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{file} holds a {type(values).__name__}; expected a JSON object")
     return values
+
+
+HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")  # an escape of UTF-16, which is no text by itself
 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:
@@ -60,6 +69,17 @@ def reason(error: OSError) -> str:
     text = error.strerror or str(error)
     # A full disk is reported of the file that was read.
     return f"{text} ({error.filename})" if error.filename and error.errno != errno.ENOSPC else text
+
+
+def refuse_special(path: Path) -> None:
+    """Refuse a pipe, a socket or a device, which may never end, and cannot be read twice.
+
+    Raises:
+        CheckpointError: ``path`` is or leads to one.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise CheckpointError(f"{path} is a pipe, a socket or a device; expected a file on a disk")
 
 
 def starts_with(file: Path, *magics: bytes) -> bool:

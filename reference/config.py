@@ -21,6 +21,9 @@ ACTIVATION_NAMES = (
     "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh",
 )  # fmt: skip
 
+# What float32 holds without loss: normal numbers.
+FLOAT32_MIN, FLOAT32_MAX = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+
 # Fields that depend on the head: ``from_dict`` does not simply take their keys.
 HEAD_FIELDS = ("head", "num_labels", "pad_token_id", "summary_activation")
 
@@ -72,6 +75,11 @@ class GPT2Config:
                 raise ConfigError(f"{field.name} is {value!r}; expected true or false")
             if field.type == "float" and not (_is_number(value) and value >= 0):
                 raise ConfigError(f"{field.name} is {value!r}; expected a finite number, 0 or more")
+        if self.layer_norm_epsilon and not FLOAT32_MIN <= self.layer_norm_epsilon <= FLOAT32_MAX:
+            raise ConfigError(
+                f"layer_norm_epsilon is {self.layer_norm_epsilon!r}; expected a number that float32 holds, as models "
+                f"are run in it"
+            )
         for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
             if getattr(self, name) > 1:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected a probability")

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converter.checkpoint.folder import companions
+from converter.checkpoint.folder import companions, links_out
 from converter.checkpoint.foreign import IN_SHARDS
 from converter.errors import CheckpointError
 from reference.head import HEADS
@@ -100,6 +100,8 @@ def with_vocabulary(checkpoint: Checkpoint, size: int, folder: Path) -> Checkpoi
         config_values={**checkpoint.config_values, "vocab_size": size},
     )
     own = {name: folder / name for name in companions(folder) if not name.startswith(NO_TOKENIZER)}
+    for name in links_out(own, folder):
+        del own[name]
     if not own:
         return changed
     kept = {name: file for name, file in checkpoint.companions.items() if name.startswith(NO_TOKENIZER)}

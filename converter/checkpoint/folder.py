@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from converter.checkpoint import h5_file, msgpack_file, safetensors_file, torch_file
@@ -58,6 +58,17 @@ def companions(folder: Path) -> list[str]:
     """Return the names of the files in ``folder`` that match ``COMPANIONS``, in alphabetical order."""
     files = {file for pattern in COMPANIONS for file in folder.glob(pattern) if file.is_file()}
     return sorted(file.relative_to(folder).as_posix() for file in files)
+
+
+def links_out(companions: Mapping[str, Path], folder: Path) -> list[str]:
+    """Return the names of files that are links out of ``folder``, sorted: what they lead to is nobody's to pass on.
+
+    In the Hub's cache all files of a model are links to its ``blobs``.
+    """
+    home = folder.resolve()
+    real = {name: file.resolve() for name, file in companions.items()}
+    blobs = home.parent.parent / "blobs"
+    return sorted(name for name, file in real.items() if not file.is_relative_to(home) and file.parent != blobs)
 
 
 def choose_weight_file(names: Collection[str]) -> str | None:

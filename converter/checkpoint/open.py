@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from converter.checkpoint.adapter import merge
 from converter.checkpoint.adapter_file import refuse_as_source
 from converter.checkpoint.config import parse_config
+from converter.checkpoint.folder import links_out
 from converter.checkpoint.formats import read
 from converter.checkpoint.hub import ADAPTER, MODEL, Repository, fetch, is_hub_id
 from converter.checkpoint.options import SourceOptions
 from converter.checkpoint.source import Checkpoint
+from converter.checkpoint.tensor import LazyTensor
 from converter.errors import CheckpointError, ConfigError
+from converter.files import refuse_special
 from reference.head import ASKED
 
 
@@ -49,6 +53,8 @@ def open_checkpoint(
         )
     except OSError as error:
         raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
+    _refuse_half_characters(path, found.tensors)
+    outside = links_out(found.companions, folder)
     checkpoint = Checkpoint(
         name=name,
         format=found.format,
@@ -57,9 +63,9 @@ def open_checkpoint(
         config=config,
         config_values=dict(found.values),
         tensors=dict(found.tensors),
-        companions=dict(found.companions),
+        companions={name: file for name, file in found.companions.items() if name not in outside},
         transformers_reads=found.transformers_reads,
-        notes=found.notes,
+        notes=(*found.notes, *(f"{folder / name} is a link out of the source: left behind" for name in outside)),
         tokenizer=found.tokenizer,
         asked_head=asked.head,
     )
@@ -69,6 +75,19 @@ def open_checkpoint(
         return merge(checkpoint, *_locate(asked.adapter, ADAPTER, bars))
     except OSError as error:
         raise CheckpointError(f"{error.filename or asked.adapter} cannot be read: {error.strerror or error}") from error
+
+
+def _refuse_half_characters(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
+    """Refuse names that no file of ours can hold.
+
+    Raises:
+        CheckpointError: the name of a tensor has half of a UTF-16 pair.
+    """
+    for name in (name for key, tensor in tensors.items() for name in (key, tensor.name)):
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise CheckpointError(f"{path} is corrupt: the name of its tensor {name!r} is no text") from error
 
 
 # What a message says was expected, where a source is neither a path that exists nor a Hub id.
@@ -85,10 +104,11 @@ def _locate(source: str | os.PathLike[str], kind: Repository, bars: bool) -> tup
     """
     path = Path(source)
     try:
-        exists, name = path.exists(), path.resolve().name
+        exists, name = path.exists(), os.fsencode(path.resolve().name).decode(errors="backslashreplace")
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL byte, links in a circle
         raise CheckpointError(f"{os.fspath(source)!r} cannot be a folder ({error})") from error
     if exists:
+        refuse_special(path)
         return path, name
     if not is_hub_id(os.fspath(source)):
         raise CheckpointError(f"there is no folder {source}; expected {EXPECTED[kind]}")

@@ -17,7 +17,7 @@ from converter.checkpoint.config import ALIASES
 from converter.checkpoint.folder import choose_weight_file
 from converter.checkpoint.options import SourceOptions
 from converter.checkpoint.source import Format, Source, tied
-from converter.checkpoint.tensor import LazyTensor
+from converter.checkpoint.tensor import LazyTensor, refuse_shape
 from converter.errors import CheckpointError, ConfigError
 from converter.files import read_json, refuse_lfs_pointer
 
@@ -247,6 +247,7 @@ def _entry(index: Path, name: str, entry: Message, shards: Shards) -> LazyTensor
     if 7 in entry:
         raise CheckpointError(f"{index}: tensor {name} is partitioned into slices; save it in one piece")
     shape = tuple(number(parse(dim), 1) for dim in messages(parse(message(entry, 2)), 2))
+    refuse_shape(index, name, shape)
     tensor = LazyTensor(name, DTYPE_NAMES[dtype], shape, shards.file(number(entry, 3)), number(entry, 4))
     size = number(entry, 5)
     if size != tensor.nbytes:

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.tensor import DTYPES, LazyTensor
+from converter.checkpoint.tensor import DTYPES, LazyTensor, refuse_shape
 from converter.errors import CheckpointError
 from reference.config import STATE_KEY
 
@@ -121,6 +121,7 @@ def _entry(file: Path, name: str, entry: Any, data_start: int) -> tuple[LazyTens
             f"save the weights as F32, F16 or BF16"
         )
     dtype = DTYPE_NAMES[dtype]
+    refuse_shape(file, name, shape)
     if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
         raise CheckpointError(f"{file} is corrupt: tensor {name} of {dtype} {shape} cannot take {end - begin} bytes")
     return LazyTensor(name, dtype, tuple(shape), file, data_start + begin), begin, end

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
@@ -32,6 +32,22 @@ DTYPES: dict[str, np.dtype] = {
     "bool": np.dtype("?"),
     "complex64": np.dtype("<c8"),
 }
+
+
+MAX_RANK = 32  # numpy's limit for a long time
+MAX_SIZE = 1 << 63
+
+
+def refuse_shape(file: Path, name: str, shape: Sequence[int]) -> None:
+    """Refuse a shape that no tensor has, before its numbers are multiplied: that alone could take hours.
+
+    Raises:
+        CheckpointError: it has too many dimensions, or one is too large.
+    """
+    if len(shape) > MAX_RANK or max(shape, default=0) >= MAX_SIZE:
+        raise CheckpointError(
+            f"{file} is corrupt: tensor {name} has {len(shape)} dimensions, or one that no memory could hold"
+        )
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from converter.checkpoint.pickle_machine import Inert, Machine, StateMachine, TensorRef, TrainingMachine
-from converter.checkpoint.tensor import DTYPES, LazyTensor, row_major
+from converter.checkpoint.tensor import DTYPES, LazyTensor, refuse_shape, row_major
 from converter.errors import CheckpointError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -162,6 +162,7 @@ def _locate(file: Path, name: object, ref: object, starts: dict[str, tuple[int, 
         raise CheckpointError(
             f"{file} holds {name!r}, which is not a tensor; expected a state dict, as model.state_dict() gives it"
         )
+    refuse_shape(file, name, ref.shape)
     item = DTYPES[ref.storage.dtype].itemsize
     if ref.storage.key not in starts:
         raise CheckpointError(f"{file} is corrupt: the storage of tensor {name} is missing")

@@ -20,7 +20,7 @@ class LayerNorm(Module):
 
     def __init__(self, config: GPT2Config, dtype: ir.DataType) -> None:
         super().__init__()
-        self.epsilon = config.layer_norm_epsilon
+        self.epsilon = float(config.layer_norm_epsilon)  # a config may have 0 or 1, and an attribute has one type
         self.weight = Parameter([config.n_embd], dtype)
         self.bias = Parameter([config.n_embd], dtype)
 

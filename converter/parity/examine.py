@@ -38,7 +38,7 @@ from converter.parity.legs.half import Rounded
 from converter.parity.legs.huggingface import HuggingFace
 from converter.parity.legs.identity import LegKind, Runner
 from converter.parity.legs.memory import release_memory
-from converter.parity.legs.settings import describe
+from converter.parity.legs.settings import describe, settings_of
 from converter.parity.legs.shipped import as_shipped
 from converter.parity.legs.steps import Steps
 from converter.parity.legs.truth import truths
@@ -52,7 +52,7 @@ from converter.parity.verdict.limits import Limits
 from converter.parity.verdict.reproduction import Reproduction, reproduce
 from converter.runtime.heads import load as load_head
 from converter.runtime.in_place import can_be_rewritten
-from converter.runtime.ort import OPEN_ERRORS
+from converter.runtime.ort import OPEN_ERRORS, provider_name
 from converter.runtime.session import CacheType, load, model_file
 from converter.weights.ledger import Ledger
 from converter.weights.precisions import FULL, PRECISIONS, Precision
@@ -219,7 +219,7 @@ class FolderRows:
 
     Attributes:
         legs: the legs, each with its file.
-        settings: the settings of ONNX Runtime. They are filled in when a leg is opened.
+        settings: versions and machine. ONNX Runtime's are filled in when a leg is opened.
     """
 
     legs: Sequence[tuple[Path, LegSpec]]
@@ -228,7 +228,7 @@ class FolderRows:
 
 def folder_rows(ledger: Ledger, limits: Limits, level: Level, out: Path, asked: Examination) -> FolderRows:
     """Return the legs of the shipped graphs and of other files."""
-    config, settings = ledger.config, dict[str, Any]()
+    config, settings = ledger.config, settings_of(provider_name(asked.provider))
     graphs = graphs_of(out, config.head)
     several = len(graphs) > 1
 

@@ -27,7 +27,10 @@ def refuse_unsound(options: Any, checks: Mapping[str, Check]) -> None:
 
 def is_number(value: Any) -> bool:
     """Tell whether a value is a finite number."""
-    return type(value) is not bool and isinstance(value, Real) and math.isfinite(value)
+    try:
+        return type(value) is not bool and isinstance(value, Real) and math.isfinite(value)
+    except OverflowError:  # an integer too large for a float
+        return False
 
 
 def is_count(value: Any, least: int = 0) -> bool:

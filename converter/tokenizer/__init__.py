@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from converter.checkpoint.folder import companions as names_of_companions
 from converter.files import naming_originals
 from converter.tokenizer.byte_level import END_OF_TEXT
 from converter.tokenizer.completion import complete
@@ -116,7 +117,8 @@ def files_of(companions: Mapping[str, Path], write: Callable[[Path], None] | Non
     """
     folders = {file.parents[len(Path(name).parts) - 1] for name, file in companions.items()}
     own = folders.pop() if len(folders) == 1 else None
-    if own is not None and write is None and all(file == own / name for name, file in companions.items()):
+    whole = own is not None and companions == {name: own / name for name in names_of_companions(own)}
+    if own is not None and whole and write is None:
         yield own
         return
     with tempfile.TemporaryDirectory(prefix="gpt2onnx-") as temporary:
