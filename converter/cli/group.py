@@ -198,13 +198,12 @@ def end_when_a_file_is_cut() -> None:
         return
     import ctypes
 
-    @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def end(_number: int) -> None:
         os.write(2, f"gpt2onnx: {CUT}\n".encode())
         os._exit(BAD_INPUT)  # nothing may return to what cannot go on; the next command removes what is half-written
 
-    ctypes.CDLL(None).signal(signal.SIGBUS, end)
-    KEPT.append(end)
+    KEPT.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(end))
+    ctypes.CDLL(None).signal(signal.SIGBUS, KEPT[-1])
 
 
 CUT = "a file became shorter while it was read, or its disk failed: run the command again"
