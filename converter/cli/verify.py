@@ -42,7 +42,7 @@ def verify(out: Path, certificate: Path | None, key: Path | None, as_json: bool)
     with progress.line(f"reading {out}"):
         found = run(out, certificate, key)
     if as_json:
-        shown = ("passed", "verdict", "changed", "missing", "unknown", "signed", "certificate")
+        shown = ("passed", "verdict", "changed", "missing", "unknown", "not_compared", "signed", "certificate")
         click.echo(terminal.to_json({name: getattr(found, name) for name in shown}))
     else:
         click.echo(found.verdict)

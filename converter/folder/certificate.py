@@ -30,6 +30,7 @@ KEY = "certificate"
 DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 SEAL = "sha256"  # the key of the certificate's own hash
 SIGNATURE = "signature"  # of that hash
+NOT_COMPARED = "not_compared"  # the key of the files beside an export that the check did not look at
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Verification:
         changed, missing, unknown: names of files and links that are not what they were, not there, or new. The names
             ``gpt2onnx.json`` and ``certificate`` stand for the facts in them.
         files: how many the certificate names.
+        not_compared: names of files that lay in the folder of an export, of which the certificate says nothing else.
         signed: whether it is signed with the key that was given; None if none was.
     """
 
@@ -51,6 +53,7 @@ class Verification:
     missing: tuple[str, ...]
     files: int
     unknown: tuple[str, ...] = ()
+    not_compared: tuple[str, ...] = ()
     signed: bool | None = None
 
     def __repr__(self) -> str:
@@ -80,6 +83,11 @@ class Verification:
             return one_line(f"{self.folder} has a certificate that is NOT signed with this key")
         if not self.passed:
             return one_line(f"{self.folder} is what was checked on {when}, and it was a mismatch")
+        if self.not_compared:
+            several = len(self.not_compared) - 1
+            others = f" and {several} more" if several else ""
+            said = f"{self.files} of its files: a match; {self.not_compared[0]}{others} not compared"
+            return one_line(f"{self.folder} is what was checked on {when}, {said}")
         return one_line(f"{self.folder} is what was checked on {when}, all {self.files} files: a match")
 
 
@@ -131,15 +139,17 @@ def write_beside(
     Args:
         file: the file to write.
         path: the folder or ONNX file that was checked.
-        files: those that its graphs are made of; they count wherever they lie.
+        files: those that the graphs of an export are made of, which alone were compared; empty for a folder of ours.
 
     Raises:
         OutputError: the file cannot be written, or a file or link leads out of the folder.
     """
     names = {Path(os.path.relpath(each, home_of(path))).as_posix() for each in files}
     there = listing(path) if path.is_dir() else listing_of(path, names)
-    values = manifest.content(path) if path.is_dir() else {}
-    covered = _covered(there, values, names, leave=file)
+    if names:
+        covered = _covered_of_export(there, names, leave=file)
+    else:
+        covered = _covered(there, manifest.content(path) if path.is_dir() else {}, leave=file)
     _replace(file, {KEY: _content(source_files, passed, verdict, {**covered, **facts}, sign)})
 
 
@@ -148,34 +158,67 @@ def home_of(path: Path) -> Path:
     return path if path.is_dir() else path.parent
 
 
-def _covered(
-    there: Listing, values: Mapping[str, Any], named: Iterable[str] = (), leave: Path | None = None
-) -> dict[str, Any]:
-    """Return the part of a certificate that says what a folder holds.
+def _covered(there: Listing, values: Mapping[str, Any], leave: Path | None = None) -> dict[str, Any]:
+    """Return the part of a certificate that says what a folder of ours holds.
 
     Args:
         values: the manifest, which is hashed without its certificate.
-        named: files that count wherever they lie.
         leave: the file that the certificate goes into.
 
     Raises:
         OutputError: something cannot be certified.
     """
-    needed = set(named)
-    odd = sorted({link for link in there.links if counts(link) and there.leads_out(link)} | (needed - there.names))
-    odd += sorted(filter(counts, there.others))
-    if odd:
-        raise OutputError(
-            f"{one_line(str(there.home / odd[0]))} leads out of the folder, or is no regular file: copy all files into "
-            f"one folder, with cp -rL"
-        )
-    kept = {name for name in there.files if counts(name) or name in needed} - {MANIFEST}
-    kept -= {name for name in kept if leave is not None and leave.exists() and leave.samefile(there.home / name)}
+    _refuse(there, {link for link in there.links if counts(link) and there.leads_out(link)})
+    _refuse(there, set(filter(counts, there.others)))
+    kept = set(filter(counts, there.files)) - {MANIFEST} - _same_file(there, leave)
     return {
-        "files": {name: sha256(there.home / name) for name in sorted(kept)},
+        "files": _hashes(there, kept),
         "links": {name: there.links[name] for name in sorted(filter(counts, there.links))},
         **({MANIFEST: _rest(values)} if MANIFEST in there.files else {}),
     }
+
+
+def _covered_of_export(there: Listing, names: set[str], leave: Path) -> dict[str, Any]:
+    """Return the part of a certificate that says what was compared of an export, and what beside it was not.
+
+    Args:
+        names: of the files that were compared; they count wherever they lie.
+        leave: the file that the certificate goes into.
+
+    Raises:
+        OutputError: something cannot be certified.
+    """
+    links = names & there.links.keys()
+    _refuse(there, {link for link in links if there.leads_out(link)} | (names - there.names) | (names & there.others))
+    home = os.path.realpath(there.home)
+    targets = {Path(os.path.realpath(there.home / link)).relative_to(home).as_posix() for link in links}
+    kept = names - links | targets
+    beside = {name for name in there.names if counts(name)} - kept - links - _same_file(there, leave)
+    return {
+        "files": _hashes(there, kept),
+        "links": {name: there.links[name] for name in sorted(links)},
+        NOT_COMPARED: sorted(beside),
+    }
+
+
+def _refuse(there: Listing, odd: set[str]) -> None:
+    """Refuse names that cannot be certified."""
+    if odd:
+        raise OutputError(
+            f"{one_line(str(there.home / min(odd)))} leads out of the folder, or is no regular file: copy all files "
+            f"into one folder, with cp -rL"
+        )
+
+
+def _hashes(there: Listing, names: Iterable[str]) -> dict[str, str]:
+    return {name: sha256(there.home / name) for name in sorted(names)}
+
+
+def _same_file(there: Listing, file: Path | None) -> set[str]:
+    """Return the names by which a listing has a file."""
+    if file is None or not file.exists():
+        return set()
+    return {name for name in there.files if file.samefile(there.home / name)}
 
 
 def _content(
@@ -240,16 +283,19 @@ def verify(
         raise ModelFolderError(f"{folder} has no certificate; make one with gpt2onnx check SOURCE {folder}")
     files, links = certificate["files"], certificate["links"]
     there = listing(folder) if folder.is_dir() else listing_of(folder, files)
-    known = {*files, *links, *({MANIFEST} if MANIFEST in certificate else ())}
-    if certificate_file is not None and folder.is_dir():
-        known |= {name for name in there.files if Path(certificate_file).samefile(folder / name)}
+    beside = certificate.get(NOT_COMPARED, [])
+    vouched = {*files, *links, *({MANIFEST} if MANIFEST in certificate else ())}
+    known = {*vouched, *beside}
+    if certificate_file is not None:
+        known |= _same_file(there, Path(certificate_file))
     return Verification(
         folder,
         certificate,
         changed=tuple(_changed(there, own, certificate)),
-        missing=tuple(sorted(known - there.names)),
+        missing=tuple(sorted(vouched - there.names)),
         files=len(files),
         unknown=tuple(sorted(filter(counts, there.names - known))),
+        not_compared=tuple(beside),
         signed=None if key is None else is_signed(str(certificate.get(SEAL)), certificate.get(SIGNATURE), Path(key)),
     )
 
@@ -257,8 +303,13 @@ def verify(
 def _certificate_in(values: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the certificate in a JSON object, if something there has the form of one."""
     found = values.get(KEY)
-    formed = isinstance(found, dict) and all(isinstance(found.get(key), dict) for key in ("files", "links"))
-    return found if formed else None
+    if not isinstance(found, dict) or not _are_names(found.get(NOT_COMPARED, [])):
+        return None
+    return found if all(isinstance(found.get(key), dict) for key in ("files", "links")) else None
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _changed(there: Listing, own: Mapping[str, Any], certificate: Mapping[str, Any]) -> list[str]:

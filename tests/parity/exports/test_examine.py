@@ -269,16 +269,35 @@ def test_nothing_is_written_beside_an_export_unless_asked_for(
     assert list(kept["files"]) == ["model.onnx"]
 
 
-def test_a_certificate_covers_the_whole_folder_of_an_export(
+def test_a_certificate_vouches_only_for_what_was_compared_of_an_export(
     source: Path, export: Callable[..., Path], tmp_path: Path
 ) -> None:
-    folder = export().parent
+    folder, certificate = export().parent, tmp_path / "verdict.json"
+    (folder / "model_fp16.onnx").write_bytes(b"of another precision")
     (folder / "config.json").write_bytes((source / "config.json").read_bytes())
-    check(source, folder, certificate=tmp_path / "verdict.json")
-    kept = json.loads((tmp_path / "verdict.json").read_text())["certificate"]
-    assert list(kept["files"]) == ["config.json", "model.onnx"]
-    (folder / "evil.onnx").write_bytes(b"")
-    assert not verify(folder, tmp_path / "verdict.json").passed
+    check(source, folder, certificate=certificate)
+    kept = json.loads(certificate.read_text())["certificate"]
+    assert list(kept["files"]) == ["model.onnx"]
+    assert kept["not_compared"] == ["config.json", "model_fp16.onnx"]
+    (folder / "model_fp16.onnx").unlink()
+    (folder / "config.json").write_bytes(b"{}")
+    found = verify(folder, certificate)
+    assert found.passed
+    assert found.verdict.endswith("1 of its files: a match; config.json and 1 more not compared")
+    (folder / "decoder_model_merged.onnx").write_bytes(b"would be taken before model.onnx")
+    assert verify(folder, certificate).unknown == ("decoder_model_merged.onnx",)
+
+
+def test_a_certificate_of_an_export_covers_what_its_links_lead_to(
+    source: Path, export: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder, certificate = export().parent, tmp_path / "verdict.json"
+    (folder / "model.onnx").rename(folder / "blob")
+    (folder / "model.onnx").symlink_to("blob")
+    check(source, folder, certificate=certificate)
+    assert verify(folder, certificate).passed
+    (folder / "blob").write_bytes(b"changed")
+    assert verify(folder, certificate).changed == ("blob",)
 
 
 def test_the_logits_alone_may_decide(source: Path, export: Callable[..., Path]) -> None:
