@@ -178,6 +178,13 @@ class InPlaceCache(Cache):
         self.batch = len(rows)
         self.values = [on_cpu(half) for layer in self.buffers for half in layer]
 
+    def fill(self, layers: Sequence[np.ndarray]) -> None:
+        """Hold these keys and values, ``[2, batch, n_head, slots, head_dim]`` of each layer, and nothing else."""
+        self._make_room(layers[0].shape[3])
+        self.used = layers[0].shape[3]
+        for buffer, layer in zip(self.buffers, layers, strict=True):
+            buffer[:, :, :, : self.used] = layer
+
     def keep_rows(self, rows: np.ndarray) -> None:
         if len(rows) != self.batch:
             self._move(rows, self.buffers[0].shape[3])

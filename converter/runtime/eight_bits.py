@@ -16,6 +16,7 @@ import numpy as np
 
 from converter.runtime.cache import InPlaceCache, attention_bias, run_in_place
 from converter.runtime.decoder import Decoder
+from reference.config import GPT2Config
 
 MOST = 127  # of the numbers, on either side of 0
 
@@ -33,14 +34,65 @@ LEAST_SCALE = 1e-6
 PROMPT_TOKENS = 2048
 
 
+class Scales:
+    """The scales of buffers of int8 ``[2, rows, n_head, slots, head_dim]``, one of each layer.
+
+    Attributes:
+        values: of keys and values, ``[n_layer, 2, n_embd]`` float32.
+    """
+
+    def __init__(self, config: GPT2Config) -> None:
+        self.values = np.full((config.n_layer, 2, config.n_embd), LEAST_SCALE, np.float32)
+        self._shape = (2, 1, config.n_head, 1, config.head_dim)
+
+    def write(self, layer: int, buffer: np.ndarray, place: tuple[slice, slice], exact: np.ndarray, used: int) -> None:
+        """Round keys and values and keep them.
+
+        Args:
+            layer: whose they are.
+            buffer: of the layer.
+            place: the rows and slots that they are written to.
+            exact: ``[2, rows, n_head, slots, head_dim]`` float32.
+            used: how many slots of the buffer hold something.
+        """
+        self.widen(layer, buffer, np.abs(exact).max(axis=(1, 3)).reshape(2, -1) / MOST, used)
+        steps = exact * (1 / self.along(layer))
+        rows, slots = place
+        buffer[:, rows, :, slots] = np.rint(steps, out=steps)
+
+    def read(self, layer: int, held: np.ndarray) -> np.ndarray:
+        """Return what numbers of a buffer stand for, in float32."""
+        return held * self.along(layer)
+
+    def along(self, layer: int) -> np.ndarray:
+        """Return the scales of a layer so that they broadcast to its buffer."""
+        return self.values[layer].reshape(self._shape)
+
+    def widen(self, layer: int, buffer: np.ndarray, needed: np.ndarray, used: int) -> None:
+        """Make scales larger where they are less than what is needed; what is there is rounded again."""
+        scales = self.values[layer]
+        small = needed > scales
+        if small.any():
+            wider = np.where(small, needed * MARGIN, scales).astype(np.float32)
+            there = buffer[:, :, :, :used]
+            there[:] = np.rint(there * (scales / wider).reshape(self._shape))
+            self.values[layer] = wider
+
+    def widen_full(self, layer: int, buffer: np.ndarray, newest: np.ndarray, used: int) -> None:
+        """Make the scales of channels larger that the newest tokens, a part of the buffer, have brought to an end."""
+        full = (np.abs(newest, dtype=np.int16) >= MOST).any(axis=(1, 3)).reshape(2, -1)
+        if full.any():
+            self.widen(layer, buffer, np.where(full, self.values[layer] * MARGIN, 0), used)
+
+
 class EightBitCache(InPlaceCache):
-    """Buffers of int8, and the scales of each layer: keys and values, ``[n_layer, 2, n_embd]`` float32."""
+    """Buffers of int8, and their scales."""
 
     dtype = np.int8
 
     def __init__(self, model: Decoder, batch: int) -> None:
         super().__init__(model, batch)
-        self.scales = np.full((model.config.n_layer, 2, model.config.n_embd), LEAST_SCALE, np.float32)
+        self.scales = Scales(model.config)
         self._exact: InPlaceCache | None = InPlaceCache(model, batch)  # until enough tokens have been seen
 
     def step(self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int) -> np.ndarray:
@@ -54,7 +106,8 @@ class EightBitCache(InPlaceCache):
         run = self._run_all if self.used else self._run_prompts
         logits = run(ids, mask, positions, keep)
         begin, self.used = self.used, self.used + new
-        self._widen_full(begin)
+        for layer, buffer in enumerate(self.buffers):
+            self.scales.widen_full(layer, buffer, buffer[:, :, :, begin : self.used], self.used)
         return logits
 
     def _leave_exact(self, slots: int) -> None:
@@ -70,7 +123,7 @@ class EightBitCache(InPlaceCache):
         self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int, values: list[Any]
     ) -> np.ndarray:
         last, bias = np.full(len(ids), mask.shape[1] - 1), attention_bias(mask, ids.shape[1])
-        return run_in_place(self.model, ids, positions, bias, last, keep, values, scales=self.scales)
+        return run_in_place(self.model, ids, positions, bias, last, keep, values, scales=self.scales.values)
 
     def _run_prompts(self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int) -> np.ndarray:
         """Run prompts with a cache of float32, a few rows at a time, and keep what it holds in 8 bits."""
@@ -85,34 +138,8 @@ class EightBitCache(InPlaceCache):
     def _keep(self, rows: slice, exact: InPlaceCache) -> None:
         """Round what a cache of float32 holds of some rows."""
         for layer, halves in enumerate(zip(*[iter(exact.arrays())] * 2, strict=True)):
-            self._write(layer, rows, np.stack(halves))
-
-    def _write(self, layer: int, rows: slice, exact: np.ndarray) -> None:
-        """Round the first keys and values of some rows, ``[2, rows, n_head, tokens, head_dim]``, and keep them."""
-        self._widen(layer, np.abs(exact).max(axis=(1, 3)).reshape(2, -1) / MOST, exact.shape[3])
-        steps = exact * (1 / self._along(self.scales[layer]))
-        self.buffers[layer][:, rows, :, : exact.shape[3]] = np.rint(steps, out=steps)
-
-    def _along(self, scales: np.ndarray) -> np.ndarray:
-        """Return scales ``[2, n_head · head_dim]`` so that they broadcast to a buffer."""
-        return scales.reshape(2, 1, self.model.config.n_head, 1, -1)
-
-    def _widen(self, layer: int, needed: np.ndarray, used: int) -> None:
-        """Make scales of a layer larger where they are less than what is needed; what is there is rounded again."""
-        scales = self.scales[layer]
-        small = needed > scales
-        if small.any():
-            wider = np.where(small, needed * MARGIN, scales).astype(np.float32)
-            there = self.buffers[layer][:, :, :, :used]
-            there[:] = np.rint(there * self._along(scales / wider))
-            self.scales[layer] = wider
-
-    def _widen_full(self, begin: int) -> None:
-        """Make the scales of channels larger that the newest tokens have brought to their ends."""
-        for layer, buffer in enumerate(self.buffers):
-            full = (np.abs(buffer[:, :, :, begin : self.used], dtype=np.int16) >= MOST).any(axis=(1, 3)).reshape(2, -1)
-            if full.any():
-                self._widen(layer, np.where(full, self.scales[layer] * MARGIN, 0), self.used)
+            both = np.stack(halves)
+            self.scales.write(layer, self.buffers[layer], (rows, slice(both.shape[3])), both, both.shape[3])
 
     def keep_rows(self, rows: np.ndarray) -> None:
         if self._exact is None:
@@ -137,6 +164,5 @@ class EightBitCache(InPlaceCache):
     def arrays(self) -> list[np.ndarray]:
         if self._exact is not None:
             return self._exact.arrays()
-        layers = zip(self.buffers, self.scales, strict=True)
-        whole = (buffer[:, :, :, : self.used] * self._along(scales) for buffer, scales in layers)
-        return [half for layer in whole for half in layer]
+        held = enumerate(self.buffers)
+        return [half for layer, buffer in held for half in self.scales.read(layer, buffer[:, :, :, : self.used])]

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from converter.runtime.cache import NO_LOGITS, empty_buffer, run_in_place
+from converter.runtime.cache import NO_LOGITS, InPlaceCache, empty_buffer, run_in_place
+from converter.runtime.eight_bits import Scales
 from converter.runtime.ort import on_cpu
 
 if TYPE_CHECKING:
     from converter.runtime.session import Model
+
+RANDOM_TOKENS, SEED = 128, 0  # of the text that the scales of 8 bits begin with
 
 
 class Slots(ABC):
@@ -92,9 +95,12 @@ class SharedSlots(Slots):
     Memory is given by the system as slots are written to.
     """
 
+    dtype: Any = np.float32
+    scales: Scales | None = None
+
     def __init__(self, model: Model, rows: int, slots: int) -> None:
         super().__init__(model, rows, slots)
-        self.buffers = [empty_buffer(model, rows, slots) for _ in range(model.config.n_layer)]
+        self.buffers = [empty_buffer(model, rows, slots, self.dtype) for _ in range(model.config.n_layer)]
         self._views = dict[tuple[int, int], list[Any]]()
 
     def _run_one(self, row: int, ids: np.ndarray, wanted: bool) -> np.ndarray | None:
@@ -127,13 +133,67 @@ class SharedSlots(Slots):
             self.model.mover.step()
         last = positions[:, -1]
         bias = np.zeros((1, 1, ids.shape[1], int(last.max()) + 1), np.float32)
-        return run_in_place(self.model, ids, positions, bias, last, keep, self._values(begin, end))
+        scales = None if self.scales is None else self.scales.values
+        return run_in_place(self.model, ids, positions, bias, last, keep, self._values(begin, end), scales)
 
     def _values(self, begin: int, end: int) -> list[Any]:
         """Return keys and values of some rows as ONNX Runtime takes them."""
         if (begin, end) not in self._views:
             self._views[begin, end] = [on_cpu(half[begin:end]) for layer in self.buffers for half in layer]
         return self._views[begin, end]
+
+
+class RoundedSlots(SharedSlots):
+    """Slots of 8 bits: see ``converter.runtime.eight_bits``.
+
+    A prompt runs with a cache of float32, which lasts until its row is stepped or another prompt runs. The scales begin
+    with what a text of random tokens needs, as the first prompt may be too short to tell.
+    """
+
+    dtype = np.int8
+
+    def __init__(self, model: Model, rows: int, slots: int) -> None:
+        super().__init__(model, rows, slots)
+        self.rounding = self.scales = Scales(model.config)
+        self._row, self._exact = -1, InPlaceCache(model, 1)
+        tokens = np.random.default_rng(SEED).integers(model.config.vocab_size, size=min(slots, RANDOM_TOKENS))
+        self._run_one(0, tokens, wanted=False)
+        self._row = -1
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of the caches when all rows are full."""
+        return sum(buffer.nbytes for buffer in self.buffers)
+
+    def _run_one(self, row: int, ids: np.ndarray, wanted: bool) -> np.ndarray | None:
+        begin = int(self.used[row])
+        end = begin + len(ids)
+        if row != self._row or self._exact.used != begin:
+            self._row, self._exact = row, self._read(row, begin)
+        positions, keep = np.arange(begin, end)[None], 1 if wanted else NO_LOGITS
+        logits = self._exact.step(ids[None], np.ones((1, end), np.int64), positions, keep)
+        for layer, halves in enumerate(zip(*[iter(self._exact.arrays())] * 2, strict=True)):
+            new, place = np.stack(halves)[:, :, :, begin:], (slice(row, row + 1), slice(begin, end))
+            self.rounding.write(layer, self.buffers[layer], place, new, self.held.shape[1])
+        return logits[0, 0] if wanted else None
+
+    def _copy(self, source: int, row: int, count: int) -> None:
+        super()._copy(source, row, count)
+        self._row = -1
+
+    def _read(self, row: int, used: int) -> InPlaceCache:
+        """Return what a row holds in float32."""
+        cache, rows = InPlaceCache(self.model, 1), slice(row, row + 1)
+        cache.fill([self.rounding.read(layer, buffer[:, rows, :, :used]) for layer, buffer in enumerate(self.buffers)])
+        return cache
+
+    def _run_each(self, tokens: Mapping[int, int]) -> Mapping[int, np.ndarray]:
+        logits = super()._run_each(tokens)
+        rows = list(tokens)
+        for layer, buffer in enumerate(self.buffers):
+            newest = buffer[:, rows, :, self.used[rows]].transpose(1, 0, 2, 3)[:, :, :, None]
+            self.rounding.widen_full(layer, buffer, newest, self.held.shape[1])
+        return logits
 
 
 class SeparateSlots(Slots):
@@ -163,4 +223,6 @@ class SeparateSlots(Slots):
 
 def slots_of(model: Model, rows: int, slots: int) -> Slots:
     """Return empty slots of the kind that the model's graph can run with."""
+    if model.cache == "int8":
+        return RoundedSlots(model, rows, slots)
     return (SharedSlots if model.in_place else SeparateSlots)(model, rows, slots)

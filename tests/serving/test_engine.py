@@ -300,3 +300,34 @@ def test_what_lies_in_slots_that_nobody_uses_does_not_matter(models: dict[str, M
         expected = engine.model.generate([list(range(n + 1))], max_new_tokens=1 + 5 * n)
         assert [token.id for token in inbox.tokens[0]] == [token.id for token in expected.tokens[0]]
     engine.close()
+
+
+def test_a_cache_of_8_bits_gives_nearly_what_float32_gives_and_takes_a_quarter(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("eight")
+    random_gpt2(n_embd=24, n_positions=200).save_pretrained(folder / "source")
+    convert(folder / "source", folder / "out")
+    rng, asked = np.random.default_rng(0), GenerationOptions(max_new_tokens=20, logprobs=0)
+    beginning = rng.integers(61, size=70).tolist()
+    prompts = [beginning + rng.integers(61, size=n).tolist() for n in (1, 9, 40)] + [[5], beginning[:30], beginning]
+    found: dict[str, list[list[Token]]] = {}
+    bytes_of: dict[str, int] = {}
+    for cache in ("float32", "int8"):
+        engine = Engine(load(folder / "out", cache=cache), rows=3, chunk=16)  # type: ignore[arg-type]
+        engine.start()
+        inboxes = [Inbox() for _ in prompts]
+        for prompt, inbox in zip(prompts, inboxes, strict=True):
+            engine.submit(prompt, asked, inbox)
+        for inbox in inboxes:
+            inbox.wait()
+        found[cache], bytes_of[cache] = [inbox.tokens[0] for inbox in inboxes], engine.stats.cache_bytes
+        engine.close()
+    assert bytes_of["float32"] == 4 * bytes_of["int8"]
+    for exact, rounded in zip(found["float32"], found["int8"], strict=True):
+        alike = next((n for n, pair in enumerate(zip(exact, rounded, strict=True)) if pair[0].id != pair[1].id), 20)
+        assert alike >= 3
+        for one, other in zip(exact[:alike], rounded[:alike], strict=True):
+            assert one.log_prob is not None
+            assert other.log_prob == pytest.approx(one.log_prob, abs=0.05)
+    assert found["float32"] != found["int8"]
