@@ -39,12 +39,14 @@ def ctranslate2(variant: str) -> Model:
 
 OPTIMUM = ("{bin}/optimum-cli", "export", "onnx", "--model", "{source}", "--task", "text-generation-with-past", "{out}")
 MOBIUS = ("{bin}/mobius", "build", "--config", "{source}", "--ep", "cpu", "--runtime", "ort-genai", "{out}")
+EXPORTER = ("{python}", str(WORKERS / "convert_transformers.py"), "{source}", "{out}")
 MODELS = {
     "ours": Model(HERE, ("{python}", "-m", "converter.cli", "convert", "{source}", "{out}", "-q")),
     "ours-int8": ours("int8", "_int8"),
     "ours-int4": ours("int4", "_q4"),
     "optimum": Model("optimum", OPTIMUM),
     "mobius": Model("mobius", MOBIUS),
+    "exported": Model(HERE, EXPORTER),
     "ctranslate2-float32": ctranslate2("float32"),
     "ctranslate2-int8": ctranslate2("int8"),
     "llama-f32": llama("f32"),
@@ -73,6 +75,7 @@ CANDIDATES = (
     Candidate("genai int8 on our graph", "ours-int8", "genai", "run_genai.py", "int8"),
     Candidate("optimum fp32", "optimum", "optimum", "run_optimum.py", "fp32"),
     Candidate("mobius fp32 in genai", "mobius", "mobius", "run_genai.py", "fp32"),
+    Candidate("transformers' exporter fp32", "exported", HERE, "run_exported.py", "fp32"),
     Candidate("CTranslate2 float32", "ctranslate2-float32", "ctranslate2", "run_ctranslate2.py", "float32"),
     Candidate("CTranslate2 int8", "ctranslate2-int8", "ctranslate2", "run_ctranslate2.py", "int8"),
     Candidate("llama.cpp f32", "llama-f32", "llama", "run_llama.py", "f32"),

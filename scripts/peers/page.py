@@ -9,7 +9,7 @@ from peers.candidates import BASELINE
 from peers.figures import NOTHING, decode, spread
 from peers.machine import machine
 from peers.plan import Shape
-from peers.ratios import RATIOS, ratio_row
+from peers.ratios import AGAINST_EACH, COUNTERPARTS, RATIOS, against_row, behind, ratio_row
 from peers.results import Results, Row
 from peers.running import THREADS
 
@@ -27,6 +27,9 @@ def page(results: Results) -> str:
         HEAD.format(machine=machine(), rounds=results.plan.rounds, few=results.plan.few, threads=THREADS),
         "## Ratios\n\nBatch 1 and context 128, unless the row says otherwise. Above 1, gpt2onnx is faster.\n",
         table(["", "ratio", "of"], [ratio_row(ratio, rows) for ratio in RATIOS]),
+        "## Against each peer\n\nHow many times as fast ours of the same precision is; int8 stands for 16 bits.\n",
+        table(["", *AGAINST_EACH], [against_row(peer, rows) for peer in COUNTERPARTS if peer in rows]),
+        not_ahead(rows),
         CONVERSION,
         table(
             ["", "convert s", "peak MB", "on disk MB", "load s", "tokens as ours"],
@@ -124,6 +127,14 @@ def agreement(row: Row, rows: dict[str, Row]) -> str:
         differs = [a != b for a, b in zip(mine, theirs, strict=True)]
         alike += differs.index(True) if True in differs else len(differs)
     return f"{alike} of {sum(map(len, ours))}"
+
+
+def not_ahead(rows: dict[str, Row]) -> str:
+    """Return what peers are faster at."""
+    lines = [f"- {line}" for line in behind(rows)]
+    return "\n".join(
+        ["**Where gpt2onnx is not ahead:**" if lines else "gpt2onnx is ahead in all of them.", "", *lines, ""]
+    )
 
 
 def loss(row: Row, batch: int) -> str:

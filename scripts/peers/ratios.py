@@ -10,7 +10,14 @@ from peers.results import Results, Row
 
 OURS_FP32, OURS_INT8, OURS_INT4 = "ours fp32", "ours int8", "ours int4"
 GENAI_FP32, GENAI_INT8 = "genai fp32 on our graph", "genai int8 on our graph"
-FP32_PEERS = ("optimum fp32", "mobius fp32 in genai", "CTranslate2 float32", "llama.cpp f32", "transformers fp32")
+FP32_PEERS = (
+    "optimum fp32",
+    "mobius fp32 in genai",
+    "transformers' exporter fp32",
+    "CTranslate2 float32",
+    "llama.cpp f32",
+    "transformers fp32",
+)
 OTHER_PEERS = ("CTranslate2 int8", "llama.cpp q8_0", "llama.cpp q4_0", "transformers bf16")
 
 
@@ -37,7 +44,52 @@ RATIOS = (
     Ratio("our loop / genai's, same int8 graph: decode", decode(1, 128), [OURS_INT8], [GENAI_INT8]),
     Ratio("batch 32 decode, fp32: ours / best peer", decode(32, 128), [OURS_FP32], FP32_PEERS),
     Ratio("batch 32 decode, any precision: ours / best peer", decode(32, 128), ALL_OURS, FP32_PEERS + OTHER_PEERS),
+    Ratio("prefill (900), any precision: ours / best peer", prefill(900), ALL_OURS, FP32_PEERS + OTHER_PEERS),
+    Ratio("int4 prefill (128): ours / llama.cpp q4_0", prefill(128), [OURS_INT4], ["llama.cpp q4_0"]),
 )
+
+# The one of ours that each peer is held against: of the same precision, and int8 for 16 bits.
+COUNTERPARTS = {
+    **dict.fromkeys(FP32_PEERS, OURS_FP32),
+    GENAI_FP32: OURS_FP32,
+    GENAI_INT8: OURS_INT8,
+    "CTranslate2 int8": OURS_INT8,
+    "llama.cpp q8_0": OURS_INT8,
+    "transformers bf16": OURS_INT8,
+    "llama.cpp q4_0": OURS_INT4,
+}
+AGAINST_EACH: dict[str, Figure] = {
+    "prefill 128": prefill(128),
+    "prefill 900": prefill(900),
+    "decode 1 × 128": decode(1, 128),
+    "decode 1 × 900": decode(1, 900),
+    "decode 32 × 128": decode(32, 128),
+    "decode 32 × 900": decode(32, 900),
+}
+
+
+def against(peer: str, rows: dict[str, Row]) -> list[float | None]:
+    """Return for each figure how many times as fast as a peer its counterpart is; None where one was not measured."""
+    found: list[float | None] = []
+    for figure in AGAINST_EACH.values():
+        sides = [figure(rows[name]) if name in rows else None for name in (COUNTERPARTS[peer], peer)]
+        found.append(sides[0] / sides[1] if sides[0] and sides[1] else None)
+    return found
+
+
+def against_row(peer: str, rows: dict[str, Row]) -> list[str]:
+    cells = [NOTHING if ratio is None else f"{ratio:.2f}" for ratio in against(peer, rows)]
+    return [f"{COUNTERPARTS[peer]} / {peer}", *cells]
+
+
+def behind(rows: dict[str, Row]) -> list[str]:
+    """Return a line for each figure in which a peer is ahead of its counterpart."""
+    return [
+        f"{COUNTERPARTS[peer]}, {figure}: {ratio:.2f} times as fast as {peer}"
+        for peer in COUNTERPARTS
+        for figure, ratio in zip(AGAINST_EACH, against(peer, rows), strict=True)
+        if ratio is not None and ratio < 1
+    ]
 
 
 def best(names: Sequence[str], rows: dict[str, Row], figure: Figure) -> tuple[str, float] | None:
