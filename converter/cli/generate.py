@@ -144,6 +144,7 @@ EARLY_STOPPING: dict[str, Any] = {"no": False, "yes": True, "never": "never"}  #
     type=click.Choice(["float32", "int8"]),
     help="Type of the keys and values: int8 takes a quarter of the memory. By default as docs/generate.md says.",
 )
+@click.option("--steady", is_flag=True, help="int8, int4: the same tokens for a text alone and beside others; slower.")
 @precision_option
 @provider_option
 @click.option("-q", "--quiet", is_flag=True, help="Print the text and no figures.")
@@ -161,6 +162,7 @@ def generate(
     threads: int | None,
     no_prepack: bool,
     cache: Literal["float32", "int8"] | None,
+    steady: bool,
     no_generation_config: bool,
     precision: str | None,
     provider: str,
@@ -185,7 +187,9 @@ def generate(
     lines = prompt_files.read(file) if file is not None else []
     texts = prompts or (() if file is not None else (standard_input("a prompt"),))
     with progress.line(f"opening {out}", not quiet):
-        model = load(out, provider, threads, precision, prepack=not no_prepack, cache=cache, large_pages=True)
+        model = load(
+            out, provider, threads, precision, prepack=not no_prepack, large_pages=True, cache=cache, steady=steady
+        )
     given = given_options(options, ends=not no_generation_config and model.generation_config.ends)
     with terminal.warnings_as_lines():
         asked = options_of(model, given, not no_generation_config)

@@ -23,7 +23,7 @@ MAX_THREADS = 1024
 
 # Headings of options that several commands have; a command need not have all of them.
 SOURCE_GROUP = {"Reading SOURCE": ("ignore", "activation", "adapter", "head")}
-RUNTIME_GROUP = {"ONNX Runtime": ("precision", "provider", "threads", "no_prepack", "cache")}
+RUNTIME_GROUP = {"ONNX Runtime": ("precision", "provider", "threads", "no_prepack", "cache", "steady")}
 OUTPUT_GROUP = {"Output": ("quiet", "as_json", "debug", "help")}
 
 Completer = Callable[[click.Context, click.Parameter, str], "list[CompletionItem[str]]"]

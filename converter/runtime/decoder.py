@@ -47,6 +47,7 @@ class Decoder:
         device: where the runtime keeps the cache, ``cpu`` or ``cuda``.
         second: the session for many rows, if there may be one.
         eight: the session with a cache of 8 bits, likewise.
+        steady: whether everything runs in the session for many rows.
     """
 
     folder: Path
@@ -55,13 +56,14 @@ class Decoder:
     device: str = "cpu"
     second: Later | None = None
     eight: Later | None = None
+    steady: bool = False
 
     def session_for(self, texts: int, new: int, eight_bits: bool = False) -> InferenceSession:
         """Return the session that runs so many texts with so many new tokens each."""
         if eight_bits:
             assert self.eight is not None
             return self.eight.session
-        many = texts >= MANY_TEXTS or texts * new >= MANY_TOKENS
+        many = self.steady or texts >= MANY_TEXTS or texts * new >= MANY_TOKENS
         return (many and self.second and self.second.session) or self.session
 
     @cached_property

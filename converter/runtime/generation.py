@@ -286,7 +286,25 @@ def _steps(
     model: Model, prompts: list[list[int]], rows: list[Row], options: GenerationOptions
 ) -> Iterator[Speculation | None]:
     """Run rows until every one has ended; yield each time that tokens have come."""
-    return speculate(model, rows[0], options) if options.speculate else _run(model, prompts, rows, options)
+    if options.speculate:
+        return speculate(model, rows[0], options)
+    if model.steady and len(rows) > 1:  # padding would change how sums are rounded, and 8 bits enlarge that
+        return _run_side_by_side(model, rows, options)
+    return _run(model, prompts, rows, options)
+
+
+def _run_side_by_side(model: Model, rows: list[Row], options: GenerationOptions) -> Iterator[None]:
+    """Run rows of lengths of their own until every one has ended."""
+    from converter.runtime.continuous import ContinuousBatch
+
+    slots = max(len(row.prompt_ids) + row.limit for row in rows)
+    batch = ContinuousBatch(model, len(rows), slots=slots)
+    batch.fill(iter(rows), options)
+    while batch.running:
+        for _, error in batch.advance():
+            if error is not None:
+                raise error
+        yield
 
 
 def _run(model: Model, prompts: list[list[int]], rows: list[Row], options: GenerationOptions) -> Iterator[None]:

@@ -116,7 +116,13 @@ class Model(Reader):
 
         Below so many rows the memory that it saves is less than what another session takes.
         """
-        can = self.cache is None and self.second is not None and self.eight is not None and batch >= MANY_TEXTS
+        can = (
+            self.cache is None
+            and not self.steady
+            and self.second is not None
+            and self.eight is not None
+            and batch >= MANY_TEXTS
+        )
         return can and self.eight is not None and self.eight.session is not None
 
     def step(
@@ -354,6 +360,7 @@ def load(
     in_place: bool = True,
     large_pages: bool = False,
     cache: CacheType | None = None,
+    steady: bool = False,
 ) -> Model:
     """Open a model folder in ONNX Runtime.
 
@@ -371,9 +378,11 @@ def load(
             ``converter.runtime.huge_pages``. It decodes faster, and changes memory of this process.
         cache: ``int8`` keeps keys and values in 8 bits, a quarter of the memory, and takes another session; ``float32``
             never does. By default int8 and int4 do so for 16 and more texts side by side.
+        steady: run int8 and int4 as integer products whatever the number of rows, so that a text gets the same tokens
+            alone and beside others. One text takes somewhat longer.
 
     Raises:
-        ConfigError: there is no such precision, or its cache cannot be int8 here.
+        ConfigError: there is no such precision, its cache cannot be int8 here, or it cannot be ``steady`` here.
         ModelFolderError: the folder is incomplete or its graph cannot be opened.
         ProviderError: the provider is not there, or does not work on this machine.
     """
@@ -403,9 +412,15 @@ def load(
         )
     if cache == "int8" and (eight is None or eight.session is None):
         raise ConfigError(f"{file} cannot have a cache of int8 with {name} of ONNX Runtime {ORT_VERSION}: omit --cache")
+    if steady and quantized and (second is None or second.session is None):
+        raise ConfigError(
+            f"{file} cannot be steady with {name} on this machine: omit --steady, and --no-prepack if given"
+        )
     device = "cuda" if provider.lower() == "cuda" else "cpu"
     mover = Mover(before) if large_pages else None
-    return Model(folder, config, session, device, second, eight, in_place=is_in_place, cache=cache, mover=mover)
+    return Model(
+        folder, config, session, device, second, eight, steady and quantized, is_in_place, cache=cache, mover=mover
+    )
 
 
 def _open_eight(file: Path, threads: int | None, prepack: bool, integers: bool) -> InferenceSession | None:

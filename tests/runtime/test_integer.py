@@ -10,6 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from converter.data import CHECKPOINT
+from converter.errors import ConfigError
 from converter.folder.convert import convert
 from converter.parity.legs.widen import open_widened
 from converter.runtime import decoder
@@ -151,3 +153,21 @@ def test_a_processor_that_cuts_sums_off_does_without_them(
 def test_float32_has_no_second_session(save: Save, tmp_path: Path) -> None:
     convert(save(n_embd=24), tmp_path / "out")
     assert load(tmp_path / "out").second is None
+
+
+@pytest.mark.parametrize("precision", QUANTIZED)
+def test_steady_texts_are_the_same_alone_and_beside_others(tmp_path: Path, precision: str) -> None:
+    convert(CHECKPOINT, tmp_path / "out", precision=precision)
+    model, rng = load(tmp_path / "out", steady=True), np.random.default_rng(0)
+    prompts = [rng.integers(1, 2048, size=size).tolist() for size in (1, 5, 30, 70, 12, 3, 64, 40)]
+    together = model.generate(prompts, max_new_tokens=30).new_ids
+    assert together == [model.generate([prompt], max_new_tokens=30).new_ids[0] for prompt in prompts]
+    texts = model.generate(prompts[2:3], max_new_tokens=30, best=3, temperature=1.0, seed=0).new_ids
+    assert len({tuple(text) for text in texts}) == 3
+
+
+def test_what_cannot_be_steady_is_said_so(save: Save, tmp_path: Path) -> None:
+    convert(save(n_embd=24), tmp_path / "out", precision="int8,fp32")
+    with pytest.raises(ConfigError, match=r"cannot be steady .*: omit --steady"):
+        load(tmp_path / "out", precision="int8", steady=True, prepack=False)
+    assert not load(tmp_path / "out", precision="fp32", steady=True).steady  # float32 is so by itself
