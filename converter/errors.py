@@ -20,6 +20,7 @@ __all__ = [
     "OutputError",
     "PromptError",
     "ProviderError",
+    "ServeError",
     "TextError",
     "TokenizerError",
     "WeightsError",
@@ -64,6 +65,10 @@ class CheckError(GPT2Error):
 
 class BenchError(GPT2Error):
     """Nothing can be measured: a setting is out of range, or there is not enough time or memory."""
+
+
+class ServeError(GPT2Error):
+    """A server cannot be started: it lacks an address, a key, or a package."""
 
 
 class EngineFull(GPT2Error):  # noqa: N818 - a state that passes, as in queue.Full

@@ -13,6 +13,7 @@ from converter.cli import (  # noqa: F401 - each adds its commands
     inspect,
     run,
     score,
+    serve,
     verify,
 )
 from converter.cli.group import cli

@@ -36,7 +36,7 @@ EXIT_CODES = {
 SECTIONS = {
     "Begin": ("demo", "completion"),
     "Convert": ("convert", "check", "verify", "inspect"),
-    "Run": ("generate", "run", "score", "bench"),
+    "Run": ("generate", "run", "score", "serve", "bench"),
 }
 
 # What huggingface_hub and others read as they are imported: a user's own choice wins.
