@@ -6,7 +6,8 @@ model of any size takes the memory of its embedding and of one layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,12 +17,18 @@ from converter.checkpoint.tensor import LazyTensor
 from converter.parity.legs.cases import Case
 from converter.parity.legs.steps import Steps
 from reference.config import GPT2Config
+from reference.head import LM
 from reference.heads import CLASSES, HeadModel
 from reference.model import GPT2, Body, Conv1D, causal_mask
 
 Observe = Callable[[str, Tensor], None]  # called with the path and the output of every module
 
 DTYPE = torch.float64
+
+# So many tokens are computed side by side at most: enough to read a layer's weights seldom, and few enough for memory.
+GROUP_TOKENS = 1024
+
+ROW_TYPE = np.dtype(np.int64)
 
 BODY = ("wte", "wpe", "drop", "h")  # modules that have run before the head
 
@@ -103,41 +110,87 @@ def _observe(model: Body, observe: Observe) -> None:
 def truths(
     config: GPT2Config, weights: Mapping[str, LazyTensor], cases: list[Case], step: Steps | None = None
 ) -> dict[str, np.ndarray]:
-    """Return the truth of each case. Each row is computed alone, without cache or padding, which must not change it.
+    """Return the truth of each case. Each row is computed without cache or padding, which must not change it.
 
-    Rows that feed the same tokens share their computation.
+    A language model's rows of one length are computed side by side. A row that another begins with is part of it, as no
+    position sees those after it.
 
     Args:
         step: told of each layer.
     """
-    alone: dict[tuple[bytes, bytes, int], Case] = {}
-    for case in cases:
-        for tokens, positions in _rows(case):
-            alone.setdefault(_key(tokens, positions, case.keep), _by_itself(tokens, positions, case))
-    rows = dict(zip(alone, stream(config, weights, list(alone.values()), step=step), strict=True))
-    return {case.name: _together(case, rows) for case in cases}
+    of_case = {case.name: _rows(case) for case in cases}
+    rows = [row for each in of_case.values() for row in each]
+    whole = _longest(rows) if config.head == LM else {row: row for row in rows}
+    groups = list(_side_by_side(dict.fromkeys(whole.values()), GROUP_TOKENS if config.head == LM else 1))
+    found: dict[_Row, np.ndarray] = {}
+    answers = stream(config, weights, [_as_case(group) for group in groups], step=step)
+    for group, logits in zip(groups, answers, strict=True):
+        found |= dict(zip(group, logits, strict=True))
+    parts = {row: _part(found[root], row, root) for row, root in whole.items()}
+    return {case.name: _together(case, [parts[row] for row in of_case[case.name]]) for case in cases}
 
 
-def _together(case: Case, rows: Mapping[tuple[bytes, bytes, int], np.ndarray]) -> np.ndarray:
+@dataclass(frozen=True)
+class _Row:
+    """A row of a case, without padding.
+
+    Attributes:
+        tokens, positions: the bytes of int64.
+        keep: the number of last positions that are compared; 0 for all.
+    """
+
+    tokens: bytes
+    positions: bytes
+    keep: int
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens) // ROW_TYPE.itemsize
+
+    def beginning(self, length: int) -> tuple[bytes, bytes]:
+        return self.tokens[: length * ROW_TYPE.itemsize], self.positions[: length * ROW_TYPE.itemsize]
+
+
+def _rows(case: Case) -> list[_Row]:
+    real = case.attention_mask > 0
+    each = zip(case.input_ids.astype(ROW_TYPE), case.position_ids.astype(ROW_TYPE), real, strict=True)
+    return [_Row(ids[row].tobytes(), at[row].tobytes(), case.keep) for ids, at, row in each]
+
+
+def _longest(rows: Sequence[_Row]) -> dict[_Row, _Row]:
+    """Return for each row the longest that begins with it and is compared at all positions, or else itself."""
+    lengths = sorted({row.length for row in rows})
+    known: dict[tuple[bytes, bytes], _Row] = {}
+    for row in sorted((row for row in rows if not row.keep), key=lambda row: row.length):
+        known |= {row.beginning(length): row for length in lengths if length <= row.length}
+    return {row: known.get(row.beginning(row.length), row) for row in rows}
+
+
+def _side_by_side(rows: Iterable[_Row], tokens: int) -> Iterator[list[_Row]]:
+    """Yield groups of rows of one length that are compared at the same positions, with so many tokens at most."""
+    alike: dict[tuple[int, int], list[_Row]] = {}
+    for row in rows:
+        alike.setdefault((row.length, row.keep), []).append(row)
+    for (length, _), each in alike.items():
+        count = max(1, tokens // length)
+        yield from (each[at : at + count] for at in range(0, len(each), count))
+
+
+def _as_case(group: Sequence[_Row]) -> Case:
+    ids = np.stack([np.frombuffer(row.tokens, ROW_TYPE) for row in group])
+    positions = np.stack([np.frombuffer(row.positions, ROW_TYPE) for row in group])
+    return Case("side by side", ids, np.ones_like(ids), (ids.shape[1],), group[0].keep, positions=positions)
+
+
+def _part(logits: np.ndarray, row: _Row, whole: _Row) -> np.ndarray:
+    """Return the logits of a row from those of the row that begins with it."""
+    return logits if whole.keep else logits[: row.length][-row.keep :]
+
+
+def _together(case: Case, logits: Sequence[np.ndarray]) -> np.ndarray:
     """Return the rows of a case as one array, with padding where the case has it."""
-    logits = [rows[_key(tokens, positions, case.keep)][0] for tokens, positions in _rows(case)]
     if len(logits) == 1:
         return logits[0][None]
     together = np.zeros((*case.real.shape, logits[0].shape[-1]))
     together[case.real] = np.concatenate(logits)
     return together
-
-
-def _rows(case: Case) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the tokens of each row and their positions, without padding."""
-    real = case.attention_mask > 0
-    return [(ids[row], at[row]) for ids, at, row in zip(case.input_ids, case.position_ids, real, strict=True)]
-
-
-def _key(tokens: np.ndarray, positions: np.ndarray, keep: int) -> tuple[bytes, bytes, int]:
-    return tokens.tobytes(), positions.tobytes(), keep
-
-
-def _by_itself(tokens: np.ndarray, positions: np.ndarray, case: Case) -> Case:
-    alone, at = tokens[None], positions[None]
-    return Case("alone", alone, np.ones_like(alone), (alone.shape[1],), case.keep, positions=at)

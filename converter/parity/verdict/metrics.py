@@ -118,17 +118,25 @@ def compare(truth: np.ndarray, logits: np.ndarray, real: np.ndarray, following: 
     """
     if logits.shape != truth.shape:
         return replace(_lost(1), misshapen=True)
-    rows = [torch.from_numpy(np.ascontiguousarray(array[real])) for array in (truth, logits, following)]
+    whole = bool(real.all())  # then nothing needs to be copied
+    chosen = (array.reshape(-1, *array.shape[2:]) if whole else array[real] for array in (truth, logits, following))
+    rows = [torch.from_numpy(np.ascontiguousarray(array)) for array in chosen]
     return joined(_block(*block) for block in zip(*(part.split(BLOCK_POSITIONS) for part in rows), strict=True))
 
 
 def _block(truth: Tensor, logits: Tensor, following: Tensor) -> Distance:
     """Return the distance at a few positions; the logits are ``[positions, vocab_size]``."""
-    finite = logits.isfinite().all(dim=-1)
-    leg = torch.where(finite[:, None], logits.double(), truth)
+    leg = logits.double()
     difference = leg - truth
     absolute = difference.abs()
-    kl, shift, normaliser = _divergence(truth, leg, difference)
+    largest = absolute.amax(dim=-1)
+    finite = largest.isfinite()  # the truth is
+    if not finite.all():
+        leg = torch.where(finite[:, None], leg, truth)
+        difference = leg - truth
+        absolute = difference.abs()
+        largest = absolute.amax(dim=-1)
+    kl, shift, normaliser = _divergence(truth, leg, difference, largest)
 
     best, chosen = truth.argmax(dim=-1, keepdim=True), leg.argmax(dim=-1, keepdim=True)
     margin = (truth.gather(1, best) - truth.gather(1, chosen)).squeeze(1)
@@ -148,7 +156,7 @@ def _block(truth: Tensor, logits: Tensor, following: Tensor) -> Distance:
 
     return Distance(
         rms=at_losses(difference.square().mean(dim=-1).sqrt(), math.inf),
-        maximum=at_losses(absolute.amax(dim=-1), math.inf),
+        maximum=at_losses(largest, math.inf),
         flip=at_losses(margin.masked_fill(best.squeeze(1) == chosen.squeeze(1), math.nan), math.inf),
         overlap=at_losses(overlap, 0.0),
         kl=at_losses(kl, math.inf),
@@ -156,23 +164,34 @@ def _block(truth: Tensor, logits: Tensor, following: Tensor) -> Distance:
         log_p=at_losses(log_p, -math.inf) + np.where(known, 0.0, math.nan),
         likeliest=at_losses(F.pad(theirs, beyond, value=-1), -1),
         p_likeliest=at_losses(F.pad(p_theirs, beyond, value=math.nan), math.nan),
-        histogram=_bins(absolute[finite].numpy()),
+        histogram=_bins((absolute if finite.all() else absolute[finite]).numpy()),
     )
 
 
-def _divergence(truth: Tensor, leg: Tensor, difference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _divergence(truth: Tensor, leg: Tensor, difference: Tensor, largest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return KL(truth‖leg), the leg's log Σ exp minus the truth's, and the truth's.
 
     With δ the difference and p the truth's probabilities, KL = log Σ p·exp(δ) − Σ p·δ. For small δ the logarithm is
     taken of 1 + Σ p·(exp(δ) − 1), which keeps all digits of divergences as small as 1e-14.
+
+    Args:
+        largest: the largest of the differences at each position, without their signs.
     """
-    normaliser = truth.logsumexp(dim=-1)
-    p = (truth - normaliser[:, None]).exp()
-    shift = (p * difference.clamp(max=SMALL_DIFFERENCE).expm1()).sum(dim=-1).log1p()
-    large = difference.abs().amax(dim=-1) >= SMALL_DIFFERENCE
+    peak = truth.amax(dim=-1)
+    weights = (truth - peak[:, None]).exp_()  # the probabilities, but for their sum
+    total = weights.sum(dim=-1)
+    normaliser = peak + total.log()
+    large = largest >= SMALL_DIFFERENCE
+    small = difference.clamp(max=SMALL_DIFFERENCE) if large.any() else difference
+    shift = (_dot(weights, small.expm1()) / total).log1p()
     if large.any():
         shift = torch.where(large, leg.logsumexp(dim=-1) - normaliser, shift)
-    return (shift - (p * difference).sum(dim=-1)).clamp(min=0.0), shift, normaliser
+    return (shift - _dot(weights, difference) / total).clamp(min=0.0), shift, normaliser
+
+
+def _dot(first: Tensor, second: Tensor) -> Tensor:
+    """Return the product of the rows of two matrices, ``[positions]``."""
+    return torch.einsum("pv,pv->p", first, second)
 
 
 def _bins(errors: np.ndarray | list[float]) -> np.ndarray:

@@ -138,6 +138,28 @@ def test_of_a_long_case_only_the_kept_positions_are_there(save: Save, keep: int)
     np.testing.assert_allclose(found[str(keep)], found["0"][:, 24 - keep :], **PRECISE)
 
 
+def test_beginnings_are_not_computed_again_and_rows_of_one_length_are_side_by_side(
+    save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save()
+    ledger, model = ledger_of(folder), GPT2.from_pretrained(folder, torch.float64)
+    tokens = random_tokens(ledger.config)
+    rows = np.stack([tokens[at : at + 24] for at in (0, 30, 60)])
+    whole = Case("whole", rows, np.ones_like(rows), (24,))
+    beginnings = [Case(f"{size}", rows[1:2, :size], np.ones((1, size), int), (size,), min(1, size)) for size in (1, 7)]
+    computed: list[tuple[int, ...]] = []
+
+    def spied(config: GPT2Config, weights: Any, cases: list[Case], **options: Any) -> list[np.ndarray]:
+        computed.extend(case.input_ids.shape for case in cases)
+        return stream(config, weights, cases, **options)
+
+    monkeypatch.setattr(truth, "stream", spied)
+    found = truths(ledger.config, ledger.weights, [*beginnings, whole])
+    assert computed == [(3, 24)]
+    for case in (*beginnings, whole):
+        np.testing.assert_allclose(found[case.name], alone(model, case), **PRECISE)
+
+
 def test_every_window_of_the_full_level_has_its_own_truth(save: Save) -> None:
     folder = save(n_positions=60)
     ledger = ledger_of(folder)
