@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,7 @@ from converter.cli.options import (
     RUNTIME_GROUP,
     debug_option,
     json_option,
+    layout_options,
     out_argument,
     precision_option,
     provider_option,
@@ -138,13 +139,7 @@ EARLY_STOPPING: dict[str, Any] = {"no": False, "yes": True, "never": "never"}  #
 )
 @click.option("--ids", is_flag=True, help="Prompts are token ids, such as '464 3290'; so is the output.")
 @threads_option
-@click.option("--no-prepack", is_flag=True, help="Keep no weights laid out for speed: less memory, but slower.")
-@click.option(
-    "--cache",
-    type=click.Choice(["float32", "int8"]),
-    help="Type of the keys and values: int8 takes a quarter of the memory. By default as docs/generate.md says.",
-)
-@click.option("--steady", is_flag=True, help="int8, int4: the same tokens for a text alone and beside others; slower.")
+@layout_options
 @precision_option
 @provider_option
 @click.option("-q", "--quiet", is_flag=True, help="Print the text and no figures.")
@@ -160,9 +155,7 @@ def generate(
     batch_size: int,
     ids: bool,
     threads: int | None,
-    no_prepack: bool,
-    cache: Literal["float32", "int8"] | None,
-    steady: bool,
+    layout: dict[str, Any],
     no_generation_config: bool,
     precision: str | None,
     provider: str,
@@ -187,9 +180,7 @@ def generate(
     lines = prompt_files.read(file) if file is not None else []
     texts = prompts or (() if file is not None else (standard_input("a prompt"),))
     with progress.line(f"opening {out}", not quiet):
-        model = load(
-            out, provider, threads, precision, prepack=not no_prepack, large_pages=True, cache=cache, steady=steady
-        )
+        model = load(out, provider, threads, precision, large_pages=True, **layout)
     given = given_options(options, ends=not no_generation_config and model.generation_config.ends)
     with terminal.warnings_as_lines():
         asked = options_of(model, given, not no_generation_config)

@@ -79,6 +79,18 @@ def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return gathered
 
 
+def layout_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of how a language model lies in memory; the command gets them as ``layout``, for ``load``."""
+
+    @wraps(command)
+    def gathered(*, no_prepack: bool, cache: str | None, steady: bool, **others: Any) -> Any:
+        return command(layout={"prepack": not no_prepack, "cache": cache, "steady": steady}, **others)
+
+    for option in (steady_option, cache_option, no_prepack_option):
+        gathered = option(gathered)
+    return gathered
+
+
 source_help = "A Hugging Face folder, a Hub id (user/model, user/model@revision), or another format's folder or file."
 ignore_option = click.option(
     "--ignore", metavar="GLOB", multiple=True, help="Leave tensors of this name aside, such as 'v_head.*'. Repeatable."
@@ -125,6 +137,18 @@ out_argument = click.argument(
 )
 threads_option = click.option(
     "--threads", type=click.IntRange(1, MAX_THREADS), help="Threads of ONNX Runtime; by default one a core."
+)
+
+no_prepack_option = click.option(
+    "--no-prepack", is_flag=True, help="Keep no weights laid out for speed: less memory, but slower."
+)
+cache_option = click.option(
+    "--cache",
+    type=click.Choice(["float32", "int8"]),
+    help="Type of the keys and values: int8 takes a quarter of the memory. By default as docs/generate.md says.",
+)
+steady_option = click.option(
+    "--steady", is_flag=True, help="int8, int4: the same tokens for a text alone and beside others; slower."
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,7 @@ from converter.cli.options import (
     OUTPUT_GROUP,
     RUNTIME_GROUP,
     debug_option,
+    layout_options,
     out_argument,
     precision_option,
     provider_option,
@@ -76,7 +77,7 @@ LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNI
 @click.option("--timeout", metavar="SECONDS", default=600.0, show_default=True, help="For a whole answer.")
 @click.option("--drain", metavar="SECONDS", default=30.0, show_default=True, help="For requests to end after SIGTERM.")
 @threads_option
-@click.option("--no-prepack", is_flag=True, help="Use the weights as the file has them: less memory, but slower.")
+@layout_options
 @precision_option
 @provider_option
 @click.option(
@@ -100,7 +101,7 @@ def serve(
     timeout: float,
     drain: float,
     threads: int | None,
-    no_prepack: bool,
+    layout: dict[str, Any],
     precision: str | None,
     provider: str,
     log: str,
@@ -134,7 +135,7 @@ def serve(
                 provider=provider,
                 threads=threads,
                 precision=precision,
-                prepack=not no_prepack,
+                layout=layout,
                 rows=rows,
                 queue=queue,
                 limits=limits.Limits(

@@ -37,6 +37,7 @@ OPTIONS = {
     "presence_penalty": "presence_penalty",
     "frequency_penalty": "frequency_penalty",
     "repetition_penalty": "repetition_penalty",
+    "min_tokens": "min_new_tokens",
     "stop": "stop",
 }
 

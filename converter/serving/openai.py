@@ -1,6 +1,7 @@
 """What a server takes and gives, in the form of OpenAI's API. The OpenAPI document is made of these types.
 
-Beside OpenAI's fields there are the tool's own: ``top_k``, ``min_p``, ``repetition_penalty`` and ``return_token_ids``.
+Beside OpenAI's fields there are the tool's own: ``top_k``, ``min_p``, ``repetition_penalty``, ``min_tokens`` and
+``return_token_ids``.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Asked(Struct, kw_only=True):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Meta(gt=0)] | None = None
+    min_tokens: Annotated[Count | None, Meta(description="The text does not end before.")] = None
     seed: Annotated[int | None, Meta(description="The same one draws the same tokens.")] = None
     stop: Stop | None = None
     stream: bool | None = None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from converter.errors import EngineFull, ModelFolderError
@@ -23,6 +24,7 @@ from converter.serving.openai import Certificate, Figures, ModelCard
 from converter.tokenizer.chat import templates
 
 Result = TypeVar("Result")
+NO_LAYOUT: Mapping[str, Any] = MappingProxyType({})
 
 
 class Aside:
@@ -154,7 +156,7 @@ def open_folder(
     provider: str = "cpu",
     threads: int | None = None,
     precision: str | None = None,
-    prepack: bool = True,
+    layout: Mapping[str, Any] = NO_LAYOUT,
     rows: int,
     queue: int,
     limits: Limits,
@@ -165,7 +167,8 @@ def open_folder(
     Args:
         folder: what ``convert`` wrote, or the folder of another exporter.
         name: that requests call it; by default the folder's.
-        provider, threads, precision, prepack: see ``converter.load``.
+        provider, threads, precision: see ``converter.load``.
+        layout: its ``prepack``, ``cache`` and ``steady``, of a language model.
         rows: texts that run side by side.
         queue: texts, or requests to other heads, that may wait.
         limits: of requests.
@@ -184,7 +187,7 @@ def open_folder(
     values = manifest.read(folder)
     model: Model | HeadModel
     if session.config_of(folder).head_spec.predicts:
-        model = session.load(folder, provider, threads, precision, prepack=prepack, large_pages=True)
+        model = session.load(folder, provider, threads, precision, large_pages=True, **layout)
         engine = Engine(model, rows=rows, queue=queue)
     else:
         model, engine = heads.load(folder, provider, threads, precision), None
