@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -116,11 +116,14 @@ class Commands(Command, click.Group):
         super().format_epilog(ctx, formatter)
         write_sections(formatter, {"Exit codes": [(str(code), text) for code, text in EXIT_CODES.items()]})
 
-    def main(self, *args: Any, **options: Any) -> Any:
-        """Run as a program."""
+    def main(self, *args: Any, standalone_mode: bool = True, **options: Any) -> Any:
+        """Run as a program, which ends here, or as a function."""
+        run: Callable[..., Any] = super().main
+        if not standalone_mode:
+            return run(*args, standalone_mode=False, **options)
         fill_closed_streams()
         try:
-            code = super().main(*args, **options | {"standalone_mode": False}) or 0
+            code = run(*args, standalone_mode=False, **options) or 0
         except click.ClickException as error:  # a mistake in the command line
             with terminal.standard_error():
                 error.show()

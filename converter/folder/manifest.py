@@ -92,8 +92,9 @@ def fingerprint(ledger: Ledger) -> str:
 
 # What values a manifest may have: a type, several, a list of one kind, or keys. ``...`` stands for any key.
 NUMBER = (int, float, type(None))
+QUALITY = {f"{key}{end}": NUMBER for key in ("kl_mean", "top_1", "perplexity_ratio") for end in ("", "_error")}
 PRECISION = {"model": str, "heads": {...: str}, "data": str, "bytes": int}  # which every precision has
-MORE = {"opset": int, "quantized": NUMBER, OUTPUTS: [str], "quality": {...: NUMBER}}
+MORE = {"opset": int, "quantized": NUMBER, OUTPUTS: [str], "quality": QUALITY}
 SHAPE = {
     "versions": {...: str},
     "source": {"name": str, "fingerprint": str, "adapter": str},
