@@ -5,14 +5,15 @@ A case may be fed in another way than ours are: whole where there is no cache, o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from converter.parity.exports.branches import seen_in
-from converter.parity.legs.cases import BATCHES, ROW_TOKENS, SHORT_TOKENS, Case, Level
+from converter.parity.exports.suspects import suspects_of
+from converter.parity.legs.cases import BATCHES, ROW_TOKENS, SHORT_TOKENS, Case, Level, vocabulary
 from converter.runtime.exports.feeding import Export, ExportCache
 from converter.runtime.exports.interface import Interface
 from reference.config import GPT2Config
@@ -21,6 +22,13 @@ Conditions = dict[tuple[Path | None, str], set[bool]]  # file and name of a cond
 
 UNPADDED_ROWS, UNPADDED_TOKENS = 3, 12  # of the batch without padding
 DENSE_STEP = 8  # tokens at a time, at most, at the level ``full``
+
+# A graph may do something of its own at the numbers that it compares with. So many of them are tried, the smallest
+# first, and batches up to this size.
+NUMBERS, MOST_ROWS = 16, 65
+
+# So small a vocabulary is fed whole at every level where token ids are looked at.
+SMALL_VOCABULARY = 4096
 
 BY_COLUMN = "positions by column"  # what is added to the name of a case in which padding has positions too
 
@@ -129,6 +137,10 @@ class Wanted:
         cases = [own_size(interfaces[0], tokens, self.config) for interfaces in exports]
         of_any = [unpadded(self.config, tokens), *(dense(self.config, tokens) if level is Level.FULL else ())]
         cases += of_any if exports else []
+        suspects = [suspects_of(each.file, each.ids.name) for interfaces in exports for each in interfaces]
+        cases += around({number for each in suspects for number in each.numbers}, tokens, self.config)
+        if level is Level.QUICK and feeds_every_token(self.config) and any(each.uses for each in suspects):
+            cases += vocabulary(self.config)
         return list({case.name: case for case in cases if case is not None}.values())
 
     def shifted(self, cases: Sequence[Case]) -> list[Case]:
@@ -148,13 +160,43 @@ def unpadded(config: GPT2Config, tokens: np.ndarray) -> Case:
 def dense(config: GPT2Config, tokens: np.ndarray) -> list[Case]:
     """Return cases of every small size: numbers of rows, lengths of a prompt, tokens at a time."""
     length, few = min(config.n_positions, SHORT_TOKENS), min(config.n_positions, ROW_TOKENS)
-    chunks = (few - 1, 1) if few > 1 else (few,)
+    chunks = _last_alone(few)
     cases = [_rows(f"{rows} rows of {few} tokens", tokens, rows, chunks) for rows in range(1, max(BATCHES) + 1)]
     cases += [_rows(f"a prompt of {size} tokens", tokens, 1, (size,)) for size in range(1, length + 1)]
     for size in range(1, min(DENSE_STEP, length) + 1):
         whole, rest = divmod(length, size)
         cases.append(_rows(f"{size} tokens at a time", tokens, 1, (*[size] * whole, *([rest] if rest else []))))
     return cases
+
+
+def feeds_every_token(config: GPT2Config) -> bool:
+    """Tell whether every token is fed at the level ``quick`` to a graph that looks at token ids."""
+    return config.vocab_size <= SMALL_VOCABULARY
+
+
+def around(numbers: Set[int], tokens: np.ndarray, config: GPT2Config) -> list[Case]:
+    """Return cases in which numbers that a graph compares with are the size of something, or a token.
+
+    Args:
+        numbers: whole numbers from 2 on.
+    """
+    chosen = sorted(number for number in numbers if number <= max(config.n_positions, config.vocab_size))[:NUMBERS]
+    sizes = sorted({number + off for number in chosen for off in (-1, 0, 1)})
+    few = min(config.n_positions, ROW_TOKENS)
+    cases = [
+        _rows(f"{size} rows of {few} tokens", tokens, size, _last_alone(few)) for size in sizes if size <= MOST_ROWS
+    ]
+    lengths = [size for size in sizes if size < config.n_positions]
+    cases += [_rows(f"a prompt of {size} token{'s' * (size > 1)}", tokens, 1, (size,)) for size in lengths]
+    cases += [_rows(f"a token after {size}", tokens, 1, (size, 1)) for size in lengths]
+    cases += [_rows(f"{size} tokens after one", tokens, 1, (1, size)) for size in lengths if size > 1]
+    known = [size for size in sizes if size < config.vocab_size]
+    return [*cases, *(_rows(f"token {token}", np.array([token]), 1, (1,)) for token in known)]
+
+
+def _last_alone(length: int) -> tuple[int, ...]:
+    """Return the steps of a row of which the last token comes alone."""
+    return (length - 1, 1) if length > 1 else (length,)
 
 
 def _rows(name: str, tokens: np.ndarray, rows: int, chunks: tuple[int, ...]) -> Case:

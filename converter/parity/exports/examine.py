@@ -17,6 +17,7 @@ from converter.parity.exports.numbers import with_numbers
 from converter.parity.exports.quantized import bits_of
 from converter.parity.exports.remarks import beyond
 from converter.parity.exports.runs import REFUSED, Runs, lacking
+from converter.parity.exports.suspects import suspects_of
 from converter.parity.exports.untaken import try_untaken
 from converter.parity.exports.weights import Found, find_weights
 from converter.parity.legs.cases import Case
@@ -77,6 +78,10 @@ def examine_export(baseline: Baseline, asked: Asked, step: Steps, weights: bool 
     bits = min((bits for bits in map(bits_of, asked.files) if bits is not None), default=None)
     runs = Runs(baseline, asked, _precision(bits, found.weights), with_numbers(baseline.ledger, found), also, step)
     known.notes += remarks.of_files(asked.path, asked.files, asked.interfaces)
+    for each in asked.interfaces:
+        suspects = suspects_of(each.file, each.ids.name)
+        known.notes += remarks.of_tokens(baseline, suspects)
+        known.faults += [f"it draws random numbers: {operator}" for operator in suspects.chance[:1]]
     step(STEPS[1].format(name))
     ran = _run(runs, known)
     step(STEPS[2].format(name))

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from converter.parity.baseline import Baseline
+from converter.parity.exports.cases import feeds_every_token
 from converter.parity.exports.legs import Ran
-from converter.parity.legs.cases import Case
+from converter.parity.exports.suspects import Suspects
+from converter.parity.legs.cases import Case, Level
 from converter.parity.legs.identity import LegKind
 from converter.parity.verdict.judge import MeasuredLeg
 from converter.runtime.exports.files import others
@@ -32,6 +34,15 @@ def of_files(folder: Path, files: tuple[Path, ...], interfaces: Sequence[Interfa
     for each in interfaces:
         what = f"the interface of {each.file.name}" if len(interfaces) > 1 else "its interface"
         yield f"{what} is {each.sentence}"
+
+
+def of_tokens(baseline: Baseline, found: Suspects) -> Iterator[str]:
+    """Yield that a graph may treat some token in a way of its own, if not every token was fed."""
+    if found.uses and baseline.level is not Level.FULL and not feeds_every_token(baseline.ledger.config):
+        yield (
+            f"token ids go into {shortened(found.uses)} besides to the embedding, so that some token may be treated in "
+            f"a way of its own; check --level full feeds every token"
+        )
 
 
 def of_run(ran: Ran) -> Iterator[str]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from converter.checkpoint.tensor import LazyTensor, to_float32
 from converter.parity.exports.left_over import POSITIONS, QUERIES_KEYS_VALUES, THIRDS, explain
+from converter.parity.exports.masks import faults_of_masks
 from converter.parity.exports.matching import Match, match, orientations
 from converter.parity.exports.quantized import quantized_of
 from converter.parity.exports.tensors import Held, tensors_of
@@ -43,7 +44,8 @@ def find_weights(files: Sequence[Path], ledger: Ledger) -> Found:
     Raises:
         ModelFolderError: the numbers of a tensor are missing, or outside the folder.
     """
-    search = _Search([held for file in files for held in tensors_of(file)], ledger.weights)
+    tensors = [held for file in files for held in tensors_of(file)]
+    search = _Search(tensors, ledger.weights)
     places = {name: search.find(name, weight) for name, weight in ledger.weights.items()}
     found = {name: place for name, place in places.items() if place is not None}
     matched = match([one for file in files for one in quantized_of(file)], ledger.weights)
@@ -58,7 +60,7 @@ def find_weights(files: Sequence[Path], ledger: Ledger) -> Found:
         rest.partly,
         tuple(missing),
         (*rest.notes, *matched.notes),
-        (*rest.faults, *matched.faults, *_rounded_alone(found, ledger.weights)),
+        (*rest.faults, *matched.faults, *_rounded_alone(found, ledger.weights), *faults_of_masks(tensors)),
     )
     complete = not matched.strangers and all(name in matched.by_weight for name in missing)
     return Found(weights, matched.by_weight, complete)

@@ -121,7 +121,7 @@ class Case:
 def grid(config: GPT2Config, tokens: np.ndarray, level: Level = Level.QUICK) -> list[Case]:
     """Return the cases of a language model: prefill, decode steps, chunked prefill, a left-padded batch, full length.
 
-    The truth of each row is computed alone, without cache or padding. So the batch also proves batch invariance.
+    The truth of each row is computed without cache or padding. So the batch also proves batch invariance.
 
     Args:
         tokens: at least ``n_positions`` token ids.
@@ -184,15 +184,19 @@ def shapes(config: GPT2Config, tokens: np.ndarray, special: Sequence[int], level
     powers = FULL_POWERS if level is Level.FULL else POWERS
     lengths = sorted({2**power + off for power in powers for off in (-1, 0, 1)})
     cases += [_row(f"length {size}", tokens[:size], 1) for size in lengths if 0 < size <= config.n_positions]
-    if level is Level.FULL:
-        rows = np.resize(np.arange(config.vocab_size), (-(-config.vocab_size // length), length))
-        pieces = np.array_split(rows, -(-len(rows) // max(BATCHES)))
-        keep = 0 if 8 * config.vocab_size**2 <= VOCABULARY_BYTES else 1
-        cases += [
-            Case(f"vocabulary, part {part}", ids, np.ones_like(ids), (length,), keep, long=True, shape=True)
-            for part, ids in enumerate(pieces, 1)
-        ]
-    return cases
+    return [*cases, *(vocabulary(config) if level is Level.FULL else ())]
+
+
+def vocabulary(config: GPT2Config) -> list[Case]:
+    """Return cases that feed every token of the vocabulary once."""
+    length = min(config.n_positions, SHORT_TOKENS)
+    rows = np.resize(np.arange(config.vocab_size), (-(-config.vocab_size // length), length))
+    pieces = np.array_split(rows, -(-len(rows) // max(BATCHES)))
+    keep = 0 if 8 * config.vocab_size**2 <= VOCABULARY_BYTES else 1
+    return [
+        Case(f"vocabulary, part {part}", ids, np.ones_like(ids), (length,), keep, long=True, shape=True)
+        for part, ids in enumerate(pieces, 1)
+    ]
 
 
 def _row(name: str, tokens: np.ndarray, keep: int = 0) -> Case:

@@ -16,6 +16,9 @@ from converter.runtime.exports.interface import JOINED, Interface
 from converter.runtime.ort import CPU, InferenceSession, device_of, on_cpu, run_values
 from reference.config import GPT2Config
 
+# Types of values that numpy lacks.
+NOT_NUMPYS = ("tensor(bfloat16)", "tensor(int4)", "tensor(uint4)", "tensor(float8e4m3fn)", "tensor(float8e5m2)")
+
 
 @dataclass(frozen=True)
 class Part:
@@ -75,7 +78,7 @@ class ExportCache(Cache):
     """What an export has seen of several rows side by side: its cache, or the tokens themselves if it has none.
 
     Attributes:
-        seen: the values of ``extra`` in the last run, by name.
+        seen: the values of ``extra`` in the last run, by name, as far as numpy has their types.
         by: the file of the last run.
     """
 
@@ -93,9 +96,9 @@ class ExportCache(Cache):
             return self._one_by_one(ids, mask, positions, keep)
         self._remember(ids, mask, positions)
         if part is None:
-            logits = self._again(ids.shape[1])
+            logits = self._again(ids.shape[1], keep)
         else:
-            logits, self.values = self._run(part, ids, mask, positions)
+            logits, self.values = self._run(part, ids, mask, positions, keep)
         self.used += ids.shape[1]
         return logits[:, -keep:]
 
@@ -113,23 +116,28 @@ class ExportCache(Cache):
             parts.append(self.step(*fed, 1))
         return np.concatenate(parts, axis=1)[:, -keep:]
 
-    def _again(self, new: int) -> np.ndarray:
-        """Run all tokens again; return the logits of the new ones. There is no cache."""
+    def _again(self, new: int, keep: int) -> np.ndarray:
+        """Run all tokens again; return the logits of the new ones, or of the last ``keep``. There is no cache."""
         part, length = self.export.parts[0], self.ids.shape[1]
         size = part.interface.tokens
         if size is not None and length > size:
             raise PromptError(f"{part.interface.file} takes {size} tokens at most; there are {length}")
         room = ((0, 0), (0, (size or length) - length))
         fed = np.pad(self.ids, room), np.pad(self.mask, room), np.pad(self.positions, room)
-        logits, _ = self._run(part, *fed)
-        return logits[:, -1:] if logits.shape[1] == 1 else logits[:, length - new : length]
+        logits, _ = self._run(part, *fed, keep if size is None else 0)
+        few = logits.shape[1] < fed[0].shape[1]  # the last ones, as all that it gives or as asked for
+        return logits if few else logits[:, length - new : length]
 
     def _run(
-        self, part: Part, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray
+        self, part: Part, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int
     ) -> tuple[np.ndarray, list[Any]]:
-        """Run a file once; returns the logits ``[batch, tokens, vocab_size]`` and its cache."""
+        """Run a file once; returns the logits ``[batch, tokens, vocab_size]`` and its cache.
+
+        Args:
+            keep: the number of last logits to ask for, if the file can be asked; 0 for all.
+        """
         refuse_size(part.interface, *ids.shape)
-        feeds = feeds_of(part, ids, mask, positions)
+        feeds = feeds_of(part, ids, mask, positions, keep)
         feeds |= self._cached(part, len(ids))
         cache = [value.name for value in part.interface.presents] if self.export.later is not None else []
         names = [part.interface.logits.name, *part.extra, *cache]
@@ -141,11 +149,13 @@ class ExportCache(Cache):
             [CPU] * (len(names) - len(cache)) + [held] * len(cache),
         )
         self.by = part.interface.file
-        self.seen = {name: value.numpy() for name, value in zip(part.extra, values[1:], strict=False)}
+        extra = zip(part.extra, values[1:], strict=False)
+        self.seen = {name: value.numpy() for name, value in extra if value.data_type() not in NOT_NUMPYS}
         logits = values[0].numpy()
         if logits.ndim == 2:
             logits = logits[:, None]
-        given = [len(ids), 1 if part.interface.last_only else ids.shape[1], self.export.config.vocab_size]
+        asked = min(keep, ids.shape[1]) if keep and part.interface.asks else ids.shape[1]
+        given = [len(ids), 1 if part.interface.last_only else asked, self.export.config.vocab_size]
         if list(logits.shape) != given:
             raise ModelFolderError(f"{part.interface.file} gives logits {list(logits.shape)}; expected {given}")
         return logits, values[1 + len(part.extra) :]
@@ -193,8 +203,8 @@ def refuse_size(interface: Interface, rows: int, tokens: int) -> None:
             )
 
 
-def feeds_of(part: Part, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray) -> dict[str, np.ndarray]:
-    """Return what is fed to a file besides the cache, in the types that it takes."""
+def feeds_of(part: Part, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int) -> dict[str, np.ndarray]:
+    """Return what is fed to a file besides the cache, in the types that it takes; for ``keep`` see ``ExportCache``."""
     interface = part.interface
     total = mask.shape[1]
     given = {interface.ids: ids, interface.mask: mask, interface.positions: positions}
@@ -202,8 +212,8 @@ def feeds_of(part: Part, ids: np.ndarray, mask: np.ndarray, positions: np.ndarra
     feeds = {value.name: np.ascontiguousarray(array.astype(value.type)) for value, array in given.items() if value}
     if interface.branch is not None and interface.branch.rank == 0:
         feeds[interface.branch.name] = feeds[interface.branch.name].reshape(())
-    if interface.keep is not None and interface.keep.rank in (0, 1):  # all of them
-        feeds[interface.keep.name] = np.zeros((1,) * interface.keep.rank, interface.keep.type)
+    if interface.keep is not None and interface.asks:
+        feeds[interface.keep.name] = np.full((1,) * interface.keep.rank, keep, interface.keep.type)
     return feeds
 
 

@@ -126,6 +126,11 @@ class Interface:
         return alone and self.tokens != 1
 
     @property
+    def asks(self) -> bool:
+        """Tell whether it can be asked for some logits only."""
+        return self.keep is not None and self.keep.rank in (0, 1)
+
+    @property
     def pads(self) -> bool:
         """Tell whether rows of different lengths can be fed side by side."""
         return self.mask is not None and self.positions is not None
