@@ -14,11 +14,11 @@ from itertools import permutations
 
 import numpy as np
 import onnx
+from onnx import helper
 
 from converter.parity.diagnosis.diagnose import FLOAT64_LIMIT, Diagnosis, diagnose
 from converter.parity.diagnosis.operations import Operations
 from converter.parity.diagnosis.taps import (
-    TAP_FLOAT64_LIMIT,
     TAP_LIMIT,
     Localisation,
     TapReport,
@@ -30,7 +30,9 @@ from converter.parity.diagnosis.taps import (
 from converter.parity.exports.branches import read_model, seen_in, take_branches
 from converter.parity.exports.cases import Expressed
 from converter.parity.exports.legs import open_as_is, open_in_float64
+from converter.parity.exports.suspects import TELLS_SIZE
 from converter.parity.legs.cases import Case
+from converter.parity.legs.graphs import nodes_of
 from converter.parity.legs.widen import expose, open_graph, open_widened
 from converter.parity.verdict.metrics import FLOAT32_EPSILON
 from converter.runtime.exports.feeding import Export, ExportCache
@@ -41,12 +43,19 @@ VALUES_BYTES = 2**30  # the most bytes of a graph's values at a time; the step i
 
 LOGITS = "logits"  # the tap that only the output of that role can be: others may be right, and not be what is given
 
+# The RMS error of a right operation in float64, at most. Constants that were rounded to float32 give less; one epsilon
+# that is left out gives little more.
+FOUND_FLOAT64 = 1e-7
+
 CANDIDATES = 16  # values that are tried as the output of one operation
 AFTER = 3  # operations after the last right one that are tried: exporters join some of them
 
 # In float32 the largest error of a right operation may be this many times the RMS error of the values before it.
 # Errors of gelu for gelu_new are thousands of times larger.
 SPREAD = 256.0
+
+# Operators that add a bias, some of them before they do something else.
+ADDS = ("Add", "BiasGelu", "FastGelu", "SkipLayerNormalization")
 
 # Operations before the first block: a graph may compute them in any order.
 EMBEDDINGS = ("wte", "wpe", "drop")
@@ -127,8 +136,7 @@ class _Values:
 
     def groups(self) -> Iterator[dict[str, np.ndarray]]:
         """Yield the values by name, in the order of the graph."""
-        nodes = [node for node in self.model.graph.node if node.op_type != "Constant"]
-        names = [name for node in nodes for name in node.output if name]
+        names = _used(self.model.graph)
         config = self.config
         widest = max(config.inner_dim, 3 * config.n_embd, config.n_head * self.case.input_ids.shape[1])
         count = max(1, VALUES_BYTES // (8 * self.case.input_ids.size * widest))
@@ -148,6 +156,19 @@ class _Values:
         return cache.seen
 
 
+def _used(graph: onnx.GraphProto) -> list[str]:
+    """Return the values on whose numbers an output depends, in order. Others may be right, but they are not given."""
+    wanted = {value.name for value in graph.output}
+    used: list[str] = []
+    for node in reversed(graph.node):
+        given = [name for name in node.output if name in wanted]
+        if given:
+            inside = nodes_of([helper.make_graph([node], "", [], [])])
+            wanted.update(name for each in inside if each.op_type not in TELLS_SIZE for name in each.input if name)
+            used += reversed(given) if node.op_type != "Constant" else []
+    return used[::-1]
+
+
 def _biased(graph: onnx.GraphProto) -> set[str]:
     """Return the values to which a bias is added. They are half of an operation."""
     constants = {tensor.name for tensor in graph.initializer}
@@ -155,7 +176,7 @@ def _biased(graph: onnx.GraphProto) -> set[str]:
     return {
         name
         for node in graph.node
-        if node.op_type == "Add" and not constants.isdisjoint(node.input)
+        if node.op_type in ADDS and not constants.isdisjoint(node.input)
         for name in node.input
         if name not in constants
     }
@@ -165,7 +186,7 @@ def _locate_in(ledger: Ledger, step: Case, values: _Values, float64: bool) -> Lo
     """Find the first wrong operation in one step."""
     order = tap_names(ledger.config)
     truth = truth_taps(ledger, step)
-    limit = TAP_FLOAT64_LIMIT if float64 else TAP_LIMIT * FLOAT32_EPSILON * math.sqrt(ledger.config.n_layer)
+    limit = FOUND_FLOAT64 if float64 else TAP_LIMIT * FLOAT32_EPSILON * math.sqrt(ledger.config.n_layer)
     found: dict[str, float] = {}
     unlike: list[tuple[str, np.ndarray]] = []
     sizes = {math.prod(_whole(tap, step)) for tap in truth.values()}

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import GraphProto, NodeProto, TensorProto, helper, inliner, numpy_helper
+from onnx import FunctionProto, GraphProto, NodeProto, TensorProto, helper, inliner, numpy_helper
 
+from converter.parity.legs.graphs import nodes_of
 from converter.parity.legs.widen import expose
 
 THEN, ELSE = "then_branch", "else_branch"
@@ -22,7 +23,24 @@ NOT_RUN = -1  # what such an output gives where the If is in a branch that does 
 def read_model(file: Path) -> onnx.ModelProto:
     """Read a graph without its weights. Its own functions become nodes, so that every operation can be seen."""
     model = onnx.load(file, load_external_data=False)
+    _drop_outgrown(model)
     return inliner.inline_local_functions(model) if model.functions else model
+
+
+def _drop_outgrown(model: onnx.ModelProto) -> None:
+    """Drop each function that some node gives more inputs than it has. The node is the runtime's operator of that name:
+    ONNX Runtime's fusions write such nodes into files that explain the operator by a function.
+    """
+    given: dict[tuple[str, str], int] = {}
+    inside = [node for function in model.functions for node in function.node]
+    for node in (*nodes_of([model.graph]), *inside):
+        key = node.domain, node.op_type
+        given[key] = max(given.get(key, 0), len(node.input))
+    kept = [each for each in model.functions if given.get((each.domain, each.name), 0) <= len(each.input)]
+    if len(kept) < len(model.functions):
+        copies = [FunctionProto.FromString(each.SerializeToString()) for each in kept]
+        del model.functions[:]
+        model.functions.extend(copies)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def test_a_branch_that_some_case_takes_is_judged_as_all_else(source: Path, expor
     assert report.headline == "MISMATCH"
     assert report.localisation is not None
     assert report.localisation.first == "logits"
-    assert report.localisation.case == "batch of 2"
+    assert report.localisation.case == "2 rows of 3 tokens"  # the number that it compares with
     assert check(source, export(when(FED, nothing))).headline == "MATCH"
 
 
@@ -82,7 +82,7 @@ def test_what_is_wrong_inside_two_branches_is_found(source: Path, export: Export
     report = check(source, export(when(FED, when(FED, squared, "inner"), "outer")))
     assert report.localisation is not None
     assert report.localisation.first == "h.1.mlp.act"
-    assert report.localisation.case == "batch of 2"
+    assert report.localisation.case == "2 rows of 3 tokens"  # the number that it compares with
 
 
 def test_a_branch_that_nothing_can_lead_to_is_said_and_so_is_one_that_cannot_be_tried(
@@ -102,3 +102,20 @@ def test_a_branch_that_nothing_can_lead_to_is_said_and_so_is_one_that_cannot_be_
         report = check(source, export(edit))
         assert report.headline == "MATCH", report.faults
         assert f"the branch for {name} being true was never taken" in report.notes
+
+
+def test_an_operator_that_has_outgrown_its_function_is_the_runtimes(source: Path, tmp_path: Path) -> None:
+    convert(source, tmp_path / "ours", opset=20)
+    file = disguise(tmp_path / "ours", tmp_path / "theirs" / "model.onnx")
+    model = onnx.load(file)
+    gelu = next(node for node in model.graph.node if node.op_type == "Gelu")
+    gelu.op_type, gelu.domain = "FastGelu", "com.microsoft"
+    gelu.input.append("no_bias")
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(15, np.float32), "no_bias"))
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    body = helper.make_node("Gelu", ["x"], ["y"], approximate="none")  # which would be wrong
+    model.functions.append(helper.make_function("com.microsoft", "FastGelu", ["x"], ["y"], [body], opsets))
+    model.opset_import.append(opsets[1])
+    onnx.save(model, file)
+    report = check(source, file)
+    assert report.headline == "MATCH", report.faults

@@ -411,3 +411,45 @@ def test_rows_that_cannot_be_padded_are_fed_side_by_side(source: Path, export: C
     report = check(source, export(disguises.without_mask, sizes_are(0, 3)))
     assert report.headline == "MISMATCH"
     assert "it is wrong in 3 rows of 12 tokens, and right in the other cases" in report.notes
+
+
+def test_a_value_of_a_type_that_numpy_lacks_is_passed_over(source: Path, export: Callable[..., Path]) -> None:
+    def edit(graph: onnx.GraphProto) -> None:
+        """Round what the second layer norm of the first block gives to bfloat16."""
+        disguises._use(graph, "h.0.ln_2", "h.0.ln_2/rounded")
+        at = next(at for at, node in enumerate(graph.node) if "h.0.ln_2" in node.output) + 1
+        there, back = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
+        graph.node.insert(at, onnx.helper.make_node("Cast", ["h.0.ln_2"], ["short"], to=there))
+        graph.node.insert(at + 1, onnx.helper.make_node("Cast", ["short"], ["h.0.ln_2/rounded"], to=back))
+
+    report = check(source, export(edit))
+    assert report.headline == "MISMATCH"
+    assert report.localisation is not None
+    assert report.localisation.first == "h.0.mlp.c_fc"
+
+
+def test_a_right_value_that_nothing_uses_hides_no_wrong_one(source: Path, export: Callable[..., Path]) -> None:
+    def edit(graph: onnx.GraphProto) -> None:
+        """Compute the second layer norm of the first block anew; of the right one only the size is used."""
+        disguises._use(graph, "h.0.ln_2", "h.0.ln_2/wrong")
+        at = next(at for at, node in enumerate(graph.node) if "h.0.ln_2" in node.output) + 1
+        before = graph.node[at - 1]
+        wrong = onnx.helper.make_node(before.op_type, list(before.input), ["h.0.ln_2/other"], epsilon=0.5)
+        graph.node.insert(at, wrong)
+        graph.node.insert(at + 1, onnx.helper.make_node("Shape", ["h.0.ln_2"], ["its size"]))
+        graph.node.insert(at + 2, onnx.helper.make_node("Reshape", ["h.0.ln_2/other", "its size"], ["h.0.ln_2/wrong"]))
+
+    assert_named(check(source, export(edit)), "h.0.ln_2", "epsilon")
+
+
+def test_a_wrong_activation_that_adds_the_bias_itself_is_named(source: Path, export: Callable[..., Path]) -> None:
+    file = export(opset=20)
+    model = onnx.load(file)
+    gelu = next(node for node in model.graph.node if node.op_type == "Gelu")
+    add = next(node for node in model.graph.node if gelu.input[0] in node.output)
+    fused = onnx.helper.make_node("BiasGelu", list(add.input), list(gelu.output), domain="com.microsoft")  # by erf
+    gelu.CopyFrom(fused)
+    model.graph.node.remove(add)
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, file)
+    assert_named(check(source, file), "h.0.mlp.act", "activation")

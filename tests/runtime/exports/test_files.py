@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from converter.errors import ModelFolderError
-from converter.runtime.exports.files import find
+from converter.runtime.exports.files import data_files, find
 
 PAIR = ("decoder_model.onnx", "decoder_with_past_model.onnx")
 
@@ -58,3 +59,14 @@ def test_several_files_of_unknown_names_and_none_are_refused(tmp_path: Path) -> 
     write(tmp_path, "a.onnx", "b.onnx")
     with pytest.raises(ModelFolderError, match=r"holds 2 ONNX files \(a.onnx, b.onnx\); name one of them"):
         find(tmp_path)
+
+
+def test_the_data_files_of_branches_are_files_of_the_export(tmp_path: Path) -> None:
+    def holding(location: str, *nodes: object) -> GraphProto:
+        tensor = TensorProto(name=location, data_location=TensorProto.EXTERNAL)
+        tensor.external_data.add(key="location", value=location)
+        return helper.make_graph(list(nodes), "graph", [], [], [tensor])
+
+    branch = helper.make_node("If", ["told"], ["out"], then_branch=holding("b.bin"), else_branch=holding("../c.bin"))
+    (tmp_path / "model.onnx").write_bytes(ModelProto(graph=holding("a.bin", branch)).SerializeToString())
+    assert [file.name for file in data_files(tmp_path / "model.onnx")] == ["a.bin", "b.bin"]
