@@ -19,8 +19,8 @@ from converter import convert, load
 from converter.data import CHECKPOINT
 from converter.weights.precisions import PRECISIONS
 from tests.clients.asking import WORKERS, Reply, replied
-from tests.clients.exporters_table import JUDGED, write_exporters
-from tests.clients.exports import BROKEN, INTERFACES, SHAPE, VARIANTS
+from tests.clients.exporters_table import EDITED, JUDGED, write_exporters
+from tests.clients.exports import BROKEN, INTERFACES, VARIANTS, config_of
 from tests.clients.making import Order, made
 from tests.clients.table import Seen, write
 
@@ -42,6 +42,7 @@ SEEN = pytest.StashKey[list[Seen]]()
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[SEEN] = []
     config.stash[JUDGED] = []
+    config.stash[EDITED] = []
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest looks at -m
@@ -57,7 +58,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         write(Path(page), seen, ENVIRONMENTS)
     page, judged = session.config.getoption("--exporters-table"), session.config.stash[JUDGED]
     if page and judged:
-        write_exporters(Path(page), judged, ENVIRONMENTS)
+        write_exporters(Path(page), judged, session.config.stash[EDITED], ENVIRONMENTS)
 
 
 @pytest.fixture(scope="session")
@@ -211,7 +212,7 @@ def source_of(head_model: Callable[..., Any], tmp_path_factory: pytest.TempPathF
     @functools.cache
     def save(variant: str) -> Path:
         source = tmp_path_factory.mktemp("sources") / "source"
-        head_model("lm", **SHAPE | VARIANTS[variant].config).save_pretrained(source)
+        head_model("lm", **config_of(variant)).save_pretrained(source)
         return source
 
     return save

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 # Heads are 8 wide, as GroupQueryAttention wants a multiple of 8; 40 positions, as Optimum tries out 32; n_inner is the
 # larger one, as mobius refuses others.
-SHAPE = {"n_embd": 24, "n_inner": 44, "n_positions": 40, "n_layer": 3, "n_head": 3}
+SHAPE = {"vocab_size": 61, "n_embd": 24, "n_inner": 44, "n_positions": 40, "n_layer": 3, "n_head": 3}
 OWN = ""  # the environment of the tests, which has what torch and transformers need to export
 
 OPTIMUM_PAST = "past_key_values.{layer}.{part}"
@@ -225,6 +225,27 @@ SOUND = {
     "usual": Variant(),
     "scaled by layer": Variant(BY_LAYER),
     "square": Variant({"n_inner": SHAPE["n_embd"]}),
+    "untied head": Variant({"tie_word_embeddings": False}),
+    "wide": Variant({"n_inner": 120}),
+    "n_inner of 4 n_embd": Variant({"n_inner": None}),
+    "relu": Variant({"activation_function": "relu"}),
+    "silu": Variant({"activation_function": "silu"}),
+    "gelu": Variant({"activation_function": "gelu"}),
+    "tanh": Variant({"activation_function": "tanh"}),
+    "vocabulary of 64": Variant({"vocab_size": 64}),
+    "vocabulary of 101": Variant({"vocab_size": 101}),
+    "64 positions": Variant({"n_positions": 64}),
+    "heads of 6": Variant({"n_head": 4}),
+    "heads of 10": Variant({"n_embd": 30, "n_head": 3}),
+    "1 head": Variant({"n_head": 1}),
+    "1 layer": Variant({"n_layer": 1}),
+    "reordered": Variant({"reorder_and_upcast_attn": True}),
+    "small epsilon": Variant({"layer_norm_epsilon": 1e-12}),
+    "large epsilon": Variant({"layer_norm_epsilon": 1e-2}),
+    "unscaled": Variant({"scale_attn_weights": False}),
+    "all flags": Variant(
+        BY_LAYER | {"scale_attn_weights": False, "reorder_and_upcast_attn": True, "tie_word_embeddings": False}
+    ),
 }
 DEFECTS = {
     "activation": Variant(change=setting(activation_function="gelu")),
@@ -237,9 +258,27 @@ DEFECTS = {
 }
 VARIANTS = SOUND | DEFECTS
 
+
+def config_of(variant: str) -> dict[str, Any]:
+    """The config of a source, as far as it is not transformers' default."""
+    return SHAPE | VARIANTS[variant].config
+
+
 # Sound sources that come out wrong, of the exporters as they are released. The day they do not, a test fails.
 WRONG_AS_RELEASED = {
-    ("optimum", "scaled by layer"),  # scaled_dot_product_attention of transformers 4.57 does not read the flag
+    # scaled_dot_product_attention of transformers 4.57 does not read the flags
+    ("optimum", "scaled by layer"),
+    ("optimum", "unscaled"),
+    ("optimum", "all flags"),
     ("mobius", "scaled by layer"),
+    ("mobius", "unscaled"),
+    ("mobius", "all flags"),
     ("mobius", "square"),  # told apart by their shapes, square weights are not
+}
+
+# Sound sources that are wrong in some cases, which are named: interface → the cases, the first wrong operation.
+WRONG_AT_TIMES = {
+    "optimum 1.24, merged": (["chunked prefill"], "h.0.attn.sdpa"),
+    "optimum 1.24, separate": (["chunked prefill"], "h.0.attn.sdpa"),
+    "mobius, genai": (["left-padded batch", "batch of 2"], "h.0.attn.sdpa"),
 }

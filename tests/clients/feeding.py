@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from tests.clients.exports import SHAPE, Interface
+from tests.clients.exports import Interface
 
 PROMPT = 4  # tokens of the first call, where there are others
 TYPES = {
@@ -19,13 +20,16 @@ TYPES = {
     "tensor(bool)": np.bool_,
 }
 Arrays = dict[str, np.ndarray]
+Config = dict[str, Any]  # of the source
 
 
-def logits(folder: Path, interface: Interface, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray) -> np.ndarray:
+def logits(
+    folder: Path, interface: Interface, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, config: Config
+) -> np.ndarray:
     """Return the logits ``[rows, tokens, vocab_size]`` of ``ids`` ``[rows, tokens]``, in several calls if it can."""
     first = session(folder / interface.graph)
     later = session(folder / interface.decode) if interface.decode else first
-    past, found = empty(interface, len(ids)), []
+    past, found = empty(interface, len(ids), config), []
     for begin, end in calls(interface, ids.shape[1]):
         given = {
             interface.ids: ids[:, begin:end],
@@ -58,14 +62,14 @@ def calls(interface: Interface, length: int) -> Iterator[tuple[int, int]]:
     return zip(begins, [*begins[1:], length], strict=True)
 
 
-def empty(interface: Interface, rows: int) -> Arrays:
+def empty(interface: Interface, rows: int, config: Config) -> Arrays:
     """Return a past of no token."""
     if not interface.past:
         return {}
-    heads, width = SHAPE["n_head"], SHAPE["n_embd"] // SHAPE["n_head"]
+    heads, width = config["n_head"], config["n_embd"] // config["n_head"]
     both = () if "{part}" in interface.past else (2,)
     return {
         interface.past.format(layer=layer, part=part): np.zeros((*both, rows, heads, 0, width))
-        for layer in range(SHAPE["n_layer"])
+        for layer in range(config["n_layer"])
         for part in ("key", "value")
     }
