@@ -80,7 +80,7 @@ def examine_export(baseline: Baseline, asked: Asked, step: Steps, weights: bool 
     known.notes += remarks.of_files(asked.path, asked.files, asked.interfaces)
     for each in asked.interfaces:
         suspects = suspects_of(each.file, each.ids.name)
-        known.notes += remarks.of_tokens(baseline, suspects)
+        known.notes += remarks.of_graph(baseline, suspects)
         known.faults += [f"it draws random numbers: {operator}" for operator in suspects.chance[:1]]
     step(STEPS[1].format(name))
     ran = _run(runs, known)

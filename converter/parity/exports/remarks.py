@@ -36,8 +36,10 @@ def of_files(folder: Path, files: tuple[Path, ...], interfaces: Sequence[Interfa
         yield f"{what} is {each.sentence}"
 
 
-def of_tokens(baseline: Baseline, found: Suspects) -> Iterator[str]:
-    """Yield that a graph may treat some token in a way of its own, if not every token was fed."""
+def of_graph(baseline: Baseline, found: Suspects) -> Iterator[str]:
+    """Yield what a graph may do that no case need show: bound values, or treat a token in a way of its own."""
+    if found.bounds:
+        yield f"it bounds values by {shortened(found.bounds)}; what lies beyond is compared where a case reaches it"
     if found.uses and baseline.level is not Level.FULL and not feeds_every_token(baseline.ledger.config):
         yield (
             f"token ids go into {shortened(found.uses)} besides to the embedding, so that some token may be treated in "

@@ -23,34 +23,22 @@ DECIDES = ("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Mod", "
 
 # What is computed through these has too many values to be compared with one number on purpose.
 MATHEMATICS = (
-    "MatMul",
-    "Gemm",
-    "Softmax",
-    "LayerNormalization",
-    "Attention",
-    "MultiHeadAttention",
-    "Tanh",
-    "Erf",
-    "Exp",
+    *("Attention", "Erf", "Exp", "Gemm", "LayerNormalization", "MatMul", "MultiHeadAttention", "Softmax", "Tanh"),
+    *("GroupQueryAttention", "SkipLayerNormalization", "BiasGelu", "FastGelu", "Gelu"),
 )
 
 # Operators that only move numbers, or write them in another type.
-MOVES = frozenset(
-    [
-        "Cast",
-        "Concat",
-        "DequantizeLinear",
-        "Expand",
-        "Flatten",
-        "Identity",
-        "Reshape",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Transpose",
-        "Unsqueeze",
-    ]
+MOVES = (
+    *("Cast", "Concat", "DequantizeLinear", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze"),
+    *("Transpose", "Unsqueeze"),
 )
+
+# Operators whose other inputs are axes, places or sizes, and no values.
+FIRST_ALONE = (
+    *("CumSum", "Expand", "Gather", "ReduceMax", "ReduceMin", "ReduceSum", "Reshape", "Slice", "Split"),
+    *("Squeeze", "Unsqueeze"),
+)
+
 WHOLE = (TensorProto.INT32, TensorProto.INT64)  # types that hold every token id
 TELLS_SIZE = ("Shape", "Size")
 
@@ -58,6 +46,8 @@ TELLS_SIZE = ("Shape", "Size")
 LOOKS_UP = {"Gather": (0, 1), "GatherBlockQuantized": (0, 1), "EmbedLayerNormalization": (2, 0)}
 
 NUMBERS = (AttributeProto.INT, AttributeProto.INTS, AttributeProto.FLOAT, AttributeProto.FLOATS)
+
+BOUNDS = ("Clip", "Max", "Min")
 
 CHANCE = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 LEAST = 2  # every graph compares something with 0 and 1
@@ -73,11 +63,13 @@ class Suspects:
         numbers: whole numbers from 2 on that something is compared with.
         uses: where the values of token ids go besides to the row of a table, as sentences.
         chance: operators that draw random numbers.
+        bounds: operators that bound what the model computes, as GPT-2 does not.
     """
 
     numbers: set[int]
     uses: list[str]
     chance: list[str]
+    bounds: list[str]
 
 
 def suspects_of(file: Path, ids: str) -> Suspects:
@@ -98,6 +90,7 @@ def suspects_of(file: Path, ids: str) -> Suspects:
         {number for name in behind for number in _whole(file, held[name])},
         list(_uses(nodes, {ids}, set(held))),
         [_called(node) for node in nodes if node.op_type in CHANCE or _drops_out(node, held)],
+        list(_bounds(nodes)),
     )
 
 
@@ -134,7 +127,8 @@ def _behind(node: NodeProto, makers: Mapping[str, NodeProto], held: Mapping[str,
     for name in names:
         maker = makers.get(name)
         if name not in held and maker is not None and maker.op_type not in MATHEMATICS:
-            names.extend(other for other in maker.input if other not in names)
+            given = maker.input[:1] if maker.op_type in FIRST_ALONE else maker.input
+            names.extend(other for other in given if other not in names)
     return held.keys() & set(names)
 
 
@@ -147,12 +141,13 @@ def _whole(file: Path, tensor: TensorProto) -> set[int]:
 
 
 def _uses(nodes: Iterable[NodeProto], carriers: set[str], constants: set[str]) -> Iterator[str]:
-    """Yield where the values of token ids go besides to the row of a table.
+    """Yield where the values of token ids go besides to the row of one table.
 
     Args:
         carriers: the values that hold token ids.
         constants: the values that hold what the file holds.
     """
+    known = ""
     for node in nodes:
         ids = [at for at, name in enumerate(node.input) if name in carriers]
         moves = node.op_type in MOVES and not _narrows(node)
@@ -163,8 +158,20 @@ def _uses(nodes: Iterable[NodeProto], carriers: set[str], constants: set[str]) -
         table, row = LOOKS_UP.get(node.op_type, (-1, -1))
         if moves:
             carriers.update(node.output)
-        elif ids != [row] or node.input[table] not in constants:
+        elif ids == [row] and node.input[table] in constants and known in ("", node.input[table]):
+            known = node.input[table]
+        else:
             yield _called(node)
+
+
+def _bounds(nodes: Iterable[NodeProto]) -> Iterator[str]:
+    """Yield operators that bound a value which is computed by the mathematics of the model."""
+    computed: set[str] = set()
+    for node in nodes:
+        if node.op_type in MATHEMATICS or (node.op_type not in TELLS_SIZE and not computed.isdisjoint(node.input)):
+            computed.update(filter(None, node.output))
+            if node.op_type in BOUNDS:
+                yield _called(node)
 
 
 def _narrows(node: NodeProto) -> bool:

@@ -382,15 +382,18 @@ def test_the_provider_that_is_asked_for_runs_the_export(source: Path, export: Ca
 
 
 def sizes_are(axis: int, number: int) -> disguises.Edit:
-    """Make the logits wrong for a number of rows or tokens, without a branch that could be watched."""
+    """Make the logits wrong for a number of rows or tokens, without a branch that could be watched. Compared is the
+    square, so that the number itself is not written in the graph.
+    """
 
     def edit(graph: onnx.GraphProto) -> None:
         disguises.larger_logits(graph)
-        graph.initializer.append(numpy_helper.from_array(np.array([number]), "number"))
+        graph.initializer.append(numpy_helper.from_array(np.array([number**2]), "number"))
         graph.node[-1].output[:] = ["wrong"]
         size = onnx.helper.make_node("Shape", ["input_ids"], ["size"], start=axis, end=axis + 1)
-        same = onnx.helper.make_node("Equal", ["size", "number"], ["same"])
-        graph.node.extend([size, same, onnx.helper.make_node("Where", ["same", "wrong", "right"], ["logits"])])
+        square = onnx.helper.make_node("Mul", ["size", "size"], ["square"])
+        same = onnx.helper.make_node("Equal", ["square", "number"], ["same"])
+        graph.node.extend([size, square, same, onnx.helper.make_node("Where", ["same", "wrong", "right"], ["logits"])])
 
     return edit
 

@@ -94,6 +94,25 @@ def test_a_graph_that_looks_at_tokens_is_fed_all_of_them(source: Path, export: C
     assert leg.worst_case == "vocabulary, part 1"
 
 
+def test_a_second_table_that_is_looked_up_is_something_else_that_is_done_with_tokens(
+    export: Callable[..., Path],
+) -> None:
+    def edit(graph: onnx.GraphProto) -> None:
+        flags = np.zeros(61, bool)
+        flags[60] = True
+        told = helper.make_node("Gather", ["flags", "input_ids"], ["flag"], name="flagged")
+        larger_if(told, helper.make_node("Unsqueeze", ["flag", "last"], ["told"]), flags=flags, last=np.array([-1]))(
+            graph
+        )
+
+    found = suspects_of(export(edit), "input_ids")
+    assert found.uses == ["Gather (flagged)"]
+
+
+def test_axes_and_places_are_no_numbers_that_something_is_compared_with(export: Callable[..., Path]) -> None:
+    assert suspects_of(export(), "input_ids").numbers == set()
+
+
 def test_a_graph_that_only_looks_rows_up_is_not(source: Path, export: Callable[..., Path]) -> None:
     file = export(disguises.int32, disguises.renamed)
     assert suspects_of(file, "input_ids").uses == []
@@ -141,3 +160,15 @@ def test_a_graph_that_can_be_asked_for_some_logits_is_asked(source: Path, tmp_pa
     larger_if(told, number=np.array(number))(model.graph)
     onnx.save(model, tmp_path / "theirs.onnx")
     assert check(source, tmp_path / "theirs.onnx").headline == "MISMATCH"
+
+
+def test_a_bound_that_no_case_reaches_is_said(source: Path, export: Callable[..., Path]) -> None:
+    def edit(graph: onnx.GraphProto) -> None:
+        node = next(node for node in graph.node if "logits" in node.output)
+        node.output[:] = ["right"]
+        graph.initializer.append(numpy_helper.from_array(np.array(1e4, np.float32), "most"))
+        graph.node.append(helper.make_node("Min", ["right", "most"], ["logits"], name="bound"))
+
+    report = check(source, export(edit))
+    assert any(note.startswith("it bounds values by Min (bound); ") for note in report.notes)
+    assert not any(note.startswith("it bounds") for note in check(source, export()).notes)
