@@ -191,6 +191,8 @@ def read_bundle(index: Path) -> dict[str, LazyTensor]:
             raise CheckpointError(f"{index} was written on a big-endian machine; save it again on a little-endian one")
         shards = Shards(index, number(header, 1))
         found = [_entry(index, name.decode(), parse(entry), shards) for name, entry in entries.items()]
+    except CheckpointError:  # it is a ValueError, too, and says more
+        raise
     except (ValueError, IndexError, KeyError) as error:
         raise CheckpointError(f"{index} is truncated or corrupt ({error}); download or save it again") from error
     return {hf_name(tensor.name): tensor for tensor in found}  # one to one: no two keys of NAMES have the same value

@@ -143,11 +143,14 @@ def serve(
                 ),
                 certified=require_certificate,
             )
-        if not quiet:
-            click.echo(about(served, server.url_of(listening)), err=True)
+
+        def say() -> None:
+            if not quiet:
+                click.echo(about(served, server.url_of(listening)), err=True)
+
         end_log = server.log_to_standard_error(LEVELS[log])
         try:
-            server.Server(served, key, allow_origin).run_on(listening)
+            server.Server(served, key, allow_origin, say).run_on(listening)
         finally:
             end_log()
 

@@ -28,6 +28,7 @@ Stop = Annotated[str | list[str], Meta(description="The text ends before any of 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Count = Annotated[int, Meta(ge=0)]
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Positive = Annotated[int, Meta(ge=1)]
 
 
@@ -53,7 +54,7 @@ class Asked(Struct, kw_only=True):
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Meta(gt=0)] | None = None
     min_tokens: Annotated[Count | None, Meta(description="The text does not end before.")] = None
-    seed: Annotated[int | None, Meta(description="The same one draws the same tokens.")] = None
+    seed: Annotated[Seed | None, Meta(description="The same one draws the same tokens.")] = None
     stop: Stop | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

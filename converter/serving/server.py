@@ -45,10 +45,17 @@ class Server(uvicorn.Server):
     Args:
         served: what is served.
         key, origins: see ``App``.
+        on_start: called once requests are taken.
     """
 
-    def __init__(self, served: Served, key: str | None = None, origins: tuple[str, ...] = ()) -> None:
-        self.served, self.app = served, App(served, key, origins)
+    def __init__(
+        self,
+        served: Served,
+        key: str | None = None,
+        origins: tuple[str, ...] = (),
+        on_start: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.served, self.app, self._on_start = served, App(served, key, origins), on_start
         super().__init__(
             uvicorn.Config(
                 self.app,
@@ -72,6 +79,11 @@ class Server(uvicorn.Server):
             self.run([listening])
         finally:
             self._close()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take connections, and say so."""
+        await super().startup(sockets)
+        self._on_start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more connections, let requests end, and end those that take longer than they may."""

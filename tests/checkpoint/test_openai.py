@@ -259,7 +259,7 @@ def test_data_that_is_missing_or_short_is_refused(tmp_path: Path, written: Path)
 BAD = [
     ([HEADER, (b"x", entry((5, 2), 0, 41))], r"tensor x of float32 \[5, 2\] cannot take 41 bytes"),
     ([HEADER, (b"x", entry((1 << 40, 1 << 40), 0, 40))], "cannot take 40 bytes"),
-    ([HEADER, (b"x", entry(((1 << 64) - 1,), 0, 40))], "cannot take 40 bytes"),
+    ([HEADER, (b"x", entry(((1 << 64) - 1,), 0, 40))], r"index is corrupt: tensor x has .* that no memory could hold$"),
     ([HEADER, (b"x", entry((5, 2), 4, 40))], "is truncated: tensor x ends at byte 44, the file at 40"),
     ([HEADER, (b"x", entry((5, 2), 1 << 62, 40))], "is truncated"),
     ([HEADER, (b"x", entry((5, 2), 0, 40, dtype=7))], "tensor x is of TensorFlow's type 7"),
