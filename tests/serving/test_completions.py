@@ -55,7 +55,7 @@ def test_every_field_means_what_the_option_means(server: Running, asked: Any, op
 def test_what_is_left_out_is_as_openai_has_it(server: Running) -> None:
     answer = server.post(PATH, prompt="The following", seed=1)
     assert answer["choices"][0]["text"] == generated(server, "The following", seed=1, max_new_tokens=16).texts[0]
-    null = {name: None for name in ("n", "stop", "temperature", "max_tokens", "logprobs", "stream", "user", "tools")}
+    null = dict.fromkeys(("n", "stop", "temperature", "max_tokens", "logprobs", "stream", "user", "tools"))
     assert server.post(PATH, prompt="The following", seed=1, **null)["choices"] == answer["choices"]
     assert server.post(PATH, prompt="The", seed=1)["choices"] != server.post(PATH, prompt="The")["choices"]
 

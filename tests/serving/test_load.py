@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from converter.runtime.session import Model
 from converter.serving import calls, server
 from tests.serving.servers import WAIT, Running, raw, running
 
