@@ -45,7 +45,7 @@ def test_many_streams_of_all_lengths_each_get_what_generate_gives(server: Runnin
     text = "The following statement is executed by the interpreter. A name is bound to an object. " * 3
     asked = [
         {"prompt": text[: int(length)], "max_tokens": int(tokens), "seed": seed, "temperature": seed % 3 / 2}
-        for seed, (length, tokens) in enumerate(zip(random.integers(1, 200, STREAMS), random.integers(1, 24, STREAMS)))
+        for seed, (length, tokens) in enumerate(random.integers(1, (200, 24), (STREAMS, 2)))
     ]
     with ThreadPoolExecutor(STREAMS) as pool:
         came = list(pool.map(lambda body: server.events(PATH, **body), asked))
