@@ -63,11 +63,9 @@ def test_it_chats(chatty: Running) -> None:
     answer = client.chat.completions.create(**asked, logprobs=True, top_logprobs=1)
     assert answer.choices[0].message.role == "assistant"
     assert len(answer.choices[0].logprobs.content) == 7
-    with client.chat.completions.stream(
-        **{k: v for k, v in asked.items() if k != "messages"}, messages=asked["messages"]
-    ) as stream:
-        final = stream.get_final_completion()
-    assert final.choices[0].message.content == answer.choices[0].message.content
+    events = list(client.chat.completions.create(**asked, stream=True))
+    text = "".join(event.choices[0].delta.content for event in events)
+    assert text == answer.choices[0].message.content
 
 
 def test_it_embeds(heads: dict[str, Path]) -> None:

@@ -15,7 +15,7 @@ from tests.serving.servers import Running, running
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 hypothesis = pytest.importorskip("hypothesis")
 
-EXAMPLES = 15  # of each address
+EXAMPLES = 10  # of each address
 
 OPERATIONS = [(route.method, route.path) for route in ROUTES]
 

@@ -43,9 +43,10 @@ def is_idle(server: Running) -> Any:
 def test_many_streams_of_all_lengths_each_get_what_generate_gives(server: Running) -> None:
     random = np.random.default_rng(0)
     text = "The following statement is executed by the interpreter. A name is bound to an object. " * 3
+    sizes = random.integers((1, 1), (200, 24), (STREAMS, 2)).tolist()
     asked = [
-        {"prompt": text[: int(length)], "max_tokens": int(tokens), "seed": seed, "temperature": seed % 3 / 2}
-        for seed, (length, tokens) in enumerate(random.integers(1, (200, 24), (STREAMS, 2)))
+        {"prompt": text[:length], "max_tokens": tokens, "seed": seed, "temperature": seed % 3 / 2}
+        for seed, (length, tokens) in enumerate(sizes)
     ]
     with ThreadPoolExecutor(STREAMS) as pool:
         came = list(pool.map(lambda body: server.events(PATH, **body), asked))

@@ -133,6 +133,7 @@ function add(choice) {
     const ended = choice.text ? "" : choice.finish_reason === "stop" ? " ⏹" : "";
     const span = element("span", choice.text || ended, choice.text ? "token" : "token ended");
     span.tokens = held.splice(0);
+    span.id = `token-${$("text").childElementCount}`;
     span.setAttribute("role", "option");
     span.setAttribute("aria-label", span.tokens.map(told).join(", "));
     span.style.setProperty("--p", Math.exp(Math.min(...span.tokens.map((token) => token.logprob))));
@@ -148,6 +149,7 @@ function select(span) {
   selected?.setAttribute("aria-selected", "false");
   selected = span;
   span.setAttribute("aria-selected", "true");
+  $("text").setAttribute("aria-activedescendant", span.id);
   const [token] = span.tokens.slice(-1);
   $("token").textContent = span.tokens.map(told).join("  ");
   const rows = Object.entries(token.best).map(([name, value]) => bar(name, value, name === token.name));

@@ -1,0 +1,42 @@
+"""``gpt2onnx serve``: what it refuses before it serves. tests/serving looks at what it serves."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from tests.cli.commands import assert_one_sentence
+
+pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+
+Run = Callable[..., Result]
+
+
+def test_an_address_that_others_reach_needs_a_key(run: Run, bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GPT2ONNX_API_KEY", raising=False)
+    assert_one_sentence(run("serve", bundled, "--host", "0.0.0.0"), "there is no API key", "--api-key-file")
+
+
+@pytest.mark.parametrize("content", ["", "\n", "two\nlines", "clé"])
+def test_a_key_that_is_none_is_refused(run: Run, bundled: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "key").write_text(content, encoding="utf-8")
+    assert_one_sentence(run("serve", bundled, "--api-key-file", tmp_path / "key"), "the API key in", "one line")
+    assert_one_sentence(run("serve", bundled, "--api-key-file", tmp_path / "none"), "cannot be read as an API key")
+
+
+def test_a_port_that_is_taken_is_refused(run: Run, bundled: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert_one_sentence(run("serve", bundled, "--port", port, "-q"), f"port {port} of 127.0.0.1", "another --port")
+
+
+def test_a_folder_that_is_not_proven_is_refused(run: Run, bundled: Path, tmp_path: Path) -> None:
+    result = run("serve", bundled, "--port", 0, "--require-certificate", "-q")
+    assert_one_sentence(result, "has no certificate", "without --require-certificate")
+    assert_one_sentence(run("serve", tmp_path / "nothing", "--port", 0, "-q"), "there is no model folder")
