@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
@@ -36,6 +37,10 @@ def workplace(things: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return here
 
 
+async def stop(_: Any) -> None:
+    """Stop a server."""
+
+
 @pytest.mark.parametrize("command", [cli, *cli.commands.values()], ids=lambda command: command.name)
 def test_the_examples_of_the_help_work(
     run: Run, workplace: Path, command: Command, monkeypatch: pytest.MonkeyPatch
@@ -46,6 +51,11 @@ def test_the_examples_of_the_help_work(
     if command.name == "check":  # --prove tries two defects in a small model: tests/parity tries them all
         monkeypatch.setattr("converter.data.CHECKPOINT", workplace / "my-gpt2")
         monkeypatch.setattr("converter.parity.seeded.prove.defects", lambda config: mutations.MUTATIONS[:2])
+    if command.name == "serve":  # which ends as soon as it has begun, on a port that is free
+        from converter.serving import server
+
+        monkeypatch.setattr(server.Server, "main_loop", stop)
+        monkeypatch.setattr(server, "listen", lambda host, port, listen=server.listen: listen(host, 0))
     for line in command.examples:
         if set(line) & set(IN_A_SHELL):
             done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)

@@ -19,6 +19,7 @@ import contextlib
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -82,8 +83,21 @@ def blocks(page: Path) -> list[Block]:
 def run_page(page: Path, folder: Path) -> None:
     """Run a page's blocks in ``folder``; the first that fails or prints something else is an AssertionError."""
     names: dict[str, Any] = {"__name__": "__main__"}
-    for block in blocks(page):
-        run_block(block, folder, names, f"{page.name}, line {block.line}")
+    try:
+        for block in blocks(page):
+            run_block(block, folder, names, f"{page.name}, line {block.line}")
+    finally:
+        end_what_is_left()
+
+
+STARTED: list[int] = []  # scripts; each has a process group of its own
+
+
+def end_what_is_left() -> None:
+    """End what scripts have left in the background, such as a server that a page did not come to stop."""
+    while STARTED:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(STARTED.pop(), signal.SIGKILL)
 
 
 def run_block(block: Block, folder: Path, names: dict[str, Any], place: str, **environment: str) -> None:
@@ -105,13 +119,15 @@ def run_block(block: Block, folder: Path, names: dict[str, Any], place: str, **e
 def _bash(block: Block, folder: Path, place: str, environment: dict[str, str]) -> str:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     one_thread = {"OMP_NUM_THREADS": "1"}  # torch's, with models this small
-    done = subprocess.run(
+    script = subprocess.Popen(
         ["bash", "-eu", "-c", block.text],
         cwd=folder, env=os.environ | one_thread | {"PATH": path} | environment, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
-    assert done.returncode == 0, f"{place}: exit code {done.returncode}\n{block.text}\n{done.stdout}"
-    return done.stdout
+    STARTED.append(script.pid)
+    printed, _ = script.communicate()
+    assert script.returncode == 0, f"{place}: exit code {script.returncode}\n{block.text}\n{printed}"
+    return printed
 
 
 def _python(block: Block, folder: Path, names: dict[str, Any], place: str) -> str:
