@@ -102,6 +102,7 @@ _HEADINGS = {
         "OutputError": "converter.errors",
         "ModelFolderError": "converter.errors",
         "ProviderError": "converter.errors",
+        "ServeError": "converter.errors",
         "TokenizerError": "converter.errors",
         "PromptError": "converter.errors",
         "TextError": "converter.errors",
