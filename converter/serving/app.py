@@ -9,11 +9,9 @@ import re
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
-
-import msgspec
 
 from converter.serving.answers import Raw, Receive, Send, json_of, send_events, send_whole, unless_gone
 from converter.serving.calls import Call, read_as, read_body, refuse_another_model
@@ -43,7 +41,7 @@ class Exchange:
     method: str
     route: Route | None = None
     status: int = 0
-    facts: dict[str, Any] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class App:
@@ -118,7 +116,7 @@ class App:
             body = await read_body(receive, headers, self.served.limits)
             asked = read_as(route.takes, body)
             refuse_another_model(self.served, getattr(asked, "model", None))
-        return Call(self.served, self.meter, exchange.id, asked, path)
+        return Call(self.served, self.meter, exchange.id, asked, path, exchange.facts)
 
     async def _handle(self, exchange: Exchange, call: Call, headers: dict[str, str], send: Send, refused: Any) -> None:
         """Let a route answer, within the time that there is."""
@@ -129,8 +127,6 @@ class App:
         if hasattr(answer, "__anext__"):
             await send_events(send, answer, headers, deadline, refused)
             return
-        usage = getattr(answer, "usage", None)
-        exchange.facts = msgspec.to_builtins(usage) if isinstance(usage, msgspec.Struct) else None
         await send_whole(send, 200, answer if isinstance(answer, Raw) else json_of(answer), headers)
 
     def _refuse_without_key(self, route: Route, headers: Mapping[bytes, bytes]) -> None:
@@ -184,4 +180,4 @@ class App:
             "seconds": round(seconds, 4),
         }
         level = logging.INFO if route is None or route.is_logged else logging.DEBUG
-        LOG.log(level, "request", extra={"facts": facts | (exchange.facts or {})})
+        LOG.log(level, "request", extra={"facts": facts | exchange.facts})

@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from converter.errors import PromptError
+import msgspec
+
 from converter.runtime.generation import Copies, options_of
 from converter.runtime.options import GenerationOptions
 from converter.runtime.rows import END_OF_TEXT, STOP_STRING
 from converter.runtime.session import Model
 from converter.runtime.tokens import Token
+from converter.serving.calls import Call
 from converter.serving.engine import Engine, Ticket
-from converter.serving.metrics import Meter
 from converter.serving.openai import Asked, FinishReason, Usage
 from converter.serving.refusals import Refusal
 from converter.serving.served import Served
@@ -142,13 +143,13 @@ def job_of(
 
 
 @asynccontextmanager
-async def asked_of(served: Served, job: Job, meter: Meter) -> AsyncIterator[AsyncIterator[Came]]:
+async def asked_of(call: Call, job: Job) -> AsyncIterator[AsyncIterator[Came]]:
     """Submit texts; give their tokens as they come. Whatever ends the block ends the texts and frees their places.
 
     Raises:
         EngineFull, EngineClosed, PromptError: see ``Engine.submit``.
     """
-    engine, _ = engine_of(served)
+    engine, _ = engine_of(call.served)
     loop, came = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Token | Exception]]()
     tickets, copies, begun = list[Ticket](), Copies(job.options.seed), time.perf_counter()
 
@@ -158,11 +159,12 @@ async def asked_of(served: Served, job: Job, meter: Meter) -> AsyncIterator[Asyn
     try:
         for text, ids in enumerate(job.texts):
             tickets += engine.submit(ids, job.options, partial(deliver, text), copies)
-        yield _received(came, len(tickets), job, meter.watch(begun))
+        yield _received(came, len(tickets), job, call.meter.watch(begun))
     finally:
         for ticket in tickets:
             if not ticket.row.ended:
                 ticket.cancel()
+        call.facts.update(msgspec.to_builtins(job.usage))
 
 
 async def _received(
@@ -186,8 +188,3 @@ async def _received(
 def finish_reason(token: Token) -> FinishReason | None:
     """Return why a text has ended, if it has."""
     return FINISHED.get(token.ended, "length") if token.ended else None
-
-
-def refuse_text(error: UnicodeError) -> PromptError:
-    """Return the refusal of a text that is none."""
-    return PromptError(f"a text is not UTF-8 ({error})")

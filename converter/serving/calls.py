@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
@@ -54,6 +54,7 @@ class Call:
         id: of the request.
         asked: its body; None if it has none.
         path: what the route names in its path.
+        facts: what the log tells of it beside time and status.
     """
 
     served: Served
@@ -61,6 +62,7 @@ class Call:
     id: str
     asked: Any
     path: dict[str, str]
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 async def read_body(receive: Any, headers: dict[bytes, bytes], limits: Limits) -> bytes:

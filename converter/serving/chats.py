@@ -49,7 +49,7 @@ async def chat_completions(call: Call) -> ChatCompletion | AsyncIterator[Struct]
     if asked.stream:
         return _streamed(call, job)
     rows: list[list[Token]] = [[] for _ in range(copies)]
-    async with asked_of(call.served, job, call.meter) as tokens:
+    async with asked_of(call, job) as tokens:
         async for text, token in tokens:
             rows[text].append(token)
     return ChatCompletion(
@@ -120,7 +120,7 @@ async def _streamed(call: Call, job: Job) -> AsyncIterator[Struct]:
             id=f"chatcmpl-{call.id}", created=created, model=call.served.name, choices=choices, usage=usage
         )
 
-    async with asked_of(call.served, job, call.meter) as tokens:
+    async with asked_of(call, job) as tokens:
         async for text, token in tokens:
             piece = ChatChunkChoice(
                 index=text,

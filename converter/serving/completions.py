@@ -97,7 +97,7 @@ async def completions(call: Call) -> Completion | AsyncIterator[Struct]:
     if asked.stream:
         return _streamed(call, job, written)
     rows: list[list[Token]] = [[] for _ in job.texts]
-    async with asked_of(call.served, job, call.meter) as tokens:
+    async with asked_of(call, job) as tokens:
         async for text, token in tokens:
             rows[text].append(token)
     groups = (rows[at : at + computed] for at in range(0, len(rows), computed))
@@ -107,7 +107,7 @@ async def completions(call: Call) -> Completion | AsyncIterator[Struct]:
 
 async def _streamed(call: Call, job: Job, written: Sequence[Written]) -> AsyncIterator[Struct]:
     created, counts = int(time.time()), bool(call.asked.stream_options and call.asked.stream_options.include_usage)
-    async with asked_of(call.served, job, call.meter) as tokens:
+    async with asked_of(call, job) as tokens:
         async for text, token in tokens:
             yield _completion(call, [written[text].take([token])], None if counts else UNSET, created)
     if counts:

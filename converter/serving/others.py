@@ -109,6 +109,7 @@ async def _answers(call: Call, model: HeadModel, texts: Sequence[Any]) -> tuple[
     """Return what a head says of texts, and how many tokens these have."""
     refuse_many(call.served, len(texts), "input")
     read = sum(map(len, await encoded(call, texts)))
+    call.facts["prompt_tokens"] = read
     step = len(texts) if model.config.head_spec.compares else TOGETHER
     answers = list[Any]()
     for at in range(0, len(texts), step):

@@ -88,6 +88,18 @@ def test_pages_of_an_allowed_origin_may_ask(locked: Running) -> None:
     assert (status, response.headers["Access-Control-Allow-Origin"]) == (200, origin)
 
 
+def test_the_page_may_load_and_ask_nothing_from_elsewhere(server: Running) -> None:
+    _, page, response = server.ask("GET", "/")
+    policy = response.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';")
+    assert "unsafe" not in policy
+    assert not re.search(r"https?://|\bstyle=|<style|\bon\w+=", page)
+    assert {response.headers[name] for name in ("X-Content-Type-Options", "Referrer-Policy")} == {
+        "nosniff",
+        "no-referrer",
+    }
+
+
 def test_no_answer_names_a_path(server: Running) -> None:
     home = str(server.server.served.folder.parent)
     for path, body in (
@@ -102,15 +114,17 @@ def test_no_answer_names_a_path(server: Running) -> None:
 def test_the_log_has_a_line_for_each_request_and_no_text(server: Running, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="converter.serving")
     server.ask("POST", PATH, {"prompt": "The secret", "max_tokens": 2}, x_request_id="logged")
+    server.ask("POST", PATH, {"prompt": "The secret", "max_tokens": 2, "stream": True})
     server.ask("POST", PATH, {"prompt": "The secret", "max_tokens": -1})
     server.ask("GET", "/secret")
     server.ask("GET", "/health/live")
     lines = [Lines().format(record) for record in caplog.records if record.name == "converter.serving"]
-    first, *others = map(json.loads, lines)
+    first, streamed, *others = map(json.loads, lines)
     assert first | {"time": "", "seconds": 0} == {
         "time": "", "level": "info", "event": "request", "id": "logged", "method": "POST", "route": PATH, "status": 200,
         "seconds": 0, "prompt_tokens": 4, "completion_tokens": 2, "total_tokens": 6,
     }  # fmt: skip
+    assert (streamed["prompt_tokens"], streamed["completion_tokens"]) == (4, 2)
     assert [(line["status"], line["route"]) for line in others] == [(400, PATH), (404, "other")]
     assert "secret" not in "".join(lines)
 
