@@ -15,7 +15,7 @@ from converter.runtime.chat import conversation_ids
 from tests.serving.servers import Running, running
 
 CHAT = "/v1/chat/completions"
-TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}model:"
+TEMPLATE = "{% if messages[0].role == 'assistant' %}{{ raise_exception('No.') }}{% endif %}{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}model:"
 TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is a class?"}]
 
 
@@ -69,6 +69,10 @@ def test_log_probabilities_of_an_answer(chatty: Running) -> None:
 def test_what_is_no_conversation_is_refused(chatty: Running, server: Running) -> None:
     assert server.refused(CHAT, {"messages": TALK}, 400, "has no chat template")["code"] == "no_chat_template"
     chatty.refused(CHAT, {"messages": []}, 400, "messages")
+    error = chatty.refused(
+        CHAT, {"messages": [{"role": "assistant", "content": "a"}]}, 400, "refuses the conversation: No."
+    )
+    assert "of chatty refuses" in error["message"]  # and not of the folder by its path
     chatty.refused(CHAT, {"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role")
     chatty.refused(CHAT, {"messages": TALK, "tools": [{"type": "function"}]}, 400, "tools is not supported")
     chatty.refused(CHAT, {"messages": TALK, "top_logprobs": 2}, 400, "set logprobs to true")
