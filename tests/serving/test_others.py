@@ -15,7 +15,10 @@ from converter.runtime.chat import conversation_ids
 from tests.serving.servers import Running, running
 
 CHAT = "/v1/chat/completions"
-TEMPLATE = "{% if messages[0].role == 'assistant' %}{{ raise_exception('No.') }}{% endif %}{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}model:"
+TEMPLATE = (
+    "{% if messages[0].role == 'assistant' %}{{ raise_exception('No.') }}{% endif %}"
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}model:"
+)
 TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is a class?"}]
 
 
