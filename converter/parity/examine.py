@@ -273,7 +273,7 @@ def folder_rows(ledger: Ledger, limits: Limits, level: Level, out: Path, asked: 
         # Without integer products one precision is enough, as only the weights differ.
         quantized = [row for row in can if PRECISIONS[row[1].precision].scheme]
         rows += [*(row for row in can[:1] if row not in quantized), *quantized]
-        if config.n_positions > legs.FROM_CACHE:
+        if config.n_positions >= 2 * legs.FROM_CACHE:  # what comes first is kept in float32
             rows += [(file, rounded_cache(leg.precision)) for file, leg in quantized]
     if "fp16" in graphs:
         rows.append((graphs["fp16"], _rounded(ledger)))

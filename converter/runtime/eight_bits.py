@@ -20,8 +20,11 @@ from reference.config import GPT2Config
 
 MOST = 127  # of the numbers, on either side of 0
 
-# What a scale is made larger than what has been seen needs, so that few steps find it too small.
-MARGIN = 1.25
+# How many times what has been seen a scale has room for: 1.25 lost the outliers of single texts (2 to 3e-4 nats of mean
+# KL on the bundled checkpoint), 4 wasted steps (5e-5); 2 costs 1 to 2e-5.
+MARGIN = 2.0
+
+GROWTH = 1.5  # of the scale of a channel that comes to its end all the same
 
 # Before so many tokens a row has, or with padding might have, the range of a channel is not known. Starting at 1, 16,
 # 64 and 128 tokens cost a mean KL of 1e-1, 2e-5, 5e-6 and 5e-6.
@@ -55,7 +58,8 @@ class Scales:
             exact: ``[2, rows, n_head, slots, head_dim]`` float32.
             used: how many slots of the buffer hold something.
         """
-        self.widen(layer, buffer, np.abs(exact).max(axis=(1, 3)).reshape(2, -1) / MOST, used)
+        needed = np.abs(exact).max(axis=(1, 3)).reshape(2, -1) / MOST
+        self.widen(layer, buffer, np.where(needed > self.values[layer], needed * MARGIN, 0), used)
         steps = exact * (1 / self.along(layer))
         rows, slots = place
         buffer[:, rows, :, slots] = np.rint(steps, out=steps)
@@ -68,12 +72,11 @@ class Scales:
         """Return the scales of a layer so that they broadcast to its buffer."""
         return self.values[layer].reshape(self._shape)
 
-    def widen(self, layer: int, buffer: np.ndarray, needed: np.ndarray, used: int) -> None:
-        """Make scales larger where they are less than what is needed; what is there is rounded again."""
+    def widen(self, layer: int, buffer: np.ndarray, wanted: np.ndarray, used: int) -> None:
+        """Make scales as large as is wanted, if they are not; what is there is rounded again."""
         scales = self.values[layer]
-        small = needed > scales
-        if small.any():
-            wider = np.where(small, needed * MARGIN, scales).astype(np.float32)
+        wider = np.maximum(scales, wanted).astype(np.float32)
+        if (wider > scales).any():
             there = buffer[:, :, :, :used]
             there[:] = np.rint(there * (scales / wider).reshape(self._shape))
             self.values[layer] = wider
@@ -82,7 +85,7 @@ class Scales:
         """Make the scales of channels larger that the newest tokens, a part of the buffer, have brought to an end."""
         full = (np.abs(newest, dtype=np.int16) >= MOST).any(axis=(1, 3)).reshape(2, -1)
         if full.any():
-            self.widen(layer, buffer, np.where(full, self.values[layer] * MARGIN, 0), used)
+            self.widen(layer, buffer, np.where(full, self.values[layer] * GROWTH, 0), used)
 
 
 class EightBitCache(InPlaceCache):

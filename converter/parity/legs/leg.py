@@ -106,8 +106,7 @@ def shipped(model: Model) -> Leg:
     return partial(run, step)
 
 
-# At the end of a long text, so many tokens are fed on top of the cache of the others: first a chunk, then one by one.
-FROM_CACHE, STEPS_FROM_CACHE = 128, 8
+FROM_CACHE = 64  # tokens at the end of a long text that are fed one by one, on top of the cache of the others
 
 
 def leaves_a_cache(case: Case) -> bool:
@@ -122,9 +121,8 @@ def from_cache(leg: Leg) -> Leg:
     """
 
     def fed(case: Case) -> np.ndarray:
-        last = FROM_CACHE - STEPS_FROM_CACHE
-        chunks = case.input_ids.shape[1] - FROM_CACHE, last, *[1] * STEPS_FROM_CACHE
-        return case.kept(leg(replace(case, chunks=chunks, keep=0)))
+        first = case.input_ids.shape[1] - FROM_CACHE
+        return case.kept(leg(replace(case, chunks=(first, *[1] * FROM_CACHE), keep=0)))
 
     return fed
 
