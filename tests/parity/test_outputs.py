@@ -171,13 +171,16 @@ def test_those_that_are_right_are_left_alone_whatever_has_the_same_numbers(save:
 
 
 @pytest.mark.parametrize("outputs", ["attentions", {"attentions": 1}, [1], None], ids=str)
-def test_a_manifest_with_something_else_for_outputs_is_a_mismatch(save: Save, tmp_path: Path, outputs: Any) -> None:
+def test_a_manifest_with_something_else_for_outputs_is_refused(save: Save, tmp_path: Path, outputs: Any) -> None:
     source, out = save(), tmp_path / "out"
     convert(source, out)
     values = json.loads((out / "gpt2onnx.json").read_text())
     values["precisions"]["fp32"]["outputs"] = outputs
     (out / "gpt2onnx.json").write_text(json.dumps(values))
-    assert "gpt2onnx.json: precisions.fp32.outputs" in check(source, out).verdict
+    with pytest.raises(
+        ModelFolderError, match=r"gpt2onnx\.json: precisions: fp32: outputs.* is not what gpt2onnx writes"
+    ):
+        check(source, out)
 
 
 def test_what_nobody_knows_is_told_and_no_fault(save: Save, tmp_path: Path) -> None:
