@@ -15,6 +15,7 @@ from onnx import GraphProto, helper, numpy_helper
 
 from converter import check, convert
 from converter.cli.check_tables import leg_table
+from converter.errors import ModelFolderError
 from converter.parity.outputs import OutputReport, fault, summaries
 from converter.parity.report import junit
 from converter.parity.report.notebook import html

@@ -47,12 +47,21 @@ def files_of(path: Path) -> list[Path]:
 
 
 def data_files(file: Path) -> list[Path]:
-    """Return the files that an ONNX file has its weights in; none if it is damaged, or has some elsewhere."""
+    """Return the files of its folder that an ONNX file has its weights in; none if it is damaged."""
     try:
         named = sorted(locations(onnx.load(file, load_external_data=False)))
-        return [data_file(file.parent, name) for name in named]
-    except (DecodeError, OSError, ValueError, ModelFolderError):
+    except (DecodeError, OSError, ValueError):
         return []
+    return [file.parent / name for name in named if _is_inside(file.parent, name)]
+
+
+def _is_inside(folder: Path, location: str) -> bool:
+    """Tell whether a file is one of the folder, and may be read."""
+    try:
+        data_file(folder, location)
+    except ModelFolderError:
+        return False
+    return True
 
 
 def find(path: Path) -> tuple[Path, ...]:
