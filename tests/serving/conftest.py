@@ -9,9 +9,18 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
+from converter.data import CHECKPOINT
 from converter.folder.convert import convert
 from tests.conftest import random_head
 from tests.serving.servers import Running, running
+
+
+@pytest.fixture(scope="session")
+def bundled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model folder of the small trained model, which no test of another room has proven."""
+    out = tmp_path_factory.mktemp("served") / "onnx-folder"
+    convert(CHECKPOINT, out)
+    return out
 
 
 @pytest.fixture(scope="session")
