@@ -16,7 +16,8 @@ from converter.serving.route import Handler, Route
 # The page is all that a browser may load, and it may talk to this server only.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"  # no text of a model can become markup
 )
 
 
