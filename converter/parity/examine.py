@@ -50,6 +50,7 @@ from converter.parity.verdict.exactness import Exactness, compare_initializers
 from converter.parity.verdict.judge import Judge, MeasuredLeg
 from converter.parity.verdict.limits import Limits
 from converter.parity.verdict.reproduction import Reproduction, reproduce
+from converter.runtime.eight_bits import is_offered
 from converter.runtime.heads import load as load_head
 from converter.runtime.in_place import can_be_rewritten
 from converter.runtime.ort import OPEN_ERRORS, provider_name
@@ -273,7 +274,7 @@ def folder_rows(ledger: Ledger, limits: Limits, level: Level, out: Path, asked: 
         # Without integer products one precision is enough, as only the weights differ.
         quantized = [row for row in can if PRECISIONS[row[1].precision].scheme]
         rows += [*(row for row in can[:1] if row not in quantized), *quantized]
-        if config.n_positions >= 2 * legs.FROM_CACHE:  # what comes first is kept in float32
+        if is_offered() and config.n_positions >= 2 * legs.FROM_CACHE:  # what comes first is kept in float32
             rows += [(file, rounded_cache(leg.precision)) for file, leg in quantized]
     if "fp16" in graphs:
         rows.append((graphs["fp16"], _rounded(ledger)))

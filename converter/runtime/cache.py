@@ -119,6 +119,7 @@ class InPlaceCache(Cache):
     """
 
     dtype: Any = np.float32
+    scales: np.ndarray | None = None  # of buffers of 8 bits, ``[n_layer, 2, n_embd]`` float32
 
     def __init__(self, model: Decoder, batch: int) -> None:
         self.model, self.batch = model, batch
@@ -161,7 +162,8 @@ class InPlaceCache(Cache):
         self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int, values: list[Any]
     ) -> np.ndarray:
         last = np.full(len(ids), mask.shape[1] - 1)
-        return run_in_place(self.model, ids, positions, attention_bias(mask, ids.shape[1]), last, keep, values)
+        bias = attention_bias(mask, ids.shape[1])
+        return run_in_place(self.model, ids, positions, bias, last, keep, values, self.scales)
 
     def _make_room(self, slots: int) -> None:
         if slots > self.buffers[0].shape[3]:
@@ -201,8 +203,12 @@ class InPlaceCache(Cache):
     def cut(self, used: int) -> None:
         self.used = used
 
+    def layers(self) -> list[np.ndarray]:
+        """Return keys and values of each layer, ``[2, batch, n_head, used, head_dim]`` float32."""
+        return [buffer[:, :, :, : self.used] for buffer in self.buffers]
+
     def arrays(self) -> list[np.ndarray]:
-        return [half[:, :, : self.used] for layer in self.buffers for half in layer]
+        return [half for layer in self.layers() for half in layer]
 
 
 def empty_buffer(model: Decoder, rows: int, slots: int, dtype: Any = np.float32) -> np.ndarray:

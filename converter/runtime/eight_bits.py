@@ -10,12 +10,12 @@ https://github.com/microsoft/onnxruntime, ContribOperators.md.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from converter.runtime.cache import InPlaceCache, attention_bias, run_in_place
+from converter.runtime.cache import InPlaceCache
 from converter.runtime.decoder import Decoder
+from converter.runtime.in_place import ATTENTION_IN_PLACE, EIGHT_BITS
+from converter.runtime.ort import attributes_of
 from reference.config import GPT2Config
 
 MOST = 127  # of the numbers, on either side of 0
@@ -35,6 +35,11 @@ LEAST_SCALE = 1e-6
 
 # Tokens of several short prompts that run at once, with a cache of float32 that lasts until they are done.
 PROMPT_TOKENS = 2048
+
+
+def is_offered() -> bool:
+    """Tell whether ONNX Runtime's attention takes a cache of int8: older versions do not."""
+    return EIGHT_BITS.keys() <= attributes_of(ATTENTION_IN_PLACE)
 
 
 class Scales:
@@ -95,7 +100,7 @@ class EightBitCache(InPlaceCache):
 
     def __init__(self, model: Decoder, batch: int) -> None:
         super().__init__(model, batch)
-        self.scales = Scales(model.config)
+        self.rounding = Scales(model.config)
         self._exact: InPlaceCache | None = InPlaceCache(model, batch)  # until enough tokens have been seen
 
     def step(self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int) -> np.ndarray:
@@ -110,7 +115,7 @@ class EightBitCache(InPlaceCache):
         logits = run(ids, mask, positions, keep)
         begin, self.used = self.used, self.used + new
         for layer, buffer in enumerate(self.buffers):
-            self.scales.widen_full(layer, buffer, buffer[:, :, :, begin : self.used], self.used)
+            self.rounding.widen_full(layer, buffer, buffer[:, :, :, begin : self.used], self.used)
         return logits
 
     def _leave_exact(self, slots: int) -> None:
@@ -122,11 +127,9 @@ class EightBitCache(InPlaceCache):
             self._keep(slice(None), exact)
             self.used = used
 
-    def _run(
-        self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int, values: list[Any]
-    ) -> np.ndarray:
-        last, bias = np.full(len(ids), mask.shape[1] - 1), attention_bias(mask, ids.shape[1])
-        return run_in_place(self.model, ids, positions, bias, last, keep, values, scales=self.scales.values)
+    @property
+    def scales(self) -> np.ndarray:  # type: ignore[override] # the buffers here always have some
+        return self.rounding.values
 
     def _run_prompts(self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int) -> np.ndarray:
         """Run prompts with a cache of float32, a few rows at a time, and keep what it holds in 8 bits."""
@@ -140,9 +143,9 @@ class EightBitCache(InPlaceCache):
 
     def _keep(self, rows: slice, exact: InPlaceCache) -> None:
         """Round what a cache of float32 holds of some rows."""
-        for layer, halves in enumerate(zip(*[iter(exact.arrays())] * 2, strict=True)):
-            both = np.stack(halves)
-            self.scales.write(layer, self.buffers[layer], (rows, slice(both.shape[3])), both, both.shape[3])
+        for layer, held in enumerate(exact.layers()):
+            place = rows, slice(exact.used)
+            self.rounding.write(layer, self.buffers[layer], place, held, exact.used)
 
     def keep_rows(self, rows: np.ndarray) -> None:
         if self._exact is None:
@@ -164,8 +167,7 @@ class EightBitCache(InPlaceCache):
             self._exact.cut(used)
         super().cut(used)
 
-    def arrays(self) -> list[np.ndarray]:
+    def layers(self) -> list[np.ndarray]:
         if self._exact is not None:
-            return self._exact.arrays()
-        held = enumerate(self.buffers)
-        return [half for layer, buffer in held for half in self.scales.read(layer, buffer[:, :, :, : self.used])]
+            return self._exact.layers()
+        return [self.rounding.read(layer, held) for layer, held in enumerate(super().layers())]

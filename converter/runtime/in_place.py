@@ -22,7 +22,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from converter.runtime.decoder import scale_name
 from converter.version import PRODUCER
 
-ATTENTION, MICROSOFT = "Attention", "com.microsoft"
+ATTENTION, ATTENTION_IN_PLACE, MICROSOFT = "Attention", "GroupQueryAttention", "com.microsoft"
 MASK = "attention_mask"
 HEAD_DIM_MULTIPLE = 8  # the operator refuses others
 PACKED = ("", "")  # where keys and values would be, if they did not lie behind the queries
@@ -125,7 +125,7 @@ def _in_place(attention: NodeProto, whole: Mapping[tuple[str, ...], str]) -> Nod
     projected = tuple(attention.input[:3])
     values = {attribute.name: helper.get_attribute_value(attribute) for attribute in attention.attribute}
     return helper.make_node(
-        "GroupQueryAttention",
+        ATTENTION_IN_PLACE,
         [
             *((whole[projected], *PACKED) if projected in whole else projected),
             *attention.input[4:6],
@@ -147,7 +147,7 @@ def _round_cache(graph: GraphProto) -> None:
     for value in (*_cache(graph), *graph.output[1:]):
         value.type.tensor_type.elem_type = TensorProto.INT8
     for node in graph.node:
-        if node.op_type == "GroupQueryAttention":
+        if node.op_type == ATTENTION_IN_PLACE:
             pasts = node.input[PASTS]
             scales = [scale_name(past) for past in pasts]
             node.input.extend(["", *scales])  # the first is head_sink

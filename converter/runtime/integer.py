@@ -25,7 +25,7 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, 
 from onnx.inliner import inline_local_functions
 
 from converter.runtime.given import give, outside
-from converter.runtime.ort import CPU_PROVIDER, InferenceSession, session_of, session_options, untiled
+from converter.runtime.ort import CPU_PROVIDER, OPEN_ERRORS, InferenceSession, session_of, session_options, untiled
 from converter.weights.precisions import Blocks
 from converter.weights.quantize import Rows, dequantize
 
@@ -103,7 +103,9 @@ class Integers:
 
 
 def with_integers(model: ModelProto, folder: Path) -> Integers | None:
-    """Return a graph with integer products; None if it has no product in blocks. ``model`` is left alone.
+    """Return a graph with integer products; None if it has no product in blocks whose weight lies in a data file.
+
+    ``model`` is left alone.
 
     Args:
         model: a graph of int8 or int4, without its weights.
@@ -113,7 +115,7 @@ def with_integers(model: ModelProto, folder: Path) -> Integers | None:
     made.CopyFrom(model)
     graph = made.graph
     held = {tensor.name: tensor for tensor in graph.initializer}
-    products = [node for node in graph.node if node.op_type == PRODUCT and node.input[1].startswith(PROJECTION)]
+    products = [node for node in graph.node if _is_projection(node, held)]
     if not products:
         return None
     with ThreadPoolExecutor() as pool:  # numpy computes outside Python's lock
@@ -133,6 +135,14 @@ def with_integers(model: ModelProto, folder: Path) -> Integers | None:
     made = inline_local_functions(made)
     _keep_used(made.graph)
     return Integers(made, weights)
+
+
+def _is_projection(node: NodeProto, held: Mapping[str, TensorProto]) -> bool:
+    """Tell whether a node is a product in blocks as ``convert`` writes it for a projection."""
+    if node.op_type != PRODUCT or not node.input[1].startswith(PROJECTION):
+        return False
+    known = all(name in held for name in node.input[1:] if name)
+    return known and held[node.input[1]].data_location == TensorProto.EXTERNAL
 
 
 def _replace(node: NodeProto, weight: _Weight, graph: GraphProto) -> None:
@@ -210,7 +220,9 @@ def _rounded(node: NodeProto, held: Mapping[str, TensorProto], folder: Path) -> 
 
 
 def open_integers(graph: bytes, folder: Path, threads: int | None) -> InferenceSession | None:
-    """Open a graph of int8 or int4 with integer products; None if they are not to be had on this machine.
+    """Open a graph of int8 or int4 with integer products.
+
+    None if they cannot be had: the processor, the graph or this version of ONNX Runtime does not allow it.
 
     It takes the memory of the weights once more, at 8 bits a number.
 
@@ -224,10 +236,13 @@ def open_integers(graph: bytes, folder: Path, threads: int | None) -> InferenceS
         return None
     options = session_options(threads)
     values = give(options, made.weights)
-    with untiled():
-        session = session_of(made.model.SerializeToString(), options, folder, CPU_PROVIDER)
-    del values  # ONNX Runtime has laid the weights out anew
-    return session
+    try:
+        with untiled():
+            return session_of(made.model.SerializeToString(), options, folder, CPU_PROVIDER)
+    except OPEN_ERRORS:  # older versions lack QuantizeLinear in the opset of the graph
+        return None
+    finally:
+        del values  # ONNX Runtime has laid the weights out anew
 
 
 @cache

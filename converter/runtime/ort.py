@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,13 @@ def provider_name(provider: str) -> str:
             f"the installed ONNX Runtime has no provider {provider}; it offers {', '.join(offered)}{mend}"
         )
     return offered[provider.lower()]
+
+
+@cache
+def attributes_of(operator: str) -> frozenset[str]:
+    """Return the attributes of an operator in the installed version; none if there is no such operator."""
+    schemas = ort_state.get_all_operator_schema()
+    return frozenset(name for schema in schemas if schema.name == operator for name in schema.attributes)
 
 
 def session_options(threads: int | None = None, prepack: bool = True) -> SessionOptions:

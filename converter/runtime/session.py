@@ -18,7 +18,7 @@ from converter.folder import manifest
 from converter.folder.staging import settle
 from converter.runtime.cache import IN_PLACE_FED, STEP_FED, Cache, GrowingCache, InPlaceCache
 from converter.runtime.decoder import MANY_TEXTS, cache_names
-from converter.runtime.eight_bits import EightBitCache
+from converter.runtime.eight_bits import EightBitCache, is_offered
 from converter.runtime.exports.feeding import Export
 from converter.runtime.exports.files import is_export, onnx_files
 from converter.runtime.exports.open import open_export, read_export
@@ -28,7 +28,6 @@ from converter.runtime.integer import open_integers
 from converter.runtime.later import Later
 from converter.runtime.ort import (
     CPU_PROVIDER,
-    OPEN_ERRORS,
     ORT_VERSION,
     InferenceSession,
     open_session,
@@ -112,18 +111,12 @@ class Model(Reader):
         return (InPlaceCache if self.in_place else GrowingCache)(self, batch)
 
     def _rounds_cache(self, batch: int) -> bool:
-        """Tell whether a cache that grows is int8 without being asked for: no figure that it costs is a new one then.
-
-        Below so many rows the memory that it saves is less than what another session takes.
+        """Tell whether a cache that grows is int8 by itself: for quantized weights, and from so many texts on that it
+        saves more memory than its session takes.
         """
-        can = (
-            self.cache is None
-            and not self.steady
-            and self.second is not None
-            and self.eight is not None
-            and batch >= MANY_TEXTS
-        )
-        return can and self.eight is not None and self.eight.session is not None
+        if self.cache is not None or self.steady or batch < MANY_TEXTS or self.second is None:
+            return False
+        return self.eight is not None
 
     def step(
         self, input_ids: np.ndarray, attention_mask: np.ndarray, position_ids: np.ndarray, cache: Cache, keep: int = 0
@@ -401,7 +394,8 @@ def load(
     session, is_in_place = _open(file, name, threads, prepack or quantized, graph)
     integers = quantized and prepack
     second = Later(partial(open_integers, graph, file.parent, threads)) if graph and is_in_place and integers else None
-    eight = Later(partial(_open_eight, file, threads, prepack or quantized, integers)) if is_in_place else None
+    rounds = is_in_place and is_offered()
+    eight = Later(partial(_open_eight, file, threads, prepack or quantized, integers)) if rounds else None
     pasts, _ = cache_names(config.n_layer)
     shapes = refuse_another_interface(file, session, {*(IN_PLACE_FED if is_in_place else STEP_FED), *pasts})
     shape = shapes[pasts[0]]
@@ -410,7 +404,7 @@ def load(
             f"{file} is not the graph that config.json describes: its cache has {shape[1]} heads of {shape[3]}, "
             f"config.json has {config.n_head} of {config.head_dim}"
         )
-    if cache == "int8" and (eight is None or eight.session is None):
+    if cache == "int8" and eight is None:
         raise ConfigError(f"{file} cannot have a cache of int8 with {name} of ONNX Runtime {ORT_VERSION}: omit --cache")
     if steady and quantized and (second is None or second.session is None):
         raise ConfigError(
@@ -423,16 +417,13 @@ def load(
     )
 
 
-def _open_eight(file: Path, threads: int | None, prepack: bool, integers: bool) -> InferenceSession | None:
-    """Open the graph in ``file`` with a cache of 8 bits; None if this ONNX Runtime has none."""
+def _open_eight(file: Path, threads: int | None, prepack: bool, integers: bool) -> InferenceSession:
+    """Open the graph in ``file`` with a cache of 8 bits."""
     graph = rewritten(file, eight_bits=True)
     assert graph is not None  # with a cache of float32 it was
-    try:
-        whole = open_integers(graph, file.parent, threads) if integers else None
-        with untiled():
-            return whole or open_session(file, CPU_PROVIDER, threads, prepack, graph)
-    except (ModelFolderError, *OPEN_ERRORS):
-        return None
+    whole = open_integers(graph, file.parent, threads) if integers else None
+    with untiled():
+        return whole or open_session(file, CPU_PROVIDER, threads, prepack, graph)
 
 
 def _open_foreign(folder: Path, provider: str, threads: int | None) -> Model:

@@ -96,7 +96,7 @@ class SharedSlots(Slots):
     """
 
     dtype: Any = np.float32
-    scales: Scales | None = None
+    rounding: Scales | None = None  # of buffers of 8 bits
 
     def __init__(self, model: Model, rows: int, slots: int) -> None:
         super().__init__(model, rows, slots)
@@ -133,7 +133,7 @@ class SharedSlots(Slots):
             self.model.mover.step()
         last = positions[:, -1]
         bias = np.zeros((1, 1, ids.shape[1], int(last.max()) + 1), np.float32)
-        scales = None if self.scales is None else self.scales.values
+        scales = None if self.rounding is None else self.rounding.values
         return run_in_place(self.model, ids, positions, bias, last, keep, self._values(begin, end), scales)
 
     def _values(self, begin: int, end: int) -> list[Any]:
@@ -154,7 +154,7 @@ class RoundedSlots(SharedSlots):
 
     def __init__(self, model: Model, rows: int, slots: int) -> None:
         super().__init__(model, rows, slots)
-        self.rounding = self.scales = Scales(model.config)
+        self.rounding: Scales = Scales(model.config)
         self._row, self._exact = -1, InPlaceCache(model, 1)
         tokens = np.random.default_rng(SEED).integers(model.config.vocab_size, size=min(slots, RANDOM_TOKENS))
         self._run_one(0, tokens, wanted=False)
@@ -172,9 +172,9 @@ class RoundedSlots(SharedSlots):
             self._row, self._exact = row, self._read(row, begin)
         positions, keep = np.arange(begin, end)[None], 1 if wanted else NO_LOGITS
         logits = self._exact.step(ids[None], np.ones((1, end), np.int64), positions, keep)
-        for layer, halves in enumerate(zip(*[iter(self._exact.arrays())] * 2, strict=True)):
-            new, place = np.stack(halves)[:, :, :, begin:], (slice(row, row + 1), slice(begin, end))
-            self.rounding.write(layer, self.buffers[layer], place, new, self.held.shape[1])
+        for layer, held in enumerate(self._exact.layers()):
+            place = slice(row, row + 1), slice(begin, end)
+            self.rounding.write(layer, self.buffers[layer], place, held[:, :, :, begin:], self.held.shape[1])
         return logits[0, 0] if wanted else None
 
     def _copy(self, source: int, row: int, count: int) -> None:

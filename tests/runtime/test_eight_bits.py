@@ -53,7 +53,7 @@ def test_keys_and_values_are_those_of_float32_to_a_step_of_their_scale(model: Mo
         run(model, rounded, ids, begin, end)
     assert {buffer.dtype for buffer in rounded.buffers} == {np.dtype(np.int8)}
     pairs = zip(exact.arrays(), rounded.arrays(), strict=True)
-    scales = rounded.scales.values.reshape(-1, 1, model.config.n_head, 1, model.config.head_dim)
+    scales = rounded.scales.reshape(-1, 1, model.config.n_head, 1, model.config.head_dim)
     for number, ((true, found), scale) in enumerate(zip(pairs, scales, strict=True)):
         # What a step adds comes from what is rounded already, and a scale that was made larger rounds twice.
         off = np.abs(found - true) / scale
@@ -76,13 +76,13 @@ def test_before_a_range_is_known_nothing_is_rounded(model: Model) -> None:
 def test_a_channel_that_comes_to_its_end_gets_a_larger_scale(model: Model) -> None:
     ids, rounded = texts(2, 72), EightBitCache(model, 2)
     run(model, rounded, ids, 0, 70)
-    rounded.scales.values /= 8  # the cache is now full of numbers that stand for an eighth
-    before, kept = rounded.scales.values.copy(), [layer.copy() for layer in rounded.arrays()]
+    rounded.rounding.values /= 8  # the cache is now full of numbers that stand for an eighth
+    before, kept = rounded.scales.copy(), [layer.copy() for layer in rounded.arrays()]
     run(model, rounded, ids, 70, 71)
-    grown = rounded.scales.values > before
+    grown = rounded.scales > before
     assert grown.any()
-    np.testing.assert_allclose(rounded.scales.values[grown], before[grown] * GROWTH, rtol=1e-6)
-    for old, new, scale in zip(kept, rounded.arrays(), rounded.scales.values.reshape(-1, 24), strict=True):
+    np.testing.assert_allclose(rounded.scales[grown], before[grown] * GROWTH, rtol=1e-6)
+    for old, new, scale in zip(kept, rounded.arrays(), rounded.scales.reshape(-1, 24), strict=True):
         steps = np.abs(new[:, :, :70] - old) / scale.reshape(1, 3, 1, 8)
         assert steps.max() <= 0.51  # what was there stands for the same
 
@@ -149,7 +149,7 @@ def test_a_graph_that_cannot_have_it_is_said_so(save: Save, tmp_path: Path, monk
     convert(save(n_embd=24), tmp_path / "out")
     with pytest.raises(ConfigError, match=r"model\.onnx cannot have a cache of int8 .*: omit --cache"):
         load(tmp_path / "out", cache="int8", in_place=False)
-    monkeypatch.setattr("converter.runtime.in_place.EIGHT_BITS", {"no_such_attribute": 1})  # as in older versions
+    monkeypatch.setattr(eight_bits, "EIGHT_BITS", {"no_such_attribute": 1})  # as in older versions
     with pytest.raises(ConfigError, match=r"cannot have a cache of int8"):
         load(tmp_path / "out", cache="int8")
 

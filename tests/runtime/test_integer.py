@@ -16,7 +16,7 @@ from converter.folder.convert import convert
 from converter.parity.legs.widen import open_widened
 from converter.runtime import decoder
 from converter.runtime.decoder import MANY_TEXTS, MANY_TOKENS
-from converter.runtime.integer import with_integers
+from converter.runtime.integer import FUNCTION, with_integers
 from converter.runtime.ort import InferenceSession
 from converter.runtime.session import load
 from converter.weights.precisions import PRECISIONS, Blocks
@@ -145,6 +145,25 @@ def test_a_processor_that_cuts_sums_off_does_without_them(
 ) -> None:
     convert(save(n_embd=24, n_positions=128), tmp_path / "out", precision=["int8"])
     monkeypatch.setattr("converter.runtime.integer.multiplies_exactly", lambda: False)
+    ids = np.arange(MANY_TOKENS) % 61
+    plain = load(tmp_path / "out", prepack=False).logits(ids)
+    np.testing.assert_array_equal(load(tmp_path / "out").logits(ids), plain)
+
+
+def test_a_version_that_lacks_an_operator_does_without_them(
+    save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert(save(n_embd=24, n_positions=128), tmp_path / "out", precision=["int8"])
+    monkeypatch.setattr("converter.runtime.integer.FUNCTION", FUNCTION.replace("Relu", "NoSuchOperator"))
+    ids = np.arange(MANY_TOKENS) % 61
+    plain = load(tmp_path / "out", prepack=False).logits(ids)
+    np.testing.assert_array_equal(load(tmp_path / "out").logits(ids), plain)
+
+
+def test_weights_that_lie_in_the_graph_itself_stay_as_they_are(save: Save, tmp_path: Path) -> None:
+    convert(save(n_embd=24, n_positions=128), tmp_path / "out", precision=["int8"])
+    file = tmp_path / "out/onnx/model_int8.onnx"
+    onnx.save(onnx.load(file), file)
     ids = np.arange(MANY_TOKENS) % 61
     plain = load(tmp_path / "out", prepack=False).logits(ids)
     np.testing.assert_array_equal(load(tmp_path / "out").logits(ids), plain)
