@@ -41,10 +41,11 @@ if TYPE_CHECKING:
     from converter.runtime.generation import Generation
     from converter.runtime.heads import HeadModel
     from converter.runtime.heads import load as load_head
+    from converter.runtime.opening import load
     from converter.runtime.options import GenerationOptions
     from converter.runtime.sampling import Sampling
     from converter.runtime.scoring import Score, perplexity, score
-    from converter.runtime.session import Model, load
+    from converter.runtime.session import Model
     from converter.runtime.speculation import Speculation
     from converter.runtime.tokens import Token
     from converter.serving.engine import Engine, EngineStats, Ticket
@@ -66,7 +67,7 @@ _HEADINGS = {
         "Verification": "converter.folder.certificate",
     },
     "Generate": {
-        "load": "converter.runtime.session",
+        "load": "converter.runtime.opening",
         "Model": "converter.runtime.session",
         "Generation": "converter.runtime.generation",
         "Token": "converter.runtime.tokens",

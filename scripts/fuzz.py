@@ -123,7 +123,7 @@ def manifest(here: Path, data: bytes) -> None:
     """The input is the manifest of a model folder."""
     from converter.cli import inspect_folder
     from converter.folder import certificate
-    from converter.runtime.session import model_file
+    from converter.runtime.opening import model_file
 
     out = shutil.copytree(made() / "out", here / "out", symlinks=True)
     (out / "gpt2onnx.json").write_bytes(data)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from converter.runtime.opening import config_of, model_file
 from converter.runtime.ort import CPU_PROVIDER, InferenceSession, provider_name, session_options
-from converter.runtime.session import config_of, model_file
 from reference.config import GPT2Config
 
 PROMPT_TOKENS = 5

@@ -52,7 +52,7 @@ def _demo(out: Path, force: bool) -> None:
     from converter.data import CHECKPOINT
     from converter.folder.convert import convert as run_convert
     from converter.parity import check as parity
-    from converter.runtime.session import load
+    from converter.runtime.opening import load
 
     source = terminal.short(CHECKPOINT)
     click.echo(f"$ gpt2onnx convert {source} {out}")

@@ -170,7 +170,7 @@ def generate(
     """
     from converter.cli import generation, progress, prompt_files
     from converter.runtime.generation import generate_together, options_of
-    from converter.runtime.session import load
+    from converter.runtime.opening import load
 
     if chat is not None:
         refuse_no_conversation(out, chat, ids)

@@ -128,12 +128,12 @@ def open_model(out: Path, provider: str, threads: int | None, precision: str | N
     Raises:
         ModelFolderError: there is nothing that ``run`` could print.
     """
-    from converter.runtime import heads, session
+    from converter.runtime import heads, opening
 
-    session.model_file(out, precision)
-    if session.config_of(out).head != LM:
+    opening.model_file(out, precision)
+    if opening.config_of(out).head != LM:
         return heads.load(out, provider, threads, precision)
-    model = session.load(out, provider, threads, precision)
+    model = opening.load(out, provider, threads, precision)
     if model.inside:
         return model
     raise ModelFolderError(

@@ -63,8 +63,8 @@ def score(
     """
     from converter.cli import progress
     from converter.errors import TextError
+    from converter.runtime.opening import load
     from converter.runtime.scoring import score as run
-    from converter.runtime.session import load
     from converter.texts import read_texts
 
     texts = [standard_input("a FILE")] if str(file) == "-" else read_texts(file)

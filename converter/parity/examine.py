@@ -53,8 +53,9 @@ from converter.parity.verdict.reproduction import Reproduction, reproduce
 from converter.runtime.eight_bits import is_offered
 from converter.runtime.heads import load as load_head
 from converter.runtime.in_place import can_be_rewritten
+from converter.runtime.opening import load, model_file
 from converter.runtime.ort import OPEN_ERRORS, provider_name
-from converter.runtime.session import CacheType, load, model_file
+from converter.runtime.session import CacheType
 from converter.weights.ledger import Ledger
 from converter.weights.precisions import FULL, PRECISIONS, Precision
 from reference.head import HEADS, LM

@@ -31,7 +31,7 @@ from converter.parity.legs.shipped import as_shipped
 from converter.parity.legs.widen import OpenedGraph, widened_session
 from converter.parity.verdict.limits import Limits
 from converter.parity.verdict.metrics import FLOAT32_EPSILON
-from converter.runtime import heads, session
+from converter.runtime import heads, opening
 from converter.runtime.decoder import CACHE_TYPES
 from converter.weights.precisions import FULL, PRECISIONS
 from reference.config import GPT2Config
@@ -135,7 +135,7 @@ def compare_outputs(
 def _open(out: Path, config: GPT2Config, provider: str, precision: str | None) -> OpenedGraph:
     """Open a graph as it is shipped, as ``run`` opens it."""
     if config.head == LM:
-        return OpenedGraph(session.load(out, provider, precision=precision, in_place=False).session, [])
+        return OpenedGraph(opening.load(out, provider, precision=precision, in_place=False).session, [])
     return OpenedGraph(heads.load(out, provider, precision=precision).session, [])
 
 

@@ -17,9 +17,9 @@ from converter.files import read_json
 from converter.folder.staging import second_graph
 from converter.runtime.answers import Answer, Choice, Embedding, Labels, Span, TokenLabels
 from converter.runtime.cache import FED
+from converter.runtime.opening import config_of, model_file, refuse_another_interface
 from converter.runtime.ort import InferenceSession, open_session, provider_name
 from converter.runtime.reader import refuse_ids
-from converter.runtime.session import config_of, model_file, refuse_another_interface
 from reference.config import GPT2Config
 from reference.head import HEADS, LM, MULTIPLE_CHOICE
 

@@ -15,7 +15,7 @@ from converter.errors import EngineFull, ModelFolderError
 from converter.folder import certificate, manifest
 from converter.folder.certificate import Verification
 from converter.folder.staging import MANIFEST
-from converter.runtime import heads, session
+from converter.runtime import heads, opening
 from converter.runtime.heads import HeadModel
 from converter.runtime.session import Model
 from converter.serving.engine import Engine
@@ -179,15 +179,15 @@ def open_folder(
         ConfigError, TokenizerError, ProviderError: see ``converter.load``.
     """
     folder = folder.resolve()
-    session.model_file(folder, precision)
+    opening.model_file(folder, precision)
     proof = proof_of(folder)
     if certified and not (isinstance(proof, Verification) and proof.passed):
         told = proof if isinstance(proof, str) else proof.verdict
         raise ModelFolderError(f"{told}; serve it without --require-certificate, or check it again")
     values = manifest.read(folder)
     model: Model | HeadModel
-    if session.config_of(folder).head_spec.predicts:
-        model = session.load(folder, provider, threads, precision, large_pages=True, **layout)
+    if opening.config_of(folder).head_spec.predicts:
+        model = opening.load(folder, provider, threads, precision, large_pages=True, **layout)
         engine = Engine(model, rows=rows, queue=queue)
     else:
         model, engine = heads.load(folder, provider, threads, precision), None

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from converter.data import HELD_OUT
-from converter.runtime.session import model_file
+from converter.runtime.opening import model_file
 from converter.weights.table import TABLE, Layout, Weight, parameters
 from reference.activations import gelu, gelu_tanh
 from reference.config import GPT2Config

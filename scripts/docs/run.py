@@ -112,7 +112,7 @@ def folder() -> Path:
 def inside() -> dict[str, np.ndarray]:
     """Return what a graph returns of ``SENTENCE`` that was converted with hidden states and attention."""
     from converter.folder.convert import convert
-    from converter.runtime.session import load
+    from converter.runtime.opening import load
 
     out = Path(mkdtemp(prefix="gpt2onnx-docs-")) / "inside"
     convert(CHECKPOINT, out, outputs="hidden_states,attentions")

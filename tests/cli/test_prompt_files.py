@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from converter.runtime.session import load
+from converter.runtime.opening import load
 from tests.cli.commands import assert_one_sentence, run
 
 PROMPTS = ["The following", "In a class", "The following", "def", "A name"]

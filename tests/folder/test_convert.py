@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from converter.checkpoint.open import open_checkpoint
 from converter.folder.convert import convert
 from converter.folder.staging import settle
-from converter.runtime.session import load
+from converter.runtime.opening import load
 from converter.weights import data_file
 from reference.errors import GPT2Error
 

@@ -27,7 +27,8 @@ from converter.runtime.benching.bench import bench
 from converter.runtime.benching.measuring import Key, decode, prefill
 from converter.runtime.benching.results import Spread
 from converter.runtime.benching.settings import Cell, Settings, cells_of, clipped
-from converter.runtime.session import Model, config_of
+from converter.runtime.opening import config_of
+from converter.runtime.session import Model
 from converter.weights.precisions import PRECISIONS
 from reference.config import GPT2Config
 from tests.cli.commands import assert_one_sentence, run

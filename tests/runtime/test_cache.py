@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from converter.folder.convert import convert
 from converter.runtime import cache as caches
 from converter.runtime.cache import MASKED, GrowingCache, InPlaceCache, attention_bias
-from converter.runtime.session import Model, load
+from converter.runtime.opening import load
+from converter.runtime.session import Model
 from tests.conftest import random_gpt2
 
 Save = Callable[..., Path]

@@ -15,7 +15,8 @@ from converter.runtime import eight_bits
 from converter.runtime.cache import Cache, InPlaceCache
 from converter.runtime.decoder import MANY_TEXTS
 from converter.runtime.eight_bits import GROWTH, SEEN_TOKENS, EightBitCache
-from converter.runtime.session import Model, load
+from converter.runtime.opening import load
+from converter.runtime.session import Model
 from tests.conftest import random_gpt2
 
 Save = Callable[..., Path]

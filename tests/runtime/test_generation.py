@@ -15,9 +15,10 @@ from tokenizers import Tokenizer
 from converter.data import CHECKPOINT, HELD_OUT
 from converter.errors import PromptError
 from converter.folder.convert import convert
+from converter.runtime.opening import load
 from converter.runtime.options import GenerationOptions
 from converter.runtime.rows import Row
-from converter.runtime.session import Model, load
+from converter.runtime.session import Model
 
 Save = Callable[..., Path]
 

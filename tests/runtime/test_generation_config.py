@@ -18,7 +18,8 @@ from converter.errors import ConfigError, PromptError
 from converter.folder.convert import convert
 from converter.runtime.generation import options_of
 from converter.runtime.history import History
-from converter.runtime.session import Model, load
+from converter.runtime.opening import load
+from converter.runtime.session import Model
 from tests.conftest import Save
 
 PROMPT = [5, 6, 7, 5]

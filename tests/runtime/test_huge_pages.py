@@ -13,7 +13,7 @@ import pytest
 
 from converter.runtime import huge_pages, session
 from converter.runtime.huge_pages import AFTER_STEPS, PAGE, Mover, collapse, regions
-from converter.runtime.session import load
+from converter.runtime.opening import load
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux lists a process's memory")
 

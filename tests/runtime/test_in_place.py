@@ -12,11 +12,11 @@ import onnx
 import pytest
 
 from converter.folder.convert import convert
-from converter.runtime import session
+from converter.runtime import opening
 from converter.runtime.cache import GrowingCache, InPlaceCache
 from converter.runtime.in_place import rewritten
+from converter.runtime.opening import load
 from converter.runtime.ort import UNTILED, untiled
-from converter.runtime.session import load
 
 Save = Callable[..., Path]
 
@@ -124,7 +124,7 @@ def test_a_graph_whose_other_form_onnx_runtime_refuses_is_run_as_it_is(
 ) -> None:
     convert(save(n_embd=24), tmp_path / "out")
     plain = load(tmp_path / "out", in_place=False).logits([1, 2, 3])
-    monkeypatch.setattr(session, "rewritten", lambda file: b"no graph at all")
+    monkeypatch.setattr(opening, "rewritten", lambda file: b"no graph at all")
     opened = load(tmp_path / "out")
     assert not opened.in_place
     np.testing.assert_array_equal(opened.logits([1, 2, 3]), plain)
@@ -154,8 +154,8 @@ def test_the_environment_is_as_it_was_and_has_the_last_word(
         monkeypatch.setenv(UNTILED, before)
     convert(save(n_embd=24), tmp_path / "out")
     seen: list[str | None] = []
-    opened = session.open_session
-    monkeypatch.setattr(session, "open_session", lambda *given: seen.append(os.environ.get(UNTILED)) or opened(*given))
+    opened = opening.open_session
+    monkeypatch.setattr(opening, "open_session", lambda *given: seen.append(os.environ.get(UNTILED)) or opened(*given))
     load(tmp_path / "out")
     assert seen == [before or "1"]
     assert os.environ.get(UNTILED) == before

@@ -16,7 +16,7 @@ from converter.folder.convert import convert
 from converter.graph.outputs import WORDS
 from converter.runtime import heads
 from converter.runtime.cache import GrowingCache
-from converter.runtime.session import load
+from converter.runtime.opening import load
 
 Save = Callable[..., Path]
 

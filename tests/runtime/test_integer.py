@@ -17,8 +17,8 @@ from converter.parity.legs.widen import open_widened
 from converter.runtime import decoder
 from converter.runtime.decoder import MANY_TEXTS, MANY_TOKENS
 from converter.runtime.integer import FUNCTION, with_integers
+from converter.runtime.opening import load
 from converter.runtime.ort import InferenceSession
-from converter.runtime.session import load
 from converter.weights.precisions import PRECISIONS, Blocks
 from converter.weights.quantize import dequantize, quantize_rows
 

@@ -18,8 +18,9 @@ from converter.cli import cli
 from converter.data import CHECKPOINT, HELD_OUT
 from converter.errors import PromptError
 from converter.folder.convert import convert
+from converter.runtime.opening import load
 from converter.runtime.scoring import CHUNK_TOKENS, perplexity, score, windows
-from converter.runtime.session import Model, load
+from converter.runtime.session import Model
 from reference import GPT2
 
 Save = Callable[..., Path]

@@ -15,9 +15,9 @@ import transformers
 
 from converter.errors import GPT2Error, ModelFolderError, PromptError, ProviderError
 from converter.folder.convert import convert
-from converter.runtime import session
+from converter.runtime import opening
 from converter.runtime.cache import GrowingCache
-from converter.runtime.session import load
+from converter.runtime.opening import load
 
 Save = Callable[..., Path]
 
@@ -55,7 +55,7 @@ def test_a_provider_that_is_not_there_is_named_with_those_that_are(bundled: Path
 
 
 def test_a_provider_that_does_not_work_is_not_replaced_silently(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "provider_name", lambda provider: "CUDAExecutionProvider")
+    monkeypatch.setattr(opening, "provider_name", lambda provider: "CUDAExecutionProvider")
     with pytest.raises((ProviderError, ValueError), match=r"CUDAExecutionProvider|cannot use it"):
         load(bundled, provider="cuda")
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from converter.errors import PromptError
 from converter.folder.convert import convert
 from converter.runtime.batch import Batch
-from converter.runtime.session import Model, load
+from converter.runtime.opening import load
+from converter.runtime.session import Model
 from converter.runtime.speculation import Lookup
 
 SEEDS = range(4)

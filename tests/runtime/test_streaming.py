@@ -13,7 +13,8 @@ import transformers
 from converter.data import CHECKPOINT
 from converter.errors import PromptError
 from converter.folder.convert import convert
-from converter.runtime.session import Model, load
+from converter.runtime.opening import load
+from converter.runtime.session import Model
 from tests.conftest import Save
 
 PROMPT = "The following statement"

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from converter.errors import EngineClosed, EngineFull, PromptError
 from converter.folder.convert import convert
+from converter.runtime.opening import load
 from converter.runtime.options import GenerationOptions
-from converter.runtime.session import Model, load
+from converter.runtime.session import Model
 from converter.runtime.tokens import Token
 from converter.serving.engine import Engine
 from tests.conftest import random_gpt2

@@ -11,7 +11,7 @@ import onnx
 
 from converter.files import read_json, write_json
 from converter.parity.seeded.mutation import Copy, Mutation
-from converter.runtime.session import model_file
+from converter.runtime.opening import model_file
 from converter.weights.precisions import PRECISIONS
 from reference.config import GPT2Config
 

@@ -12,7 +12,7 @@ import onnx
 from onnx import GraphProto
 
 from converter.files import read_json, write_json
-from converter.runtime.session import model_file
+from converter.runtime.opening import model_file
 from converter.weights.precisions import FULL
 from reference.config import GPT2Config
 

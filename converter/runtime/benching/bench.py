@@ -19,8 +19,8 @@ from converter.runtime.benching.amounts import not_measured, summary
 from converter.runtime.benching.results import Bench, Spread
 from converter.runtime.benching.rounds import Progress, Steps, run_rounds
 from converter.runtime.benching.settings import Settings, cells_of, chosen, clipped, job_of
+from converter.runtime.opening import config_of
 from converter.runtime.ort import ORT_VERSION, provider_name
-from converter.runtime.session import config_of
 from converter.version import VERSION
 
 

@@ -19,7 +19,8 @@ from converter.errors import GPT2Error
 from converter.memory import peak_memory
 from converter.runtime.benching.settings import Cell
 from converter.runtime.cache import Cache
-from converter.runtime.session import Model, load
+from converter.runtime.opening import load
+from converter.runtime.session import Model
 
 # A prefill that takes longer is measured once, without a run that warms up.
 LONG_SECONDS = 1.0

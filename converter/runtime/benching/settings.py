@@ -10,7 +10,7 @@ from typing import Any
 
 from converter.errors import BenchError
 from converter.folder import manifest
-from converter.runtime.session import config_of, model_file
+from converter.runtime.opening import config_of, model_file
 from converter.weights import precisions
 from converter.weights.precisions import PRECISIONS
 from reference.config import GPT2Config

@@ -23,8 +23,8 @@ from converter.parity.legs.cases import Case, Level, grid
 from converter.parity.legs.huggingface import HuggingFace
 from converter.parity.legs.widen import OpenedGraph, graph_session
 from converter.parity.verdict.limits import Limits
+from converter.runtime.opening import load
 from converter.runtime.ort import OPEN_ERRORS
-from converter.runtime.session import load
 from converter.weights.ledger import account
 from reference.config import GPT2Config
 
