@@ -122,10 +122,12 @@ def job_of(
     What it leaves out is as the folder's ``generation_config.json`` says, and else as OpenAI says: temperature 1.
 
     Raises:
-        Refusal: it asks for more than a server gives.
+        Refusal: it asks for more than a server gives, or fields do not go together.
         PromptError: values are out of range.
     """
     _, model = engine_of(served)
+    if asked.stream_options is not None and not asked.stream:
+        raise Refusal(400, "stream_options are for streams: add stream, or omit them", param="stream_options")
     if new_tokens is not None and new_tokens > served.new_tokens:
         sentence = f"max_tokens is {new_tokens}; this server gives at most {served.new_tokens}"
         raise Refusal(400, sentence, param="max_tokens")

@@ -67,8 +67,6 @@ def _logprobs_of(asked: ChatRequest) -> int | None:
     Raises:
         Refusal: fields do not go together.
     """
-    if asked.stream_options is not None and not asked.stream:
-        raise Refusal(400, "stream_options are for streams: add stream, or omit them", param="stream_options")
     if asked.top_logprobs and not asked.logprobs:
         raise Refusal(400, "top_logprobs are given beside logprobs: set logprobs to true", param="top_logprobs")
     return asked.top_logprobs or 0 if asked.logprobs else None

@@ -131,8 +131,6 @@ def _refuse_contradictions(asked: CompletionRequest, copies: int, computed: int)
         raise Refusal(400, f"best_of is {computed}, less than n, {copies}", param="best_of")
     if asked.stream and computed > copies:
         raise Refusal(400, "best_of chooses among whole texts, which cannot be streamed: omit one", param="best_of")
-    if asked.stream_options is not None and not asked.stream:
-        raise Refusal(400, "stream_options are for streams: add stream, or omit them", param="stream_options")
     if asked.max_tokens == 0 and not asked.echo:
         raise Refusal(400, "max_tokens is 0, which leaves nothing to answer: give more, or echo", param="max_tokens")
     if asked.max_tokens == 0 and asked.stream:

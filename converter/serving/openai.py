@@ -162,12 +162,17 @@ class Choice(Struct, kw_only=True):
     token_ids: list[int] | UnsetType = UNSET
 
 
-class Completion(Struct, kw_only=True):
-    """Texts, or a piece of one."""
+class Made(Struct, kw_only=True):
+    """What was made for a request."""
 
     id: str
     created: int
     model: str
+
+
+class Completion(Made, kw_only=True):
+    """Texts, or a piece of one."""
+
     choices: list[Choice]
     usage: Usage | UnsetType | None = UNSET
     object: Literal["text_completion"] = "text_completion"
@@ -211,12 +216,9 @@ class ChatChoice(Struct, kw_only=True):
     token_ids: list[int] | UnsetType = UNSET
 
 
-class ChatCompletion(Struct, kw_only=True):
+class ChatCompletion(Made, kw_only=True):
     """Answers."""
 
-    id: str
-    created: int
-    model: str
     choices: list[ChatChoice]
     usage: Usage
     object: Literal["chat.completion"] = "chat.completion"
@@ -239,12 +241,9 @@ class ChatChunkChoice(Struct, kw_only=True):
     token_ids: list[int] | UnsetType = UNSET
 
 
-class ChatChunk(Struct, kw_only=True):
+class ChatChunk(Made, kw_only=True):
     """A piece of an answer, as it is streamed."""
 
-    id: str
-    created: int
-    model: str
     choices: list[ChatChunkChoice]
     usage: Usage | UnsetType | None = UNSET
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
