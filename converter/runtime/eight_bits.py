@@ -26,8 +26,8 @@ MARGIN = 2.0
 
 GROWTH = 1.5  # of the scale of a channel that comes to its end all the same
 
-# Before so many tokens a row has, or with padding might have, the range of a channel is not known. Starting at 1, 16,
-# 64 and 128 tokens cost a mean KL of 1e-1, 2e-5, 5e-6 and 5e-6.
+# Before a row has so many tokens, padding included, the range of a channel is not known. For single texts of the bundled
+# checkpoint, rounding from token 1, 16, 64 or 128 on cost a mean KL of 1e-3, 6e-5, 3e-5 and 1e-5 nats.
 SEEN_TOKENS = 64
 
 # A channel that has held nothing but 0; what comes first makes it larger.
