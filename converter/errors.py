@@ -71,6 +71,10 @@ class ServeError(GPT2Error):
     """A server cannot be started: it lacks an address, a key, or a package."""
 
 
+class ClusterError(GPT2Error):
+    """A cluster of Ray cannot be joined, has no room for what is wanted, or a worker of it has failed."""
+
+
 class EngineFull(GPT2Error):  # noqa: N818 - a state that passes, as in queue.Full
     """An engine takes no request now: as many run and wait as may."""
 

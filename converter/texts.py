@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from converter.errors import TextError
+
+Found = TypeVar("Found")
+
+ROW = {"JSONL": "line", "Parquet": "row"}  # what a file of the kind numbers
 
 
 def one_line(text: str) -> str:
@@ -30,25 +35,21 @@ def read_texts(file: Path) -> list[str]:
         TextError: it cannot be read, is no UTF-8, or a line has no text.
     """
     content = _content(file)
-    if file.suffix != ".jsonl":
-        return [content]
-    lines = _lines(content)
-    texts = [_text_in(line) for line in lines.values()]
-    if None in texts or not texts:
-        where = f"line {[*lines][texts.index(None)]} has no text" if texts else "it is empty"
-        raise TextError(f"{file} cannot be read as JSONL: {where}; expected {EXPECTED_LINE} in every line")
-    return [text for text in texts if text is not None]
+    return texts_of(_lines(content), str(file)) if file.suffix == ".jsonl" else [content]
 
 
-EXPECTED_LINE = '{"text": "…"}'
+def texts_of(rows: Iterable[tuple[int, Any]], name: str, kind: str = "JSONL") -> list[str]:
+    """Return the texts of rows, which a file called ``name`` holds and numbers.
+
+    Raises:
+        TextError: a row has no text, or there is no row.
+    """
+    found = [(number, _text_of(values)) for number, values in rows]
+    return _complete(found, name, kind, "text")
 
 
-def _text_in(line: str) -> str | None:
-    """Return the ``text`` in a line of JSON; None if there is none."""
-    try:
-        text = json.loads(line)["text"]
-    except (ValueError, KeyError, TypeError):
-        return None
+def _text_of(values: Any) -> str | None:
+    text = values.get("text") if isinstance(values, dict) else None
     return text if isinstance(text, str) else None
 
 
@@ -78,34 +79,43 @@ def read_prompts(file: Path) -> list[PromptLine]:
 
 def prompts_in(content: str, name: str) -> list[PromptLine]:
     """Return the prompts in the content of a file of JSONL; see ``read_prompts``."""
-    lines = [_prompt_in(number, line) for number, line in _lines(content).items()]
-    if not lines:
-        raise TextError(f"{name} is empty; expected {EXPECTED_PROMPT} in every line")
-    for number, line in zip(_lines(content), lines, strict=True):
-        if line is None:
-            raise TextError(
-                f"{name} cannot be read as JSONL: line {number} has no prompt; expected {EXPECTED_PROMPT} in every line"
-            )
-    return [line for line in lines if line is not None]
+    return prompts_of(_lines(content), name)
 
 
-EXPECTED_PROMPT = '{"prompt": "…"}'
+def prompts_of(rows: Iterable[tuple[int, Any]], name: str, kind: str = "JSONL") -> list[PromptLine]:
+    """Return the prompts of rows, which a file called ``name`` holds and numbers.
+
+    Raises:
+        TextError: a row has no prompt, or there is no row.
+    """
+    found = [(number, _prompt_of(number, values)) for number, values in rows]
+    return _complete(found, name, kind, "prompt")
 
 
-def _prompt_in(number: int, line: str) -> PromptLine | None:
-    """Return the prompt in a line of JSON; None if there is none."""
-    try:
-        values = json.loads(line)
-    except ValueError:
-        return None
+def _prompt_of(number: int, values: Any) -> PromptLine | None:
     if isinstance(values, str):
         return PromptLine(number, values, {})
     key = next((key for key in ("prompt", "text") if isinstance(values, dict) and key in values), None)
     if key is None:
         return None
-    prompt = values.pop(key)
+    others = {name: value for name, value in values.items() if name != key}
+    prompt = values[key]
     ids = isinstance(prompt, list) and all(type(i) is int for i in prompt)
-    return PromptLine(number, prompt, values) if ids or isinstance(prompt, str) else None
+    return PromptLine(number, prompt, others) if ids or isinstance(prompt, str) else None
+
+
+def _complete(found: Sequence[tuple[int, Found | None]], name: str, kind: str, what: str) -> list[Found]:
+    """Return what was found in every row.
+
+    Raises:
+        TextError: a row has none, or there is no row.
+    """
+    row = ROW[kind]
+    without = next((number for number, value in found if value is None), None)
+    if not found or without is not None:
+        why = f"{row} {without} has no {what}" if found else "it is empty"
+        raise TextError(f'{name} cannot be read as {kind}: {why}; expected {{"{what}": "…"}} in every {row}')
+    return [value for _, value in found if value is not None]
 
 
 def _content(file: Path) -> str:
@@ -117,6 +127,14 @@ def _content(file: Path) -> str:
         raise TextError(f"{file} cannot be read as UTF-8 text ({error}); save it as UTF-8") from error
 
 
-def _lines(content: str) -> dict[int, str]:
-    """Return the lines that are not blank, by their number. Only a line feed ends a line of JSONL."""
-    return {number: line for number, line in enumerate(content.split("\n"), 1) if line.strip()}
+def _lines(content: str) -> Iterator[tuple[int, Any]]:
+    """Return what the lines hold that are not blank, by their number; None of one that is no JSON.
+
+    Only a line feed ends a line of JSONL.
+    """
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except ValueError:
+                yield number, None

@@ -65,6 +65,7 @@ def things(tmp_path_factory: pytest.TempPathFactory, head_model: Head) -> Path:
         (here / name).write_text(TEXT, encoding="utf-8")
     (here / "documents.jsonl").write_text(2 * (json.dumps({"text": TEXT}) + "\n"), encoding="utf-8")
     (here / "prompts.jsonl").write_text(2 * (json.dumps({"prompt": "The following", "id": 7}) + "\n"), encoding="utf-8")
+    (here / "replicas.yaml").write_text("num_replicas: 1\n", encoding="utf-8")
     return here
 
 

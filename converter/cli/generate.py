@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli import terminal
+from converter.cli import engines, terminal
 from converter.cli.group import cli
 from converter.cli.options import (
     OUTPUT_GROUP,
@@ -26,6 +26,7 @@ from converter.cli.options import (
 from converter.errors import PromptError
 
 if TYPE_CHECKING:
+    from converter.runtime.options import GenerationOptions
     from converter.runtime.session import Model
 
 DEFAULT_NEW_TOKENS = 128
@@ -54,7 +55,7 @@ EARLY_STOPPING: dict[str, Any] = {"no": False, "yes": True, "never": "never"}  #
         ),
         "Several texts, and beam search": ("best", "beams", "length_penalty", "early_stopping"),
         "Conversations": ("chat", "system"),
-        "Files of prompts": ("file", "output", "batch_size"),
+        "Files of prompts": ("file", "output", "batch_size", "engine", "workers"),
         **RUNTIME_GROUP,
         "Output": ("logprobs", *OUTPUT_GROUP["Output"]),
     },
@@ -131,6 +132,7 @@ EARLY_STOPPING: dict[str, Any] = {"no": False, "yes": True, "never": "never"}  #
 @click.option(
     "--batch-size", default=8, show_default=True, type=click.IntRange(1), help="Texts that run together with --prompts."
 )
+@engines.engine_options
 @click.option(
     "--logprobs",
     metavar="K",
@@ -153,6 +155,7 @@ def generate(
     file: Path | None,
     output: Path | None,
     batch_size: int,
+    choice: engines.Choice,
     ids: bool,
     threads: int | None,
     layout: dict[str, Any],
@@ -176,17 +179,22 @@ def generate(
         refuse_no_conversation(out, chat, ids)
     elif system is not None:
         raise click.UsageError("--system is for conversations: add --chat")
-    refuse_together(prompts, file, output, ids, as_json, options["logprobs"], chat)
-    lines = prompt_files.read(file) if file is not None else []
-    texts = prompts or (() if file is not None else (standard_input("a prompt"),))
-    with progress.line(f"opening {out}", not quiet):
-        model = load(out, provider, threads, precision, large_pages=True, **layout)
-    given = given_options(options, ends=not no_generation_config and model.generation_config.ends)
-    with terminal.warnings_as_lines():
-        asked = options_of(model, given, not no_generation_config)
+    refuse_together(prompts, file, output, ids, as_json, options["logprobs"], chat, choice)
+
+    def opened() -> tuple[Model, GenerationOptions]:
+        with progress.line(f"opening {out}", not quiet):
+            model = load(out, provider, threads, precision, large_pages=True, **layout)
+        given = given_options(options, ends=not no_generation_config and model.generation_config.ends)
+        with terminal.warnings_as_lines():
+            return model, options_of(model, given, not no_generation_config)
+
     if file is not None:
-        prompt_files.run(model, file, lines, asked, batch_size, output, quiet)
+        with choice.opened(threads, {"provider": provider, "precision": precision, **layout}) as engine:
+            lines = engine.prompts(file)
+            prompt_files.run(*opened(), file, lines, batch_size, output, quiet, engine)
         return
+    texts = prompts or (standard_input("a prompt"),)
+    model, asked = opened()
     encoded = model.encode(as_given(model, texts, ids, chat, system))
     shown = texts if chat is None else ("",) * len(texts)  # of a conversation only the answer is shown
     streams = len(texts) == 1 == asked.best == asked.beams and not as_json and not ids
@@ -252,8 +260,11 @@ def refuse_together(
     as_json: bool,
     logprobs: int | None,
     chat: str | None,
+    choice: engines.Choice,
 ) -> None:
     """Refuse options that would not be used."""
+    if file is None and choice.name != "local":
+        raise click.UsageError("--engine ray is for --prompts FILE")
     if file is None and output is not None:
         raise click.UsageError("--output is for --prompts FILE: what is on the command line goes to standard output")
     if file is None and is_given("batch_size"):

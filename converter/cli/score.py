@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli import terminal
+from converter.cli import engines, terminal
 from converter.cli.group import cli
+from converter.cli.jsonl_output import Expected, opened
 from converter.cli.options import (
     OUTPUT_GROUP,
     RUNTIME_GROUP,
@@ -17,7 +20,6 @@ from converter.cli.options import (
     out_argument,
     precision_option,
     provider_option,
-    standard_input,
     threads_option,
 )
 
@@ -32,7 +34,11 @@ if TYPE_CHECKING:
         "gpt2onnx score gpt2-onnx documents.jsonl --stride 64 > scores.jsonl",
         'echo "The following is a text." | gpt2onnx score gpt2-onnx -',
     ],
-    groups={**RUNTIME_GROUP, **OUTPUT_GROUP},
+    groups={
+        "Files of many texts": ("output", "batch_size", "engine", "workers"),
+        **RUNTIME_GROUP,
+        **OUTPUT_GROUP,
+    },
 )
 @out_argument
 @click.argument(
@@ -42,6 +48,14 @@ if TYPE_CHECKING:
 )
 @click.option("--stride", type=int, help="Tokens from window to window of a long text; by default half the positions.")
 @click.option("--batch-size", default=8, show_default=True, help="Windows that are read together.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where the lines go. Give it again after an interruption, and the lines that it has stay.",
+)
+@engines.engine_options
 @threads_option
 @precision_option
 @provider_option
@@ -52,6 +66,8 @@ def score(
     file: Path,
     stride: int | None,
     batch_size: int,
+    output: Path | None,
+    choice: engines.Choice,
     threads: int | None,
     precision: str | None,
     provider: str,
@@ -59,25 +75,46 @@ def score(
 ) -> None:
     """Print how likely the model folder OUT finds the text in FILE: perplexity, and a log-probability for every token.
 
-    One JSON object a text goes to standard output, a summary to standard error.
+    One JSON object a text goes to standard output or --output, a summary to standard error.
     """
     from converter.cli import progress
     from converter.errors import TextError
     from converter.runtime.opening import load
-    from converter.runtime.scoring import score as run
-    from converter.texts import read_texts
+    from converter.runtime.scoring import groups_of, score_each
 
-    texts = [standard_input("a FILE")] if str(file) == "-" else read_texts(file)
-    if not any(map(str.strip, texts)):
-        raise TextError(f"{file} is empty; expected a text")
-    with progress.line(f"opening {out}", not quiet):
-        model = load(out, provider, threads, precision, large_pages=True)
-    with progress.amounts(f"reading {file}", not quiet) as counted:
-        scores = run(model, texts, stride=stride, batch_size=batch_size, progress=counted)
-    for one in scores:
-        click.echo(terminal.to_json(score_facts(one), indent=None))
+    with choice.opened(threads, {"provider": provider, "precision": precision}) as engine:
+        texts = engine.texts(file)
+        if not any(map(str.strip, texts)):
+            raise TextError(f"{file} is empty; expected a text")
+        with progress.line(f"opening {out}", not quiet):
+            model = load(out, provider, threads, precision, large_pages=True)
+        groups = groups_of(model, model.encode(texts), stride, batch_size)
+        with (
+            opened(output, expected([group.ids for group in groups])) as (done, write),
+            progress.amounts(f"reading {file}", not quiet) as counted,
+        ):
+            scores = read_back(output) if done else []
+            for part in score_each(model, groups[done:], reader=partial(engine.log_probs, model), progress=counted):
+                write("".join(terminal.to_json(score_facts(one), indent=None) + "\n" for one in part))
+                scores += part
     if not quiet:
         terminal.say(score_line(scores))
+
+
+def expected(groups: Sequence[list[list[int]]]) -> Expected:
+    """Return what the lines of an output are of: the texts of one group after another."""
+    ids = [row for group in groups for row in group]
+    return Expected(
+        "token_ids", ids.__getitem__, [*map(len, groups)], lambda number: f"text {number + 1}", "another FILE"
+    )
+
+
+def read_back(output: Path | None) -> list[Score]:
+    """Return the scores that an output holds."""
+    from converter.runtime.scoring import Score
+
+    lines = [] if output is None else map(json.loads, output.read_bytes().splitlines())
+    return [Score(line["token_ids"], line["log_probs"]) for line in lines]
 
 
 def score_facts(score: Score) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import os
+import importlib
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +22,13 @@ from converter.cli.options import (
     threads_option,
 )
 from converter.errors import ServeError
+from converter.serving.limits import BODY_BYTES, DRAIN_SECONDS, QUEUE, ROWS, SECONDS
+from converter.serving.settings import KEY_VARIABLE, LEVELS, Settings
 
 if TYPE_CHECKING:
     from converter.serving.served import Served
 
-KEY_VARIABLE = "GPT2ONNX_API_KEY"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING}
 
 
 @cli.command(
@@ -37,6 +37,7 @@ LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNI
         "gpt2onnx serve gpt2-onnx",
         "gpt2onnx serve gpt2-onnx --require-certificate --port 8001",
         "gpt2onnx serve classifier-onnx --port 0 --name films",
+        "gpt2onnx serve gpt2-onnx --ray replicas.yaml",
     ],
     groups={
         "Who may ask": ("host", "port", "api_key_file", "allow_origin"),
@@ -57,55 +58,45 @@ LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNI
 @click.option(
     "--api-key-file",
     metavar="FILE",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(dir_okay=False),
     help=f"Requests need the key in FILE; by default that in the variable {KEY_VARIABLE}, if it is set.",
 )
 @click.option(
     "--allow-origin", metavar="ORIGIN", multiple=True, help="Let pages of ORIGIN (https://example.org) ask. Repeatable."
 )
 @click.option(
-    "--rows", default=16, show_default=True, type=click.IntRange(1, 1024), help="Texts that run side by side."
+    "--rows", default=ROWS, show_default=True, type=click.IntRange(1, 1024), help="Texts that run side by side."
 )
 @click.option(
-    "--queue", default=128, show_default=True, type=click.IntRange(0), help="Texts that may wait for a place."
+    "--queue", default=QUEUE, show_default=True, type=click.IntRange(0), help="Texts that may wait for a place."
 )
 @click.option("--max-prompt-tokens", metavar="N", type=click.IntRange(1), help="By default the model's positions.")
 @click.option("--max-new-tokens", metavar="N", type=click.IntRange(1), help="Likewise, of each text.")
 @click.option(
-    "--max-body", metavar="BYTES", default=1 << 20, show_default=True, type=click.IntRange(1), help="Of a request."
+    "--max-body", metavar="BYTES", default=BODY_BYTES, show_default=True, type=click.IntRange(1), help="Of a request."
 )
-@click.option("--timeout", metavar="SECONDS", default=600.0, show_default=True, help="For a whole answer.")
-@click.option("--drain", metavar="SECONDS", default=30.0, show_default=True, help="For requests to end after SIGTERM.")
+@click.option("--timeout", metavar="SECONDS", default=SECONDS, show_default=True, help="For a whole answer.")
+@click.option(
+    "--drain", metavar="SECONDS", default=DRAIN_SECONDS, show_default=True, help="For requests to end after SIGTERM."
+)
 @threads_option
 @layout_options
 @precision_option
 @provider_option
+@click.option(
+    "--ray",
+    "ray_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Serve by replicas of Ray Serve, with its options for a deployment in FILE (YAML): num_replicas: 2, …",
+)
 @click.option(
     "--log", type=click.Choice(list(LEVELS)), default="info", show_default=True, help="Lines on standard error."
 )
 @click.option("-q", "--quiet", is_flag=True, help="Do not say where the server is.")
 @debug_option
 def serve(
-    out: Path,
-    name: str | None,
-    require_certificate: bool,
-    host: str,
-    port: int,
-    api_key_file: Path | None,
-    allow_origin: tuple[str, ...],
-    rows: int,
-    queue: int,
-    max_prompt_tokens: int | None,
-    max_new_tokens: int | None,
-    max_body: int,
-    timeout: float,
-    drain: float,
-    threads: int | None,
-    layout: dict[str, Any],
-    precision: str | None,
-    provider: str,
-    log: str,
-    quiet: bool,
+    out: Path, host: str, port: int, quiet: bool, ray_file: Path | None, layout: dict[str, Any], **options: Any
 ) -> None:
     """Serve the model folder OUT over HTTP, with OpenAI's addresses, until Ctrl-C or SIGTERM.
 
@@ -113,61 +104,51 @@ def serve(
     by side. /v1/embeddings and /v1/classify ask other heads. / is a page to try the model on. docs/how-to/serve.md
     says more.
     """
-    key = key_of(api_key_file)
+    from converter.cli import progress
+
+    settings = Settings(out=str(out), **options, **layout)
+    key = settings.key()
     if key is None and host not in LOOPBACK:
         raise ServeError(
             f"others can reach {host}, and there is no API key: give --api-key-file or set {KEY_VARIABLE}, or serve "
             f"127.0.0.1 alone"
         )
-    try:
-        from converter.serving import limits, server
-        from converter.serving.served import open_folder
-    except ImportError as error:
-        raise ServeError(f"serve needs {error.name}: pip install 'gpt2onnx[serve]'") from error
-    from converter.cli import progress
 
+    def say(line: str) -> None:
+        if not quiet:
+            click.echo(line, err=True)
+
+    if ray_file is not None:
+        ray = needed("ray", "serve --ray", "ray")
+        with ExitStack() as replicas:
+            with progress.line(f"starting replicas of {out}", not quiet):
+                url = replicas.enter_context(ray.running(settings, ray_file, host, port, key))
+            say(f"{url} serves {out} by replicas of Ray")
+            ray.wait()
+        return
+    server = needed("server", "serve", "serve")
     listening = server.listen(host, port)
     with listening, terminal.warnings_as_lines():
         with progress.line(f"opening {out}", not quiet):
-            served = open_folder(
-                out,
-                name=name,
-                provider=provider,
-                threads=threads,
-                precision=precision,
-                layout=layout,
-                rows=rows,
-                queue=queue,
-                limits=limits.Limits(
-                    max_prompt_tokens, max_new_tokens, body_bytes=max_body, seconds=timeout, drain_seconds=drain
-                ),
-                certified=require_certificate,
-            )
-
-        def say() -> None:
-            if not quiet:
-                click.echo(about(served, server.url_of(listening)), err=True)
-
-        end_log = server.log_to_standard_error(LEVELS[log])
+            served = settings.open()
+        end_log = server.log_to_standard_error(LEVELS[settings.log])
         try:
-            server.Server(served, key, allow_origin, say).run_on(listening)
+            about_it = about(served, server.url_of(listening))
+            server.Server(served, key, settings.allow_origin, lambda: say(about_it)).run_on(listening)
         finally:
             end_log()
 
 
-def key_of(file: Path | None) -> str | None:
-    """Return the API key, if there is one.
+def needed(module: str, command: str, extra: str) -> Any:
+    """Return a module of the server, which needs packages that may not be there.
 
     Raises:
-        ServeError: it cannot be read, or is empty.
+        ServeError: one is not.
     """
     try:
-        key = os.environ.get(KEY_VARIABLE) if file is None else file.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:
-        raise ServeError(f"{file} cannot be read as an API key: {getattr(error, 'strerror', None) or error}") from error
-    if key is not None and not (key.strip() and key.isascii() and key.isprintable()):
-        raise ServeError(f"the API key in {file or KEY_VARIABLE} is empty, or not one line of ASCII characters")
-    return key
+        return importlib.import_module(f"converter.serving.{module}")
+    except ImportError as error:
+        raise ServeError(f"{command} needs {error.name}: pip install 'gpt2onnx[{extra}]'") from error
 
 
 def about(served: Served, url: str) -> str:

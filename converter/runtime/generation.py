@@ -262,6 +262,12 @@ class Copies:
         self._counts[tuple(ids)] = self._counts.get(tuple(ids), -1) + 1
         return self._counts[tuple(ids)]
 
+    def of(self, prompts: Sequence[list[int]]) -> Copies:
+        """Return the same for these prompts alone, as another process may need it."""
+        part = Copies(self.seed)
+        part._counts = {tuple(ids): self._counts[tuple(ids)] for ids in prompts if tuple(ids) in self._counts}
+        return part
+
     def skip(self, ids: list[int], texts: int) -> None:
         """Note texts of a prompt that are not generated here."""
         self._counts[tuple(ids)] = self._counts.get(tuple(ids), -1) + texts

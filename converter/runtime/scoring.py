@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -16,6 +17,14 @@ from converter.runtime.session import Model
 CHUNK_TOKENS = 128
 
 DEFAULT_BATCH = 8
+
+# Batches of windows that are sorted by length together. The texts of so many are done before the next ones begin: their
+# scores can be written, and what was interrupted can go on there.
+BATCHES = 32
+
+Rows = list[list[int]]  # the tokens of the windows of a batch
+Reader = Callable[[Iterable[Rows]], Iterator[list[list[float | None]]]]  # gives what log_probs gives for each batch
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,32 @@ class Window:
     end: int
     first: int
 
+    @property
+    def length(self) -> int:
+        """Return how many tokens it has."""
+        return self.end - self.begin
+
+
+@dataclass
+class Group:
+    """Texts that are scored together.
+
+    Attributes:
+        batch_size: windows that are read at once.
+        ids: the tokens of each text.
+        windows: of all texts, the shortest first.
+    """
+
+    batch_size: int
+    ids: list[list[int]] = field(default_factory=list)
+    windows: list[Window] = field(default_factory=list)
+
+    @property
+    def batches(self) -> Iterator[list[list[int]]]:
+        """Return the tokens of the windows that are read at once, batch after batch."""
+        rows = [self.ids[window.text][window.begin : window.end] for window in self.windows]
+        return (rows[at : at + self.batch_size] for at in range(0, len(rows), self.batch_size))
+
 
 def score(
     model: Model,
@@ -73,7 +108,7 @@ def score(
     *,
     stride: int | None = None,
     batch_size: int = DEFAULT_BATCH,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Score]:
     """Score each of ``texts``.
 
@@ -91,28 +126,56 @@ def score(
         PromptError: a text is empty or holds ids that the model does not have, there is no tokenizer, or an option is
             out of range.
     """
+    groups = groups_of(model, model.encode(texts), stride, batch_size)
+    return [one for part in score_each(model, groups, progress=progress) for one in part]
+
+
+def score_each(
+    model: Model, groups: Sequence[Group], *, reader: Reader | None = None, progress: Progress | None = None
+) -> Iterator[list[Score]]:
+    """Score groups of texts one after another; yield the scores of each.
+
+    Args:
+        reader: what reads batches of windows; by default the model itself.
+        progress: told how many tokens have been read, of how many.
+    """
+    read, total = 0, sum(window.length for group in groups for window in group.windows)
+    found = (reader or partial(map, partial(log_probs, model)))(rows for group in groups for rows in group.batches)
+    for group in groups:
+        scores: list[list[float | None]] = [[None] * len(row) for row in group.ids]
+        for at in range(0, len(group.windows), group.batch_size):
+            batch = group.windows[at : at + group.batch_size]
+            for window, values in zip(batch, next(found), strict=True):
+                scores[window.text][window.first : window.end] = values[window.first - window.begin :]
+            read += sum(window.length for window in batch)
+            if progress is not None:
+                progress(read, total)
+        yield [Score(row, values) for row, values in zip(group.ids, scores, strict=True)]
+
+
+def groups_of(model: Model, ids: list[list[int]], stride: int | None, batch_size: int) -> list[Group]:
+    """Return texts in groups, whose windows are read in batches of their own.
+
+    Raises:
+        PromptError: see ``score``.
+    """
     size = model.config.n_positions
     stride = max(1, size // 2) if stride is None else stride
     if not 1 <= stride <= size:
         raise PromptError(f"stride is {stride}; expected 1 to the model's {size} positions")
     if batch_size < 1:
         raise PromptError(f"batch_size is {batch_size}; expected 1 or more")
-    ids = model.encode(texts)
     if size == 1 and any(len(row) > 1 for row in ids):
         raise PromptError("a model of one position has nothing before any token to score it by")
-    scores: list[list[float | None]] = [[None] * len(row) for row in ids]
-    every = [window for text, row in enumerate(ids) for window in windows(text, len(row), size, stride)]
-    every.sort(key=lambda window: window.end - window.begin)  # of like length, so that little is padded
-    read, total = 0, sum(window.end - window.begin for window in every)
-    for at in range(0, len(every), batch_size):
-        batch = every[at : at + batch_size]
-        rows = [ids[window.text][window.begin : window.end] for window in batch]
-        for window, found in zip(batch, log_probs(model, rows), strict=True):
-            scores[window.text][window.first : window.end] = found[window.first - window.begin :]
-        read += sum(map(len, rows))
-        if progress is not None:
-            progress(read, total)
-    return [Score(row, found) for row, found in zip(ids, scores, strict=True)]
+    groups = [Group(batch_size)]
+    for row in ids:
+        if len(groups[-1].windows) >= BATCHES * batch_size:
+            groups.append(Group(batch_size))
+        groups[-1].windows += windows(len(groups[-1].ids), len(row), size, stride)
+        groups[-1].ids.append(row)
+    for group in groups:
+        group.windows.sort(key=lambda window: window.length)  # of like length, so that little is padded
+    return groups
 
 
 def windows(text: int, length: int, size: int, stride: int) -> Iterator[Window]:

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -51,11 +52,18 @@ class App:
         served: what is served.
         key: the API key that requests need; None for none.
         origins: of pages elsewhere that may ask, such as ``https://example.org``.
+        hidden: addresses that are not answered here, and why.
     """
 
-    def __init__(self, served: Served, key: str | None = None, origins: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        served: Served,
+        key: str | None = None,
+        origins: tuple[str, ...] = (),
+        hidden: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.served, self.meter = served, Meter(served)
-        self._key, self._origins = key, origins
+        self._key, self._origins, self._hidden = key, origins, hidden
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -96,6 +104,8 @@ class App:
                     await send_whole(send, 204, Raw(b"", "text/plain", PREFLIGHT), told)
                     return
                 raise of_status(405 if methods else 404, {"Allow": ", ".join(sorted(methods))} if methods else None)
+            if (why := self._hidden.get(exchange.route.path)) is not None:
+                raise Refusal(404, why)
             self._refuse_without_key(exchange.route, headers)
             call = await self._call(exchange, path, headers, receive)
             await unless_gone(receive, self._handle(exchange, call, told, send, refused))

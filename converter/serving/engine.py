@@ -15,9 +15,7 @@ from converter.runtime.options import GenerationOptions
 from converter.runtime.rows import Row
 from converter.runtime.session import Model
 from converter.runtime.tokens import Token
-
-ROWS = 16  # at 1024 positions 1.2 GB of cache for 124 million parameters, if every row is full
-QUEUE = 128  # requests that wait: at 16 rows, the last of them for eight others to end
+from converter.serving.limits import QUEUE, ROWS
 
 Deliver = Callable[[int, Token | Exception], None]  # the number of a request's text, and what came of it
 
@@ -97,6 +95,11 @@ class Engine:
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Tell whether the thread runs."""
+        return self._thread.is_alive()
 
     def submit(
         self, prompt_ids: Sequence[int], options: GenerationOptions, deliver: Deliver, copies: Copies | None = None

@@ -1,8 +1,11 @@
-"""How much one request may ask of a server."""
+"""How much a server takes on, and how much one request may ask of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+ROWS = 16  # at 1024 positions 1.2 GB of cache for 124 million parameters, if every row is full
+QUEUE = 128  # requests that wait: at 16 rows, the last of them for eight others to end
 
 BODY_BYTES = 1 << 20  # a prompt of 1024 tokens has some 5 kB; the rest is room for many of them
 SECONDS = 600.0  # the time that OpenAI's client waits by default

@@ -52,7 +52,10 @@ def test_the_examples_of_the_help_work(
         monkeypatch.setattr("converter.data.CHECKPOINT", workplace / "my-gpt2")
         monkeypatch.setattr("converter.parity.seeded.prove.defects", lambda config: mutations.MUTATIONS[:2])
     if command.name == "serve":  # which ends as soon as it has begun, on a port that is free
-        from converter.serving import server
+        pytest.importorskip("ray.serve", reason="the extra ray is not installed")
+        from converter.serving import ray, server
+
+        monkeypatch.setattr(ray, "wait", lambda: None)
 
         monkeypatch.setattr(server.Server, "main_loop", stop)
         monkeypatch.setattr(server, "listen", lambda host, port, listen=server.listen: listen(host, 0))

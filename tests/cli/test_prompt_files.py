@@ -136,7 +136,7 @@ def test_an_output_that_cannot_be_written_is_named(bundled: Path, file: Path, tm
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
-        ("", ["prompts.jsonl is empty", '{"prompt": "…"} in every line']),
+        ("", ["prompts.jsonl cannot be read as JSONL: it is empty", '{"prompt": "…"} in every line']),
         ('{"prompt": "a"}\n\n{"x": 1}\n', ["prompts.jsonl cannot be read as JSONL: line 3 has no prompt"]),
         ('{"prompt": "a"}\nnot json\n', ["line 2 has no prompt"]),
         ('{"prompt": 5}\n', ["line 1 has no prompt"]),

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from converter.folder.convert import convert
 from tests.cli.commands import assert_one_sentence
 
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
 Run = Callable[..., Result]
+Save = Callable[..., Path]
 
 
 def test_an_address_that_others_reach_needs_a_key(run: Run, bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +38,8 @@ def test_a_port_that_is_taken_is_refused(run: Run, bundled: Path) -> None:
         assert_one_sentence(run("serve", bundled, "--port", port, "-q"), f"port {port} of 127.0.0.1", "another --port")
 
 
-def test_a_folder_that_is_not_proven_is_refused(run: Run, bundled: Path, tmp_path: Path) -> None:
-    result = run("serve", bundled, "--port", 0, "--require-certificate", "-q")
+def test_a_folder_that_is_not_proven_is_refused(run: Run, save: Save, tmp_path: Path) -> None:
+    convert(save(), tmp_path / "out")
+    result = run("serve", tmp_path / "out", "--port", 0, "--require-certificate", "-q")
     assert_one_sentence(result, "has no certificate", "without --require-certificate")
     assert_one_sentence(run("serve", tmp_path / "nothing", "--port", 0, "-q"), "there is no model folder")

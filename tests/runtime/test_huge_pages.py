@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from converter.runtime import huge_pages, session
+from converter.runtime import huge_pages, opening
 from converter.runtime.huge_pages import AFTER_STEPS, PAGE, Mover, collapse, regions
 from converter.runtime.opening import load
 
@@ -70,7 +70,7 @@ def test_weights_move_once_after_so_many_steps(bundled: Path, monkeypatch: pytes
     moved: list[huge_pages.Region] = []
     monkeypatch.setattr(huge_pages, "collapse", lambda region: moved.append(region) or True)
     monkeypatch.setattr(huge_pages, "regions", lambda: frozenset([(0, PAGE), (PAGE, 2 * PAGE)]))
-    monkeypatch.setattr(session, "regions", lambda: frozenset([(0, PAGE)]))
+    monkeypatch.setattr(opening, "regions", lambda: frozenset([(0, PAGE)]))
     model = load(bundled, large_pages=True)
     model.generate("The", max_new_tokens=AFTER_STEPS - 1)
     assert not moved

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -151,3 +151,27 @@ def test_progress_counts_every_token_that_is_read(pair: tuple[Model, GPT2]) -> N
     assert seen[-1] == (3 + 24 + 24 + 16, 3 + 24 + 24 + 16)  # windows begin 12 apart: at 0, 12 and 24
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert len(seen) == 2
+
+
+def test_scores_go_on_where_they_were_interrupted(
+    bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("converter.runtime.scoring.BATCHES", 1)
+    file, whole, cut = tmp_path / "t.jsonl", tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    file.write_text("\n".join(json.dumps({"text": "The following is a list. " * n}) for n in range(1, 8)))
+
+    def run(*arguments: object) -> Result:
+        return CliRunner().invoke(cli, ["score", *map(str, (bundled, file, "--batch-size", 2, *arguments))])
+
+    first = run("-o", whole)
+    assert (first.exit_code, first.stdout, first.stderr.count("7 texts, ")) == (0, "", 1)
+    assert whole.read_text() == run("-q").stdout
+    lines = whole.read_bytes().splitlines(keepends=True)
+    cut.write_bytes(b"".join(lines[:5]) + lines[5][:40])  # two groups, one text of the next, and a part of another
+    again = run("-o", cut)
+    assert (again.exit_code, cut.read_bytes()) == (0, whole.read_bytes())
+    assert again.stderr.splitlines()[-1] == first.stderr.splitlines()[-1]
+    cut.write_bytes(lines[1])
+    refused = run("-o", cut)
+    assert refused.exit_code == 2
+    assert "line 1, is not of text 1: it comes from another FILE" in refused.stderr

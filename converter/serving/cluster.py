@@ -1,0 +1,93 @@
+"""Joins a cluster of Ray, or starts one on this machine alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from converter.errors import ClusterError
+
+ADDRESS = "RAY_ADDRESS"  # the variable by which Ray, too, is told of a cluster
+LOOPBACK = "127.0.0.1"
+OURS = re.compile(r"errors\.\w+: (.+)")  # a sentence of ours, in the traceback of another process
+
+# Set before Ray is imported: tell nobody how it is used, and write no warnings of its inner workings.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+import ray  # noqa: E402
+
+
+def is_here() -> bool:
+    """Tell whether the cluster is one that is started on this machine."""
+    return ADDRESS not in os.environ
+
+
+@contextmanager
+def joined(processors: int | None = None) -> Iterator[None]:
+    """Join the cluster that ``RAY_ADDRESS`` names, or else start one that only this machine can reach; leave it again.
+
+    Args:
+        processors: of a cluster that is started; by default as many as the machine has.
+
+    Raises:
+        ClusterError: there is none at that address.
+    """
+    address = os.environ.get(ADDRESS)
+    quietly: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+    alone: dict[str, Any] = {"num_cpus": processors, "include_dashboard": False, "_node_ip_address": LOOPBACK}
+    try:
+        with unheard():
+            ray.init(address or "local", **({} if address else alone), **quietly)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"the cluster of Ray at {address}" if address else "a cluster of Ray"
+        raise ClusterError(f"{where} cannot be joined: {' '.join(str(error).split())}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Discard what is written to standard error: Ray tells of its token there, and that it was told to be quiet."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def share(workers: int | None, threads: int | None) -> tuple[int, int]:
+    """Return how many workers there are to be, and the threads of each.
+
+    Args:
+        workers: None for one on each machine.
+        threads: None for all processors, in equal parts.
+
+    Raises:
+        ClusterError: the cluster has too few processors. Ray would wait for more of them without end.
+    """
+    there = int(ray.cluster_resources().get("CPU", 0))
+    workers = workers or sum(node["Alive"] for node in ray.nodes())
+    threads = threads or max(1, there // workers)
+    if workers * threads > there:
+        raise ClusterError(
+            f"workers: {workers} of {threads} threads each need {workers * threads} processors, and the cluster has "
+            f"{there}; give fewer --workers or --threads, or add machines"
+        )
+    return workers, threads
+
+
+def sentence_of(told: object) -> str:
+    """Return the sentence in what Ray tells of a failure: ours if there is one, else its last line."""
+    text = str(told).strip()
+    ours = OURS.findall(text)
+    return ours[-1] if ours else text.splitlines()[-1].strip()

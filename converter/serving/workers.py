@@ -1,0 +1,139 @@
+"""Files of many texts, computed by workers of Ray: each opens the model once and is given one task after another.
+
+What is computed, and in which batches, is as without Ray; so are the answers.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.data
+from ray.exceptions import RayError
+
+from converter.errors import ClusterError, TextError
+from converter.runtime import generation, scoring
+from converter.runtime.generation import Copies, Generation
+from converter.runtime.opening import load
+from converter.runtime.options import GenerationOptions
+from converter.runtime.session import Model
+from converter.serving import cluster
+from converter.texts import PromptLine, prompts_of, read_prompts, read_texts, texts_of
+
+# Prompts of a task, for each text that runs at once: enough that a task ends with few free places, few enough that
+# what is lost with a worker is soon done again.
+PROMPTS = 8
+
+PARQUET = ".parquet"
+
+Job = Callable[[Model, Any], Any]
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Workers of the cluster that has been joined.
+
+    Attributes:
+        count: how many.
+        threads: of each.
+        options: how each opens the model; see ``converter.load``.
+    """
+
+    count: int
+    threads: int
+    options: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        context = ray.data.DataContext.get_current()
+        context.execution_options.preserve_order = True
+        context.enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+    def prompts(self, file: Path) -> list[PromptLine]:
+        """Return the prompts in a file of JSONL, or of Parquet with a column ``prompt`` or ``text``."""
+        if file.suffix != PARQUET:
+            return read_prompts(file)
+        return prompts_of(enumerate(self._rows(file), 1), str(file), "Parquet")
+
+    def texts(self, file: Path) -> list[str]:
+        """Return the texts in a file: plain, JSONL, or Parquet with a column ``text``."""
+        if file.suffix != PARQUET:
+            return read_texts(file)
+        return texts_of(enumerate(self._rows(file), 1), str(file), "Parquet")
+
+    def _rows(self, file: Path) -> Iterator[dict[str, Any]]:
+        """Return the rows of a file of Parquet.
+
+        Raises:
+            TextError: it cannot be read.
+        """
+        try:
+            tables: Iterable[Any] = ray.data.read_parquet(str(file)).iter_batches(batch_format="pyarrow")
+            for table in tables:
+                yield from table.to_pylist()
+        except (OSError, ValueError, RayError) as error:
+            raise TextError(f"{file} cannot be read as Parquet: {cluster.sentence_of(error)}") from error
+
+    def each(self, model: Model, job: Job, tasks: Iterable[Any]) -> Iterator[Any]:
+        """Do a job with each task; yield what it returns, in the order of the tasks.
+
+        Args:
+            model: that the workers open, too. Its folder must be at the same path on every machine.
+
+        Raises:
+            ClusterError: a task has failed.
+        """
+        packed = [{"task": pickle.dumps(task)} for task in tasks]
+        if not packed:
+            return
+        found = ray.data.from_items(packed, override_num_blocks=len(packed)).map(
+            Worker,  # type: ignore[arg-type] # Ray makes one on each worker
+            fn_constructor_args=(job, model.folder.resolve(), self.threads, dict(self.options)),
+            compute=ray.data.ActorPoolStrategy(size=min(self.count, len(packed))),
+            num_cpus=self.threads,
+        )
+        try:
+            for row in found.iter_rows():
+                yield pickle.loads(row["answer"])
+        except RayError as error:
+            raise ClusterError(f"a worker of Ray has failed: {cluster.sentence_of(error)}") from error
+
+    def generate_each(
+        self, model: Model, prompts: Sequence[list[int]], asked: GenerationOptions, side_by_side: int, copies: Copies
+    ) -> Iterator[Generation]:
+        """Continue many prompts; see ``converter.runtime.generation.generate_each``."""
+        size = PROMPTS * side_by_side
+
+        def tasks() -> Iterator[Any]:
+            for at in range(0, len(prompts), size):
+                part = prompts[at : at + size]
+                yield part, asked, side_by_side, copies.of(part)
+                for ids in part:
+                    copies.skip(ids, asked.best)
+
+        for done in self.each(model, continued, tasks()):
+            yield from done
+
+    def log_probs(self, model: Model, batches: Iterable[scoring.Rows]) -> Iterator[list[list[float | None]]]:
+        """Return the log-probabilities of tokens; see ``converter.runtime.scoring.log_probs``."""
+        return self.each(model, scoring.log_probs, batches)
+
+
+class Worker:
+    """An actor of Ray: opens the model, and does a job with each task."""
+
+    def __init__(self, job: Job, folder: Path, threads: int, options: Mapping[str, Any]) -> None:
+        self._job, self._model = job, load(folder, threads=threads, **options)
+
+    def __call__(self, row: Mapping[str, bytes]) -> dict[str, bytes]:
+        """Do the job."""
+        return {"answer": pickle.dumps(self._job(self._model, pickle.loads(row["task"])))}
+
+
+def continued(model: Model, task: Any) -> list[Generation]:
+    """Continue the prompts of a task."""
+    return list(generation.generate_each(model, *task))
