@@ -29,7 +29,7 @@ def is_here() -> bool:
 
 @contextmanager
 def joined(processors: int | None = None) -> Iterator[None]:
-    """Join the cluster that ``RAY_ADDRESS`` names, or else start one that only this machine can reach; leave it again.
+    """Join the cluster that ``RAY_ADDRESS`` names, or else start one on this machine; leave it again.
 
     Args:
         processors: of a cluster that is started; by default as many as the machine has.

@@ -19,7 +19,7 @@ from converter.runtime.opening import model_file
 from converter.serving import cluster, server
 from converter.serving.answers import Receive, Send
 from converter.serving.app import App
-from converter.serving.settings import LEVELS, Settings
+from converter.serving.settings import KEY_VARIABLE, LEVELS, Settings
 
 import ray  # isort: skip - after cluster, which tells it not to report
 from pydantic import ValidationError  # isort: skip
@@ -29,6 +29,7 @@ from ray.serve.exceptions import RayServeException  # isort: skip
 from ray.serve.schema import DeploymentSchema, LoggingConfig  # isort: skip
 
 NAME = "gpt2onnx"  # of the deployment, in files and in Ray's dashboard
+WITHOUT_KEY = "without_key"  # what a configuration file says to serve whoever asks
 
 # Each replica has figures of its own, and a proxy asks any of them: what is read there would jump to and fro.
 HIDDEN = {"/metrics": "each replica counts for itself; scrape the metrics of Ray, which count all of them"}
@@ -40,13 +41,20 @@ class Replica:
     Args:
         settings: what is served.
         key: the API key that requests need; by default as the settings say.
+        needs_key: refuse to serve without one.
     """
 
-    def __init__(self, settings: Settings, key: str | None = None) -> None:
+    def __init__(self, settings: Settings, key: str | None = None, needs_key: bool = False) -> None:
         server.log_to_standard_error(LEVELS[settings.log])
+        key = key or settings.key()
+        if needs_key and key is None:
+            raise ServeError(
+                f"others can reach a cluster, and there is no API key: set {KEY_VARIABLE} on its machines, or write "
+                f"{WITHOUT_KEY}: true in args"
+            )
         processors = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
         self._served = settings.open(threads=max(1, int(processors)))
-        self._app = App(self._served, key or settings.key(), settings.allow_origin, HIDDEN)
+        self._app = App(self._served, key, settings.allow_origin, HIDDEN)
         if self._served.engine is not None:
             self._served.engine.start()
 
@@ -84,26 +92,29 @@ def application(arguments: Mapping[str, Any]) -> Any:
     """Return the application that a configuration file of Ray Serve names as ``converter.serving.ray:application``.
 
     Args:
-        arguments: its ``args``: options of ``gpt2onnx serve`` by their names, such as ``out`` and ``rows``.
+        arguments: its ``args``: options of ``gpt2onnx serve`` by their names, such as ``out`` and ``rows``. Without an
+            API key, ``without_key`` must be true.
 
     Raises:
         ServeError: one is unknown or out of range.
     """
     named = {name.replace("-", "_"): value for name, value in arguments.items()}
+    needs_key = named.pop(WITHOUT_KEY, False) is not True
     known = Settings.__dataclass_fields__
     if unknown := [name for name in named if name not in known]:
         raise ServeError(f"serve has no option {unknown[0]}; it has {', '.join(known)}")
     try:
-        return deployed(msgspec.convert(named, Settings), {})
+        return deployed(msgspec.convert(named, Settings), {}, needs_key=needs_key)
     except msgspec.ValidationError as error:
         raise ServeError(f"the args of {NAME} cannot be read: {error}") from error
 
 
-def deployed(settings: Settings, options: Mapping[str, Any], key: str | None = None) -> Any:
+def deployed(settings: Settings, options: Mapping[str, Any], key: str | None = None, needs_key: bool = False) -> Any:
     """Return an application whose replicas serve a folder.
 
     Args:
         options: of Ray Serve's for a deployment.
+        key, needs_key: see ``Replica``.
     """
     defaults = {
         "name": NAME,
@@ -115,7 +126,7 @@ def deployed(settings: Settings, options: Mapping[str, Any], key: str | None = N
         "ray_actor_options": {"num_cpus": settings.threads or 1},
     }
     served: Any = serve.deployment(serve.ingress()(Replica))
-    return served.options(**defaults | dict(options)).bind(settings, key)
+    return served.options(**defaults | dict(options)).bind(settings, key, needs_key)
 
 
 def options_in(file: Path, rows: int) -> dict[str, Any]:

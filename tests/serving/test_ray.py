@@ -22,7 +22,8 @@ from ray.serve.schema import ServeDeploySchema
 from converter.errors import ServeError
 from converter.runtime.opening import load
 from converter.serving.cluster import sentence_of
-from converter.serving.ray import application, options_in
+from converter.serving.ray import Replica, application, options_in
+from converter.serving.settings import KEY_VARIABLE, Settings
 from tests.cli.commands import assert_one_sentence, run
 from tests.docs.blocks import blocks
 from tests.serving.servers import WAIT, Running, raw
@@ -118,6 +119,14 @@ def test_arguments_of_a_configuration_file_are_options_of_the_command() -> None:
     for arguments, part in (({"out": "a", "row": 3}, "no option row"), ({"out": "a", "rows": "x"}, "rows")):
         with pytest.raises(ServeError, match=part):
             application(arguments)
+
+
+def test_a_cluster_that_others_reach_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    with pytest.raises(ServeError, match=rf"no API key: set {KEY_VARIABLE} on its machines, or write without_key"):
+        Replica(Settings(out="anything"), needs_key=True)
+    for arguments, needs in (({}, True), ({"without_key": True}, False), ({"without-key": False}, True)):
+        assert application({"out": "somewhere", **arguments})._bound_deployment.init_args[2] is needs
 
 
 def test_of_a_long_story_the_sentence_is_shown() -> None:
