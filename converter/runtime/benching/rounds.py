@@ -107,7 +107,7 @@ def process(job: Mapping[str, Any], seconds: float) -> Iterator[tuple[Iterator[s
     """
     command = [sys.executable, "-P", "-c", PROCESS, *sys.path, json.dumps(job)]
     late = threading.Event()
-    child = subprocess.Popen(
+    child = subprocess.Popen(  # noqa: S603 - a program of ours
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
         process_group=0,  # we handle Ctrl-C
     )  # fmt: skip
