@@ -91,7 +91,7 @@ class Workers:
         if not packed:
             return
         found = ray.data.from_items(packed, override_num_blocks=len(packed)).map(
-            Worker,  # type: ignore[arg-type] # Ray makes one on each worker
+            Worker,
             fn_constructor_args=(job, model.folder.resolve(), self.threads, dict(self.options)),
             compute=ray.data.ActorPoolStrategy(size=min(self.count, len(packed))),
             num_cpus=self.threads,

@@ -74,7 +74,7 @@ def prompts(count: int, seed: int) -> list[list[int]]:
     return [[rng.randrange(VOCABULARY - 1) for _ in range(length)] for length in lengths]  # no end of text
 
 
-def load(port: int, body: Mapping[str, Any], streams: int, given: Sequence[list[int]]) -> Level:
+def load(port: int, body: Mapping[str, Any], streams: int, given: Sequence[list[int] | str]) -> Level:
     """Send the prompts over so many streams; each sends its next one as soon as it has its answer.
 
     Raises:

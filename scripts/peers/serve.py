@@ -49,7 +49,7 @@ def measure_servers(work: Path, source: Path, only: str, rounds: int, most_strea
         for server in servers:
             if not found[server.name].notes:
                 click.echo(f"round {number + 1}: {server.name}", err=True)
-                measure_one(work, server, levels, number, found[server.name])
+                measure_one(work, source, server, levels, number, found[server.name])
     return found
 
 
@@ -62,16 +62,35 @@ def prepare(work: Path, source: Path, server: Server) -> None:
         convert(work, source, server.model)
 
 
-def measure_one(work: Path, server: Server, levels: Sequence[int], number: int, found: Served) -> None:
+def measure_one(work: Path, source: Path, server: Server, levels: Sequence[int], number: int, found: Served) -> None:
+    def given_prompts(count: int, seed: int) -> Sequence[list[int] | str]:
+        given = prompts(count, seed)
+        return texts(source, given) if server.takes_texts else given
+
     try:
-        with started(work, server) as (port, process):
-            load(port, server.body, 1, prompts(1, seed=-1))  # the runtime prepares everything
+        with started(work, source, server) as (port, process):
+            load(port, server.body, 1, given_prompts(1, seed=-1))  # the runtime prepares everything
             for streams in levels:
-                given = prompts(max(FEWEST_REQUESTS, REQUESTS_PER_STREAM * streams), seed=number)
+                given = given_prompts(max(FEWEST_REQUESTS, REQUESTS_PER_STREAM * streams), seed=number)
                 found.levels.setdefault(streams, []).append(load(port, server.body, streams, given))
                 found.resident = max(found.resident, resident(process))
     except PeerError as error:
         found.notes.append(str(error))
+
+
+def texts(source: Path, prompts: Sequence[list[int]]) -> list[str]:
+    """Return prompts as texts.
+
+    Raises:
+        PeerError: the checkpoint has no tokenizer.
+    """
+    from tokenizers import Tokenizer
+
+    file = source / "tokenizer.json"
+    if not file.is_file():
+        raise PeerError("it takes texts only: give --tokenizer")
+    tokenizer = Tokenizer.from_file(str(file))
+    return [tokenizer.decode(ids) for ids in prompts]
 
 
 TABLES: dict[str, tuple[str, float]] = {  # heading → figure and scale
@@ -125,7 +144,13 @@ def as_json(found: dict[str, Served]) -> dict[str, Any]:
     }
 
 
-PAIRS = (("ours fp32", "llama-server f32"), ("ours int8", "llama-server q8_0"), ("ours int4", "llama-server q4_0"))
+PAIRS = (
+    ("ours fp32", "llama-server f32"),
+    ("ours fp32", "transformers serve"),
+    ("ours fp32", "transformers serve, continuous"),
+    ("ours int8", "llama-server q8_0"),
+    ("ours int4", "llama-server q4_0"),
+)
 
 
 def serving_ratios(found: dict[str, Served]) -> list[str]:

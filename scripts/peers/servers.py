@@ -40,9 +40,10 @@ class Server:
         name: in the tables.
         model: of ``MODELS``.
         environment: of ``ENVIRONMENTS``; "" for ours.
-        command: {python}, {environment}, {model}, {port} are filled in.
+        command: {python}, {environment}, {model}, {source}, {port} are filled in.
         ready: the path that answers 200 once it can serve.
         body: what its requests hold beside the common part.
+        takes_texts: prompts are texts; the others take token ids.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Server:
     command: tuple[str, ...]
     ready: str
     body: Mapping[str, Any] = field(default_factory=dict)
+    takes_texts: bool = False
 
 
 def ours(precision: str, model: str) -> Server:
@@ -75,6 +77,14 @@ def llama(variant: str) -> Server:
     return Server(f"llama-server {variant}", f"llama-{variant}", "llama", command, "/health", {"ignore_eos": True})
 
 
+def transformers(name: str, *options: str) -> Server:
+    command = (
+        *("{environment}/bin/transformers", "serve", "{source}", "--port", "{port}", "--device", "cpu"),
+        *("--dtype", "float32", *options),
+    )
+    return Server(name, "checkpoint", HERE, command, "/health", takes_texts=True)
+
+
 SERVERS = (
     ours("fp32", "ours"),
     ours("int8", "ours-int8"),
@@ -82,6 +92,8 @@ SERVERS = (
     llama("f32"),
     llama("q8_0"),
     llama("q4_0"),
+    transformers("transformers serve"),
+    transformers("transformers serve, continuous", "--continuous-batching"),
 )
 
 
@@ -114,14 +126,19 @@ def free_port() -> int:
 
 
 @contextmanager
-def started(work: Path, server: Server) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+def started(work: Path, source: Path, server: Server) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     """Start a server, wait until it is ready, yield its port and process, and end it.
 
     Raises:
         PeerError: it does not become ready.
     """
     port, python, log = free_port(), python_of(work, server.environment), log_file(work, f"serve {server.name}")
-    places = {"python": python, "environment": python.parent.parent, "model": work / "models" / server.model}
+    places = {
+        "python": python,
+        "environment": python.parent.parent,
+        "source": source,
+        "model": work / "models" / server.model,
+    }
     command = [part.format(port=port, **places) for part in server.command]
     with log.open("wb") as said:
         try:
