@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,22 @@ def one_line(text: str) -> str:
     if len(text) > LONGEST_LINE:
         text = f"{text[: LONGEST_LINE // 2]} … {text[-LONGEST_LINE // 2 :]}"
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def markdown(text: str) -> str:
+    """Return Markdown that shows a text as it is, in one line: no link, no markup, no HTML comes of it."""
+    return MARKUP.sub(r"\\\g<0>", one_line(text))
+
+
+MARKUP = re.compile(r"[\\`*{}\[\]<>()#!|&~$]|(?<!\w)_|_(?!\w)|(?<=:)/")  # "_" within a word is itself
+
+
+def code(text: str) -> str:
+    """Return Markdown that shows a text as code, in one line."""
+    text = one_line(text)
+    ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    edge = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{ticks}{edge}{text}{edge}{ticks}"
 
 
 LONGEST_LINE = 2000  # characters; the longest message of ours, with long paths, has fewer

@@ -8,6 +8,7 @@ from typing import Any
 from converter.folder import snippets
 from converter.folder.clients import UNSUPPORTED
 from converter.folder.manifest import OUTPUTS
+from converter.texts import code, markdown
 from converter.weights.precisions import PRECISIONS
 from reference.config import GPT2Config
 
@@ -17,9 +18,9 @@ library_name: onnx
 pipeline_tag: {task}
 tags: [gpt2, onnx]
 ---
-# {name} for ONNX
+# {title} for ONNX
 
-GPT-2 with {parameters:,} parameters, converted from `{name}` by gpt2onnx {version}: {n_layer} layers, {n_head} heads,
+GPT-2 with {parameters:,} parameters, converted from {name} by gpt2onnx {version}: {n_layer} layers, {n_head} heads,
 width {n_embd}, {n_positions} positions, {vocab_size:,} tokens; opset {opset}, {operators}.
 
 {files}
@@ -117,10 +118,12 @@ def render(values: Mapping[str, Any], config: GPT2Config) -> str:
         run = RUN.replace("@arguments@", arguments).replace("@text@", text).replace("@gives@", gives)
         usages, task = ([*usages, run], task) if config.head_spec.predicts else ([run], named)
     source = values["source"]
+    name = source["name"] + (f" + {source['adapter']}" if "adapter" in source else "")
     return CARD.format(
         task=task,
         usage="\n\n".join(usages),
-        name=source["name"] + (f" + {source['adapter']}" if "adapter" in source else ""),
+        title=markdown(name),
+        name=code(name),
         version=values["versions"]["gpt2onnx"],
         parameters=values["parameters"],
         opset=values["opset"],
@@ -139,7 +142,14 @@ def files_table(values: Mapping[str, Any]) -> str:
         measured = (_figure(quality.get(key)) + _error(quality.get(f"{key}_error")) for key, _ in QUALITY)
         graphs = ", ".join(f"`{file}`" for file in facts["heads"].values())
         rows.append(
-            (name, graphs, f"`{facts['data']}`", _megabytes(facts["bytes"]), _weights(name, facts, values), *measured)
+            (
+                name,
+                graphs,
+                code(facts["data"]).replace("|", r"\|"),
+                _megabytes(facts["bytes"]),
+                _weights(name, facts, values),
+                *measured,
+            )
         )
     if not any("quality" in facts for facts in values["precisions"].values()):
         rows = [row[: len(FILES)] for row in rows]
@@ -171,7 +181,7 @@ def _measured_on(values: Mapping[str, Any]) -> str:
     found: dict[str, list[str]] = {}
     for name, facts in values["precisions"].items():
         if quality := facts.get("quality"):
-            what = f"{quality.get('text', 'an unknown text')}, {quality.get('scored', 0)} tokens"
+            what = f"{markdown(quality.get('text', 'an unknown text'))}, {quality.get('scored', 0)} tokens"
             found.setdefault(what, []).append(name)
     if len(found) == 1:
         return next(iter(found))

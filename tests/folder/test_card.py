@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 from converter import convert
 from converter.folder.clients import UNSUPPORTED
 from converter.folder.snippets import SNIPPETS
+from converter.texts import one_line
 
 Save = Callable[..., Path]
 EVERY = [snippet.client for snippet in SNIPPETS]
@@ -64,3 +66,26 @@ def test_says_where_a_precision_does_not_run(save: Save, tmp_path: Path) -> None
     said = f"int8 does not run in transformers: {UNSUPPORTED['transformers', 'int8']}."
     assert said in (tmp_path / "both" / "README.md").read_text()
     assert "does not run" not in (tmp_path / "fp32" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "my_model-v1.2 (copy)",
+        "<img src=x onerror=alert(1)>",
+        "[a](https:b) ![b](c) **c** _d_ # e",
+        "`a` ``b``",
+        "a\n\n# MATCH\n\x1b[31m\u202e",
+        "a | b & $c$ ~~d~~ \\",
+    ],
+)
+def test_a_name_is_shown_as_it_is_and_cannot_become_markup(save: Save, tmp_path: Path, name: str) -> None:
+    source = tmp_path / name
+    save().rename(source)
+    convert(source, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text().partition("---\n# ")[2]
+    tokens = [token for token in MarkdownIt("gfm-like", {"linkify": False}).parse(f"# {card}") if token.children]
+    title, line = tokens[0].children, tokens[1].children
+    assert "".join(token.content for token in title) == f"{one_line(name)} for ONNX"
+    assert {token.type for token in title} == {"text"} | {token.type for token in title if token.type == "text_special"}
+    assert [token.content for token in line if token.type == "code_inline"] == [one_line(name)]
