@@ -4,7 +4,8 @@ MatMulNBits, which the folder's graphs have, is the fastest operator for one row
 its weights apart again for each few of them. Processors multiply whole matrices of integers several times as fast. So
 a second session of the same graph has MatMulIntegerToFloat in its place. Its weights are the shipped ones, rounded to
 8 bits with one scale for each output; each row of what they are multiplied with is rounded to 8 bits, with a scale and
-a zero point of its own, so that no row depends on another. Sums of integers are exact.
+a zero point of its own, so that no row depends on another. Sums of integers are exact: where a processor adds products
+of bytes of two types in 16 bits, both have the same type.
 
 https://github.com/microsoft/onnxruntime, ContribOperators.md; "zeropoint, vector-wise" in Dettmers et al., LLM.int8(),
 2022.
@@ -34,6 +35,7 @@ ONES, SHAPE = "integer.ones", "integer.shape"  # what all products share
 PROJECTION = "h."  # how the names of the weights of projections begin; the head is run on few rows
 
 MOST = 127  # of the numbers of a weight, on either side of 0
+MIDDLE = 128  # stands for 0 in a weight of uint8
 
 # So many outputs of a weight are rounded together: they fit the second-level cache in float32.
 PIECE_ROWS = 64
@@ -64,7 +66,7 @@ IntegerLinear (x, ones, shape, weight, scales, sums_and_bias) => (y)
     zero = QuantizeLinear <axis = 0> (below, scale)
     numbers = QuantizeLinear <axis = 0> (rows, scale, zero)
     one = Constant <value_float = 1.0> ()
-    product = com.microsoft.MatMulIntegerToFloat (numbers, weight, one, scales)
+    PRODUCT
     scale_column = Unsqueeze (scale, last)
     scaled = Mul (product, scale_column)
     zero_value = DequantizeLinear <axis = 0> (zero, scale)
@@ -74,6 +76,14 @@ IntegerLinear (x, ones, shape, weight, scales, sums_and_bias) => (y)
     y = Reshape (whole, shape)
 }
 """
+
+# How numbers and weight are multiplied, by the type of the weight. int8 is the faster one where both are exact.
+PRODUCTS = {
+    np.dtype(np.int8): "product = com.microsoft.MatMulIntegerToFloat (numbers, weight, one, scales)",
+    np.dtype(np.uint8): """none = Constant <value = uint8 {0}> ()
+    middle = Constant <value = uint8 {128}> ()
+    product = com.microsoft.MatMulIntegerToFloat (numbers, weight, one, scales, none, middle)""",
+}
 
 # What all products of a step share: a column of ones, one for each row, and the dimensions [batch, tokens].
 SHARED = """
@@ -95,14 +105,14 @@ class Integers:
 
     Attributes:
         model: the graph; the weights of its products are external initializers.
-        weights: these weights, ``[inputs, outputs]`` int8, by name.
+        weights: these weights, ``[inputs, outputs]`` int8, or uint8 with 128 for 0, by name.
     """
 
     model: ModelProto
     weights: dict[str, np.ndarray]
 
 
-def with_integers(model: ModelProto, folder: Path) -> Integers | None:
+def with_integers(model: ModelProto, folder: Path, kind: np.dtype) -> Integers | None:
     """Return a graph with integer products; None if it has no product in blocks whose weight lies in a data file.
 
     ``model`` is left alone.
@@ -110,6 +120,7 @@ def with_integers(model: ModelProto, folder: Path) -> Integers | None:
     Args:
         model: a graph of int8 or int4, without its weights.
         folder: where its data file lies.
+        kind: of the weights, int8 or uint8.
     """
     made = ModelProto()
     made.CopyFrom(model)
@@ -124,13 +135,13 @@ def with_integers(model: ModelProto, folder: Path) -> Integers | None:
     weights: dict[str, np.ndarray] = {}
     for node, weight in zip(products, rounded, strict=True):
         name = node.input[1]
-        weights[name] = weight.numbers
-        held[name].CopyFrom(outside(name, weight.numbers.dtype, weight.numbers.shape, there))
+        weights[name] = weight.numbers if kind == np.int8 else weight.numbers.view(np.uint8) ^ MIDDLE
+        held[name].CopyFrom(outside(name, kind, weight.numbers.shape, there))
         _replace(node, weight, graph)
     nodes = [*_shared(graph, rounded), *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
-    made.functions.extend(_functions(made))
+    made.functions.extend(_functions(made, kind))
     made.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     made = inline_local_functions(made)
     _keep_used(made.graph)
@@ -163,10 +174,10 @@ def _shared(graph: GraphProto, weights: Sequence[_Weight]) -> list[NodeProto]:
     return nodes
 
 
-def _functions(model: ModelProto) -> list[FunctionProto]:
+def _functions(model: ModelProto, kind: np.dtype) -> list[FunctionProto]:
     """Return ``Shared`` and ``IntegerLinear`` in the version of the operators that a model has."""
     opset = next(each.version for each in model.opset_import if not each.domain)
-    filled = {"OPSET": str(opset), "LEAST": repr(LEAST_RANGE), "PART": repr(1 / STEPS)}
+    filled = {"OPSET": str(opset), "LEAST": repr(LEAST_RANGE), "PART": repr(1 / STEPS), "PRODUCT": PRODUCTS[kind]}
     texts = [SHARED, FUNCTION]
     for word, value in filled.items():
         texts = [text.replace(word, value) for text in texts]
@@ -231,7 +242,8 @@ def open_integers(graph: bytes, folder: Path, threads: int | None) -> InferenceS
         folder: where its data file lies.
         threads: see ``load``.
     """
-    made = with_integers(onnx.load_from_string(graph), folder) if multiplies_exactly() else None
+    kind = exact_kind()
+    made = None if kind is None else with_integers(onnx.load_from_string(graph), folder, kind)
     if made is None:
         return None
     options = session_options(threads)
@@ -246,14 +258,23 @@ def open_integers(graph: bytes, folder: Path, threads: int | None) -> InferenceS
 
 
 @cache
-def multiplies_exactly() -> bool:
-    """Tell whether ONNX Runtime's integer product is exact on this processor, and keeps a copy of the weights.
+def exact_kind() -> np.dtype | None:
+    """Return the type of weights whose products with uint8 are exact on this processor; None if there is none.
 
-    Without instructions that add products in 32 bits (VNNI, AMX, Arm's dot product) it adds two of them in 16 and cuts
-    off what is too large. Without a copy of its own it would go on reading memory that we free.
+    Of two that are exact int8 is the faster one: it has instructions that add products in 32 bits (VNNI, AMX, Arm's
+    dot product). Without them ONNX Runtime adds two products of uint8 and int8 in 16 bits and cuts off what is too
+    large; uint8 it widens first.
     """
-    size = 256
-    numbers, weight = np.full((size, size), 255, np.uint8), np.full((size, size), MOST, np.int8)
+    return next((kind for kind in PRODUCTS if _multiplies_exactly(kind)), None)
+
+
+def _multiplies_exactly(kind: np.dtype) -> bool:
+    """Tell whether ONNX Runtime's integer product is exact with weights of a type, and keeps a copy of them.
+
+    Without a copy of its own it would go on reading memory that we free.
+    """
+    size, most = 256, np.iinfo(kind).max
+    numbers, weight = np.full((size, size), 255, np.uint8), np.full((size, size), most, kind)
     node = helper.make_node("MatMulInteger", ["numbers", "weight"], ["sums"])
     given = helper.make_tensor_value_info("numbers", TensorProto.UINT8, numbers.shape)
     sums = helper.make_tensor_value_info("sums", TensorProto.INT32, numbers.shape)
@@ -265,4 +286,4 @@ def multiplies_exactly() -> bool:
     weight[:] = 0
     (found,) = session.run(["sums"], {"numbers": numbers})
     del values
-    return bool((found == size * 255 * MOST).all())
+    return bool((found == size * 255 * int(most)).all())

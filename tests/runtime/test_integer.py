@@ -16,7 +16,7 @@ from converter.folder.convert import convert
 from converter.parity.legs.widen import open_widened
 from converter.runtime import decoder
 from converter.runtime.decoder import MANY_TEXTS, MANY_TOKENS
-from converter.runtime.integer import FUNCTION, multiplies_exactly, with_integers
+from converter.runtime.integer import FUNCTION, PRODUCTS, exact_kind, with_integers
 from converter.runtime.opening import load
 from converter.runtime.ort import InferenceSession
 from converter.weights.precisions import PRECISIONS, Blocks
@@ -24,7 +24,8 @@ from converter.weights.quantize import dequantize, quantize_rows
 
 Save = Callable[..., Path]
 
-exact = pytest.mark.skipif(not multiplies_exactly(), reason="this processor cuts off large sums of products")
+KIND = exact_kind()
+exact = pytest.mark.skipif(KIND is None, reason="this processor cuts off large sums of products")
 
 QUANTIZED = [name for name, row in PRECISIONS.items() if row.scheme]
 INPUTS, OUTPUTS = 40, 24
@@ -83,7 +84,8 @@ ROWS = {
 @pytest.mark.parametrize("precision", QUANTIZED)
 def test_a_row_is_rounded_to_eight_bits_between_its_extremes_and_0(tmp_path: Path, precision: str, rows: str) -> None:
     model, weight, bias = product(tmp_path, precision)
-    made = with_integers(model, tmp_path)
+    assert KIND is not None
+    made = with_integers(model, tmp_path, KIND)
     assert made is not None
     x = ROWS[rows](np.random.default_rng(1)).astype(np.float32)
     session = InferenceSession(inline(made.model, made.weights, tmp_path).SerializeToString())
@@ -103,14 +105,16 @@ def test_a_row_is_rounded_to_eight_bits_between_its_extremes_and_0(tmp_path: Pat
     assert np.median(np.abs(found[0] - expected)) <= rounding
 
 
+@pytest.mark.parametrize("kind", PRODUCTS, ids=str)
 @pytest.mark.parametrize("precision", QUANTIZED)
-def test_without_rounding_it_is_the_product_with_its_numbers(tmp_path: Path, precision: str) -> None:
+def test_without_rounding_it_is_the_product_with_its_numbers(tmp_path: Path, precision: str, kind: np.dtype) -> None:
     model, _, bias = product(tmp_path, precision)
-    made = with_integers(model, tmp_path)
+    made = with_integers(model, tmp_path, kind)
     assert made is not None
     whole = inline(made.model, made.weights, tmp_path)
     scales = next(numpy_helper.to_array(each) for each in whole.graph.initializer if each.name == "h.0.integer.scales")
-    weight = made.weights["h.0.weight"] * scales.astype(np.float64)
+    middle = 128.0 if kind == np.uint8 else 0.0
+    weight = (made.weights["h.0.weight"] - middle) * scales.astype(np.float64)
     x = np.random.default_rng(1).standard_normal((2, 3, INPUTS))
     session = open_widened(whole, tmp_path / "g.data").session
     (found,) = session.run(["y"], {"x": x, "input_ids": np.zeros((2, 3), np.int64)})
@@ -148,7 +152,7 @@ def test_a_processor_that_cuts_sums_off_does_without_them(
     save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     convert(save(n_embd=24, n_positions=128), tmp_path / "out", precision=["int8"])
-    monkeypatch.setattr("converter.runtime.integer.multiplies_exactly", lambda: False)
+    monkeypatch.setattr("converter.runtime.integer.exact_kind", lambda: None)
     ids = np.arange(MANY_TOKENS) % 61
     plain = load(tmp_path / "out", prepack=False).logits(ids)
     np.testing.assert_array_equal(load(tmp_path / "out").logits(ids), plain)

@@ -132,6 +132,10 @@ def unquantize(graph: GraphProto, file: Path) -> dict[str, np.ndarray]:
         The new initializers, by name. They are in the graph, but for their numbers.
     """
     held = {tensor.name: tensor for each in graphs_of(graph) for tensor in each.initializer}
+    constants = [node for each in graphs_of(graph) for node in each.node if node.op_type == "Constant"]
+    held |= {
+        node.output[0]: attribute.t for node in constants for attribute in node.attribute if attribute.HasField("t")
+    }
     weights: dict[str, np.ndarray] = {}
 
     def weight(node: NodeProto) -> str:
