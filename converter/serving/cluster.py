@@ -15,9 +15,11 @@ ADDRESS = "RAY_ADDRESS"  # the variable by which Ray, too, is told of a cluster
 LOOPBACK = "127.0.0.1"
 OURS = re.compile(r"errors\.\w+: (.+)")  # a sentence of ours, in the traceback of another process
 
-# Set before Ray is imported: tell nobody how it is used, and write no warnings of its inner workings.
+# Set before Ray is imported: tell nobody how it is used, write no warnings of its inner workings, and give its parts a
+# minute instead of 20 seconds to find each other, as a busy machine needs.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "60")
 
 import ray  # noqa: E402
 

@@ -83,7 +83,7 @@ def clone(tmp_path: Path, things: Path) -> Path:
         shutil.copy(ROOT / name, here / name)
     (here / ".venv").mkdir()
     (here / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
-    mark = "echo $(cat requirements.lock pyproject.toml | cksum) $PWD > .venv/installed"
+    mark = "echo $(cat requirements.lock pyproject.toml scripts/setup.sh | cksum) $PWD > .venv/installed"
     subprocess.run(["bash", "-c", mark], cwd=here, check=True)
     return here
 

@@ -28,6 +28,8 @@ from tests.cli.commands import assert_one_sentence, run
 from tests.docs.blocks import blocks
 from tests.serving.servers import WAIT, Running, raw
 
+ATTEMPTS = 3  # to start Ray, whose parts give up on each other on a machine that is very busy
+
 SCALE = Path(__file__).parents[2] / "docs" / "how-to" / "scale.md"
 
 
@@ -37,11 +39,15 @@ def replicas(bundled: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     home = tmp_path_factory.mktemp("replicas")
     (home / "replicas.yaml").write_text("num_replicas: 2\nray_actor_options: {num_cpus: 0.5}\n")
     command = [sys.executable, "-m", "converter.cli", "serve", str(bundled), "--ray", str(home / "replicas.yaml")]
-    process = subprocess.Popen([*command, "--port", "0", "--name", "small"], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    line = next(line for line in process.stderr if "replicas of Ray" in line)
-    port = re.search(r":(\d+) serves", line)
-    assert port is not None
+    for _ in range(ATTEMPTS):
+        process = subprocess.Popen([*command, "--port", "0", "--name", "small"], stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        said = [""]
+        while "replicas of Ray" not in said[-1] and (line := process.stderr.readline()):
+            said.append(line)
+        if port := re.search(r":(\d+) serves", said[-1]):
+            break
+    assert port is not None, said
     try:
         yield Running(None, int(port[1]))  # type: ignore[arg-type] # it runs in another process
     finally:
