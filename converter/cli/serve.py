@@ -90,9 +90,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
     type=click.Path(path_type=Path, dir_okay=False),
     help="Serve by replicas of Ray Serve, with its options for a deployment in FILE (YAML): num_replicas: 2, …",
 )
-@click.option(
-    "--log", type=click.Choice(list(LEVELS)), default="info", show_default=True, help="Lines on standard error."
-)
+@click.option("--log", type=click.Choice(LEVELS), default="info", show_default=True, help="Lines on standard error.")
 @click.option("-q", "--quiet", is_flag=True, help="Do not say where the server is.")
 @debug_option
 def serve(
@@ -131,7 +129,7 @@ def serve(
     with listening, terminal.warnings_as_lines():
         with progress.line(f"opening {out}", not quiet):
             served = settings.open()
-        end_log = server.log_to_standard_error(LEVELS[settings.log])
+        end_log = server.log_to_standard_error(settings.log)
         try:
             about_it = about(served, server.url_of(listening))
             server.Server(served, key, settings.allow_origin, lambda: say(about_it)).run_on(listening)

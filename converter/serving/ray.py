@@ -19,7 +19,7 @@ from converter.runtime.opening import model_file
 from converter.serving import cluster, server
 from converter.serving.answers import Receive, Send
 from converter.serving.app import App
-from converter.serving.settings import KEY_VARIABLE, LEVELS, Settings
+from converter.serving.settings import KEY_VARIABLE, Settings
 
 import ray  # isort: skip - after cluster, which tells it not to report
 from pydantic import ValidationError  # isort: skip
@@ -45,7 +45,7 @@ class Replica:
     """
 
     def __init__(self, settings: Settings, key: str | None = None, needs_key: bool = False) -> None:
-        server.log_to_standard_error(LEVELS[settings.log])
+        server.log_to_standard_error(settings.log)
         key = key or settings.key()
         if needs_key and key is None:
             raise ServeError(

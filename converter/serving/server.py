@@ -155,11 +155,12 @@ class Lines(logging.Formatter):
         return json.dumps(facts)
 
 
-def log_to_standard_error(level: int) -> Callable[[], None]:
-    """Write the log of the server, and uvicorn's warnings, to standard error; return what ends that."""
+def log_to_standard_error(level: str) -> Callable[[], None]:
+    """Write the log of the server from a level on, and uvicorn's warnings, to standard error; return what ends that."""
+    number = logging.getLevelNamesMapping()[level.upper()]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Lines())
-    loggers = {"converter.serving": level, "uvicorn.error": max(level, logging.WARNING)}
+    loggers = {"converter.serving": number, "uvicorn.error": max(number, logging.WARNING)}
     for name, least in loggers.items():
         logging.getLogger(name).addHandler(handler)
         logging.getLogger(name).setLevel(least)

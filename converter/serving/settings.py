@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from converter.serving.served import Served
 
 KEY_VARIABLE = "GPT2ONNX_API_KEY"
-LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING}
+LEVELS = ("debug", "info", "warning")  # of the log
 
 
 @dataclass(frozen=True, kw_only=True)
