@@ -84,12 +84,11 @@ def texts(source: Path, prompts: Sequence[list[int]]) -> list[str]:
     Raises:
         PeerError: the checkpoint has no tokenizer.
     """
-    from tokenizers import Tokenizer
-
-    file = source / "tokenizer.json"
-    if not file.is_file():
+    if not (source / "vocab.json").is_file():
         raise PeerError("it takes texts only: give --tokenizer")
-    tokenizer = Tokenizer.from_file(str(file))
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source)
     return [tokenizer.decode(ids) for ids in prompts]
 
 
