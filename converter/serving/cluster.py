@@ -13,6 +13,7 @@ from converter.errors import ClusterError
 
 ADDRESS = "RAY_ADDRESS"  # the variable by which Ray, too, is told of a cluster
 LOOPBACK = "127.0.0.1"
+ATTEMPTS = 3  # to start a cluster: two that start at once may take each other's ports
 OURS = re.compile(r"errors\.\w+: (.+)")  # a sentence of ours, in the traceback of another process
 
 # Set before Ray is imported: tell nobody how it is used, write no warnings of its inner workings, and give its parts a
@@ -22,6 +23,7 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "60")
 
 import ray  # noqa: E402
+from ray.exceptions import RayError  # noqa: E402
 
 
 def is_here() -> bool:
@@ -42,12 +44,16 @@ def joined(processors: int | None = None) -> Iterator[None]:
     address = os.environ.get(ADDRESS)
     quietly: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
     alone: dict[str, Any] = {"num_cpus": processors, "include_dashboard": False, "_node_ip_address": LOOPBACK}
-    try:
-        with unheard():
-            ray.init(address or "local", **({} if address else alone), **quietly)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = f"the cluster of Ray at {address}" if address else "a cluster of Ray"
-        raise ClusterError(f"{where} cannot be joined: {' '.join(str(error).split())}") from error
+    for attempt in range(ATTEMPTS):
+        try:
+            with unheard():
+                ray.init(address or "local", **({} if address else alone), **quietly)
+            break
+        except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
+            ray.shutdown()
+            if address or attempt == ATTEMPTS - 1:
+                where = f"the cluster of Ray at {address}" if address else "a cluster of Ray"
+                raise ClusterError(f"{where} cannot be joined: {' '.join(str(error).split())}") from error
     try:
         yield
     finally:
