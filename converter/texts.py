@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,8 +12,6 @@ from typing import Any, TypeVar
 from converter.errors import TextError
 
 Found = TypeVar("Found")
-
-ROW = {"JSONL": "line", "Parquet": "row"}  # what a file of the kind numbers
 
 
 def one_line(text: str) -> str:
@@ -31,7 +29,8 @@ def markdown(text: str) -> str:
     return MARKUP.sub(r"\\\g<0>", one_line(text))
 
 
-MARKUP = re.compile(r"[\\`*{}\[\]<>()#!|&~$]|(?<!\w)_|_(?!\w)|(?<=:)/")  # "_" within a word is itself
+# "_" within a word is itself; "://" would make a link.
+MARKUP = re.compile(r"[\\`*{}\[\]<>()#!|&~$]|(?<!\w)_|_(?!\w)|(?<=:)/")
 
 
 def code(text: str) -> str:
@@ -46,23 +45,15 @@ LONGEST_LINE = 2000  # characters; the longest message of ours, with long paths,
 
 
 def read_texts(file: Path) -> list[str]:
-    """Return the texts in a file: a plain text, or the ``text`` of each line of JSONL.
+    """Return the texts in a file: a plain text, or the ``text`` of each line of JSONL or row of Parquet.
 
     Raises:
         TextError: it cannot be read, is no UTF-8, or a line has no text.
     """
-    content = _content(file)
-    return texts_of(_lines(content), str(file)) if file.suffix == ".jsonl" else [content]
-
-
-def texts_of(rows: Iterable[tuple[int, Any]], name: str, kind: str = "JSONL") -> list[str]:
-    """Return the texts of rows, which a file called ``name`` holds and numbers.
-
-    Raises:
-        TextError: a row has no text, or there is no row.
-    """
-    found = [(number, _text_of(values)) for number, values in rows]
-    return _complete(found, name, kind, "text")
+    kind = KINDS.get(file.suffix)
+    if kind is None:
+        return [_content(file)]
+    return _complete(kind, str(file), "text", ((number, _text_of(values)) for number, values in kind.rows(file)))
 
 
 def _text_of(values: Any) -> str | None:
@@ -86,27 +77,22 @@ class PromptLine:
 
 
 def read_prompts(file: Path) -> list[PromptLine]:
-    """Return the prompts in a file of JSONL: the ``prompt`` or ``text`` of each line, a text or token ids.
+    """Return the prompts in a file: the ``prompt`` or ``text`` of each line of JSONL or row of Parquet.
 
     Raises:
         TextError: it cannot be read, is no UTF-8, or a line has no prompt.
     """
-    return prompts_in(_content(file), str(file))
+    kind = PARQUET if KINDS.get(file.suffix) is PARQUET else JSONL  # which may have any name
+    return _prompts(kind, kind.rows(file), str(file))
 
 
 def prompts_in(content: str, name: str) -> list[PromptLine]:
     """Return the prompts in the content of a file of JSONL; see ``read_prompts``."""
-    return prompts_of(_lines(content), name)
+    return _prompts(JSONL, _lines(content), name)
 
 
-def prompts_of(rows: Iterable[tuple[int, Any]], name: str, kind: str = "JSONL") -> list[PromptLine]:
-    """Return the prompts of rows, which a file called ``name`` holds and numbers.
-
-    Raises:
-        TextError: a row has no prompt, or there is no row.
-    """
-    found = [(number, _prompt_of(number, values)) for number, values in rows]
-    return _complete(found, name, kind, "prompt")
+def _prompts(kind: Kind, rows: Rows, name: str) -> list[PromptLine]:
+    return _complete(kind, name, "prompt", ((number, _prompt_of(number, values)) for number, values in rows))
 
 
 def _prompt_of(number: int, values: Any) -> PromptLine | None:
@@ -121,18 +107,22 @@ def _prompt_of(number: int, values: Any) -> PromptLine | None:
     return PromptLine(number, prompt, others) if ids or isinstance(prompt, str) else None
 
 
-def _complete(found: Sequence[tuple[int, Found | None]], name: str, kind: str, what: str) -> list[Found]:
-    """Return what was found in every row.
+def _complete(kind: Kind, name: str, what: str, found: Iterable[tuple[int, Found | None]]) -> list[Found]:
+    """Return what was found in every row of a file.
 
     Raises:
         TextError: a row has none, or there is no row.
     """
-    row = ROW[kind]
-    without = next((number for number, value in found if value is None), None)
-    if not found or without is not None:
-        why = f"{row} {without} has no {what}" if found else "it is empty"
-        raise TextError(f'{name} cannot be read as {kind}: {why}; expected {{"{what}": "…"}} in every {row}')
-    return [value for _, value in found if value is not None]
+    values, why = list[Found](), "it is empty"
+    for number, value in found:
+        if value is None:
+            values, why = [], f"{kind.row} {number} has no {what}"
+            break
+        values.append(value)
+    if not values:
+        expected = f'expected {{"{what}": "…"}} in every {kind.row}'
+        raise TextError(f"{name} cannot be read as {kind.name}: {why}; {expected}")
+    return values
 
 
 def _content(file: Path) -> str:
@@ -155,3 +145,47 @@ def _lines(content: str) -> Iterator[tuple[int, Any]]:
                 yield number, json.loads(line)
             except ValueError:
                 yield number, None
+
+
+def _rows_of_parquet(file: Path) -> Iterator[tuple[int, Any]]:
+    """Return what the rows of a file of Parquet hold, by their number. What JSON does not have becomes text.
+
+    Raises:
+        TextError: it cannot be read.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise TextError(f"{file} needs pyarrow: pip install pyarrow") from error
+    try:
+        with parquet.ParquetFile(file) as opened:
+            rows = (values for batch in opened.iter_batches() for values in batch.to_pylist())
+            for number, values in enumerate(rows, 1):
+                yield number, json.loads(json.dumps(values, default=str))
+    except (OSError, pyarrow.ArrowException) as error:
+        told = str(getattr(error, "strerror", None) or error).splitlines()[0]
+        raise TextError(f"{file} cannot be read as Parquet: {told}") from error
+
+
+Rows = Iterable[tuple[int, Any]]  # what each row holds, by its number
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file that holds many texts.
+
+    Attributes:
+        name: of the format.
+        row: what it numbers.
+        rows: reads a file.
+    """
+
+    name: str
+    row: str
+    rows: Callable[[Path], Rows]
+
+
+JSONL = Kind("JSONL", "line", lambda file: _lines(_content(file)))
+PARQUET = Kind("Parquet", "row", _rows_of_parquet)
+KINDS = {".jsonl": JSONL, ".parquet": PARQUET}

@@ -18,6 +18,7 @@ from converter.cli.options import (
     json_option,
     layout_options,
     out_argument,
+    output_option,
     precision_option,
     provider_option,
     standard_input,
@@ -120,15 +121,9 @@ EARLY_STOPPING: dict[str, Any] = {"no": False, "yes": True, "never": "never"}  #
     "file",
     metavar="FILE",
     type=click.Path(path_type=Path, allow_dash=True, dir_okay=False),
-    help='JSONL with a "prompt" in each line, or - for standard input; JSONL comes out.',
+    help='JSONL with a "prompt" in each line, or Parquet (.parquet), or - for standard input; JSONL comes out.',
 )
-@click.option(
-    "-o",
-    "--output",
-    metavar="FILE",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Where the lines go. Give it again after an interruption, and the lines that it has stay.",
-)
+@output_option
 @click.option(
     "--batch-size", default=8, show_default=True, type=click.IntRange(1), help="Texts that run together with --prompts."
 )
@@ -189,9 +184,9 @@ def generate(
             return model, options_of(model, given, not no_generation_config)
 
     if file is not None:
-        with choice.opened(threads, {"provider": provider, "precision": precision, **layout}) as engine:
-            lines = engine.prompts(file)
-            prompt_files.run(*opened(), file, lines, batch_size, output, quiet, engine)
+        lines = prompt_files.read(file)
+        with choice.opened(threads, {"provider": provider, "precision": precision, **layout}) as workers:
+            prompt_files.run(*opened(), file, lines, batch_size, output, quiet, workers)
         return
     texts = prompts or (standard_input("a prompt"),)
     model, asked = opened()

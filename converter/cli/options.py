@@ -139,6 +139,13 @@ threads_option = click.option(
     "--threads", type=click.IntRange(1, MAX_THREADS), help="Threads of ONNX Runtime; by default one a core."
 )
 
+output_option = click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where the lines go. Give it again after an interruption, and the lines that it has stay.",
+)
 no_prepack_option = click.option(
     "--no-prepack", is_flag=True, help="Keep no weights laid out for speed: less memory, but slower."
 )

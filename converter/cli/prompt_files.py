@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING
 
 from converter.cli import generation, progress, terminal
 from converter.cli.jsonl_output import Expected, opened
+from converter.cli.options import standard_input
 from converter.errors import PromptError
-from converter.texts import PromptLine
+from converter.texts import PromptLine, prompts_in, read_prompts
 
 if TYPE_CHECKING:
-    from converter.cli.engines import Engine
     from converter.runtime.generation import Generation
     from converter.runtime.options import GenerationOptions
     from converter.runtime.session import Model
+    from converter.serving.workers import Workers
+
+
+def read(file: Path) -> list[PromptLine]:
+    """Return the prompts in a file, or on standard input if it is ``-``."""
+    return prompts_in(standard_input("--prompts FILE"), "standard input") if str(file) == "-" else read_prompts(file)
 
 
 def run(
@@ -26,20 +32,21 @@ def run(
     batch_size: int,
     output: Path | None,
     quiet: bool,
-    engine: Engine,
+    workers: Workers | None,
 ) -> None:
     """Continue every prompt; write a line of JSON for each text, with whatever else the prompt's line holds.
 
     Args:
         output: where the lines go; None for standard output. Prompts whose lines it holds already are left out.
-        engine: what continues them.
+        workers: what continues them; None for this process.
 
     Raises:
         PromptError: a prompt cannot be continued. Nothing has been generated then.
         OutputError: ``output`` holds something else than texts of these prompts, or cannot be written.
     """
-    from converter.runtime.generation import Copies
+    from converter.runtime.generation import Copies, generate_each
 
+    continue_each = workers.generate_each if workers else generate_each
     encoded = [encode(model, file, line, asked) for line in lines]
     copies, logprobs = Copies(asked.seed), asked.logprobs is not None
     with (
@@ -48,7 +55,7 @@ def run(
     ):
         for ids in encoded[:done]:
             copies.skip(ids, asked.best)
-        for texts in engine.generate_each(model, encoded[done:], asked, batch_size, copies):
+        for texts in continue_each(model, encoded[done:], asked, batch_size, copies):
             write(json_lines(model, lines[done:], texts, logprobs))
             done += len(texts.texts) // texts.best
             if counted is not None:

@@ -18,8 +18,10 @@ from converter.cli.options import (
     RUNTIME_GROUP,
     debug_option,
     out_argument,
+    output_option,
     precision_option,
     provider_option,
+    standard_input,
     threads_option,
 )
 
@@ -44,17 +46,11 @@ if TYPE_CHECKING:
 @click.argument(
     "file",
     type=click.Path(path_type=Path, allow_dash=True),
-    help='Plain text, JSONL with a "text" in each line, or - for standard input.',
+    help='Plain text, JSONL with a "text" in each line, Parquet, or - for standard input.',
 )
 @click.option("--stride", type=int, help="Tokens from window to window of a long text; by default half the positions.")
 @click.option("--batch-size", default=8, show_default=True, help="Windows that are read together.")
-@click.option(
-    "-o",
-    "--output",
-    metavar="FILE",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Where the lines go. Give it again after an interruption, and the lines that it has stay.",
-)
+@output_option
 @engines.engine_options
 @threads_option
 @precision_option
@@ -81,11 +77,12 @@ def score(
     from converter.errors import TextError
     from converter.runtime.opening import load
     from converter.runtime.scoring import groups_of, score_each
+    from converter.texts import read_texts
 
-    with choice.opened(threads, {"provider": provider, "precision": precision}) as engine:
-        texts = engine.texts(file)
-        if not any(map(str.strip, texts)):
-            raise TextError(f"{file} is empty; expected a text")
+    texts = [standard_input("a FILE")] if str(file) == "-" else read_texts(file)
+    if not any(map(str.strip, texts)):
+        raise TextError(f"{file} is empty; expected a text")
+    with choice.opened(threads, {"provider": provider, "precision": precision}) as workers:
         with progress.line(f"opening {out}", not quiet):
             model = load(out, provider, threads, precision, large_pages=True)
         groups = groups_of(model, model.encode(texts), stride, batch_size)
@@ -94,7 +91,8 @@ def score(
             progress.amounts(f"reading {file}", not quiet) as counted,
         ):
             scores = read_back(output) if done else []
-            for part in score_each(model, groups[done:], reader=partial(engine.log_probs, model), progress=counted):
+            read_all = partial(workers.log_probs, model) if workers else None
+            for part in score_each(model, groups[done:], read_all=read_all, progress=counted):
                 write("".join(terminal.to_json(score_facts(one), indent=None) + "\n" for one in part))
                 scores += part
     if not quiet:

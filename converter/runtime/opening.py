@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from converter.checkpoint.config import parse_config
 from converter.errors import ConfigError, ModelFolderError
@@ -34,9 +34,6 @@ from converter.runtime.session import CacheType, Model
 from converter.weights import precisions
 from converter.weights.precisions import PRECISIONS
 from reference.config import GPT2Config
-
-if TYPE_CHECKING:
-    pass
 
 MODEL_FILES = ("onnx/model.onnx", "model.onnx")  # where a folder without our manifest may have its graph
 

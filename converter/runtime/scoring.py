@@ -22,8 +22,8 @@ DEFAULT_BATCH = 8
 # scores can be written, and what was interrupted can go on there.
 BATCHES = 32
 
-Rows = list[list[int]]  # the tokens of the windows of a batch
-Reader = Callable[[Iterable[Rows]], Iterator[list[list[float | None]]]]  # gives what log_probs gives for each batch
+Batch = list[list[int]]  # the tokens of windows that are read at once
+ReadAll = Callable[[Iterable[Batch]], Iterator[list[list[float | None]]]]  # gives what log_probs gives for each batch
 Progress = Callable[[int, int], None]
 
 
@@ -96,7 +96,7 @@ class Group:
     windows: list[Window] = field(default_factory=list)
 
     @property
-    def batches(self) -> Iterator[list[list[int]]]:
+    def batches(self) -> Iterator[Batch]:
         """Return the tokens of the windows that are read at once, batch after batch."""
         rows = [self.ids[window.text][window.begin : window.end] for window in self.windows]
         return (rows[at : at + self.batch_size] for at in range(0, len(rows), self.batch_size))
@@ -131,16 +131,16 @@ def score(
 
 
 def score_each(
-    model: Model, groups: Sequence[Group], *, reader: Reader | None = None, progress: Progress | None = None
+    model: Model, groups: Sequence[Group], *, read_all: ReadAll | None = None, progress: Progress | None = None
 ) -> Iterator[list[Score]]:
     """Score groups of texts one after another; yield the scores of each.
 
     Args:
-        reader: what reads batches of windows; by default the model itself.
+        read_all: reads batches of windows; by default the model does, here.
         progress: told how many tokens have been read, of how many.
     """
     read, total = 0, sum(window.length for group in groups for window in group.windows)
-    found = (reader or partial(map, partial(log_probs, model)))(rows for group in groups for rows in group.batches)
+    found = (read_all or partial(map, partial(log_probs, model)))(rows for group in groups for rows in group.batches)
     for group in groups:
         scores: list[list[float | None]] = [[None] * len(row) for row in group.ids]
         for at in range(0, len(group.windows), group.batch_size):

@@ -15,20 +15,17 @@ from typing import Any
 import ray.data
 from ray.exceptions import RayError
 
-from converter.errors import ClusterError, TextError
+from converter.errors import ClusterError
 from converter.runtime import generation, scoring
 from converter.runtime.generation import Copies, Generation
 from converter.runtime.opening import load
 from converter.runtime.options import GenerationOptions
 from converter.runtime.session import Model
 from converter.serving import cluster
-from converter.texts import PromptLine, prompts_of, read_prompts, read_texts, texts_of
 
 # Prompts of a task, for each text that runs at once: enough that a task ends with few free places, few enough that
 # what is lost with a worker is soon done again.
 PROMPTS = 8
-
-PARQUET = ".parquet"
 
 Job = Callable[[Model, Any], Any]
 
@@ -52,31 +49,6 @@ class Workers:
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-    def prompts(self, file: Path) -> list[PromptLine]:
-        """Return the prompts in a file of JSONL, or of Parquet with a column ``prompt`` or ``text``."""
-        if file.suffix != PARQUET:
-            return read_prompts(file)
-        return prompts_of(enumerate(self._rows(file), 1), str(file), "Parquet")
-
-    def texts(self, file: Path) -> list[str]:
-        """Return the texts in a file: plain, JSONL, or Parquet with a column ``text``."""
-        if file.suffix != PARQUET:
-            return read_texts(file)
-        return texts_of(enumerate(self._rows(file), 1), str(file), "Parquet")
-
-    def _rows(self, file: Path) -> Iterator[dict[str, Any]]:
-        """Return the rows of a file of Parquet.
-
-        Raises:
-            TextError: it cannot be read.
-        """
-        try:
-            tables: Iterable[Any] = ray.data.read_parquet(str(file)).iter_batches(batch_format="pyarrow")
-            for table in tables:
-                yield from table.to_pylist()
-        except (OSError, ValueError, RayError) as error:
-            raise TextError(f"{file} cannot be read as Parquet: {cluster.sentence_of(error)}") from error
 
     def each(self, model: Model, job: Job, tasks: Iterable[Any]) -> Iterator[Any]:
         """Do a job with each task; yield what it returns, in the order of the tasks.
@@ -118,7 +90,7 @@ class Workers:
         for done in self.each(model, continued, tasks()):
             yield from done
 
-    def log_probs(self, model: Model, batches: Iterable[scoring.Rows]) -> Iterator[list[list[float | None]]]:
+    def log_probs(self, model: Model, batches: Iterable[scoring.Batch]) -> Iterator[list[list[float | None]]]:
         """Return the log-probabilities of tokens; see ``converter.runtime.scoring.log_probs``."""
         return self.each(model, scoring.log_probs, batches)
 
