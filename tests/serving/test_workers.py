@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,6 +15,8 @@ from typing import Any
 import pytest
 
 pytest.importorskip("ray.data", reason="the extra ray is not installed")
+
+import ray
 
 from converter.errors import ClusterError
 from converter.runtime.generation import Copies, options_of
@@ -104,3 +109,26 @@ def test_a_worker_that_fails_ends_the_command_with_its_sentence(
     asked = options_of(model, {"max_new_tokens": 2})
     with pytest.raises(ClusterError, match=r"a worker of Ray has failed: .*config\.json"):
         list(Workers(1, 1, {}).generate_each(model, [[1, 2]], asked, 1, Copies(0)))
+
+
+def test_a_cluster_that_runs_already_is_joined_and_left_running(cluster: None, bundled: Path, file: Path) -> None:
+    command = ["generate", str(bundled), "--prompts", str(file), "-n", "6", "-q", "--batch-size", "1", *map(str, RAY)]
+    done = subprocess.run(
+        [sys.executable, "-m", "converter.cli", *command, "--threads", "1"],
+        env={**os.environ, clusters.ADDRESS: ray.get_runtime_context().gcs_address}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [json.loads(line) for line in done.stdout.splitlines()] == generated(bundled, "--prompts", file)
+    assert ray.cluster_resources()["CPU"] == 2
+
+
+def test_an_address_without_a_cluster_is_said_in_a_sentence(
+    bundled: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(clusters.ADDRESS, "127.0.0.1:1")
+    monkeypatch.setenv("RAY_NUM_REDIS_GET_RETRIES", "2")
+    arguments = ["generate", str(bundled), "--prompts", str(file), *map(str, RAY)]
+    done = subprocess.run([sys.executable, "-m", "converter.cli", *arguments], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "the cluster of Ray at 127.0.0.1:1 cannot be joined" in done.stderr
+    assert done.stderr.count("\n") == 1
