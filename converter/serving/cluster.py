@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from converter.errors import ClusterError
+from converter.files import reason
 
 ADDRESS = "RAY_ADDRESS"  # the variable by which Ray, too, is told of a cluster
 LOOPBACK = "127.0.0.1"
+REACH_SECONDS = 10.0  # for the first answer of a cluster
 ATTEMPTS = 3  # to start a cluster: two that start at once may take each other's ports
 OURS = re.compile(r"errors\.\w+: (.+)")  # a sentence of ours, in the traceback of another process
 
@@ -42,6 +45,7 @@ def joined(processors: int | None = None) -> Iterator[None]:
         ClusterError: there is none at that address.
     """
     address = os.environ.get(ADDRESS)
+    refuse_unreachable(address or "")
     quietly: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
     alone: dict[str, Any] = {"num_cpus": processors, "include_dashboard": False, "_node_ip_address": LOOPBACK}
     for attempt in range(ATTEMPTS):
@@ -58,6 +62,22 @@ def joined(processors: int | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def refuse_unreachable(address: str) -> None:
+    """Refuse an address at which nobody listens; Ray would try it for more than a minute.
+
+    Raises:
+        ClusterError: nobody does.
+    """
+    found = re.fullmatch(r"(?:ray://)?(?P<host>[^/]+):(?P<port>\d+)", address)
+    if found is None:  # "auto" and the like, of which Ray knows more
+        return
+    try:
+        socket.create_connection((found["host"].strip("[]"), int(found["port"])), REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        told = reason(error) if isinstance(error, OSError) else error
+        raise ClusterError(f"the cluster of Ray at {address} cannot be joined: {told}") from error
 
 
 @contextmanager

@@ -126,7 +126,6 @@ def test_an_address_without_a_cluster_is_said_in_a_sentence(
     bundled: Path, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(clusters.ADDRESS, "127.0.0.1:1")
-    monkeypatch.setenv("RAY_NUM_REDIS_GET_RETRIES", "2")
     arguments = ["generate", str(bundled), "--prompts", str(file), *map(str, RAY)]
     done = subprocess.run([sys.executable, "-m", "converter.cli", *arguments], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
