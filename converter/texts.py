@@ -159,7 +159,7 @@ def _rows_of_parquet(file: Path) -> Iterator[tuple[int, Any]]:
     except ImportError as error:
         raise TextError(f"{file} needs pyarrow: pip install pyarrow") from error
     try:
-        with parquet.ParquetFile(file) as opened:
+        with file.open("rb") as raw, parquet.ParquetFile(raw) as opened:
             rows = (values for batch in opened.iter_batches() for values in batch.to_pylist())
             for number, values in enumerate(rows, 1):
                 yield number, json.loads(json.dumps(values, default=str))

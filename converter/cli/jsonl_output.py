@@ -14,7 +14,6 @@ from typing import Any, BinaryIO
 import click
 
 from converter.errors import OutputError
-from converter.files import reason
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def opened(output: Path | None, expected: Expected) -> Iterator[tuple[int, Calla
 
             yield done, write
     except OSError as error:
-        raise OutputError(f"{output} cannot be written: {reason(error)}") from error
+        raise OutputError(f"{output} cannot be written: {error.strerror or error}") from error
 
 
 def whole(to: BinaryIO, output: Path, expected: Expected) -> tuple[int, int]:

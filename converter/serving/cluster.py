@@ -61,7 +61,8 @@ def joined(processors: int | None = None) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        with unheard():
+            ray.shutdown()
 
 
 def refuse_unreachable(address: str) -> None:
@@ -82,7 +83,7 @@ def refuse_unreachable(address: str) -> None:
 
 @contextmanager
 def unheard() -> Iterator[None]:
-    """Discard what is written to standard error: Ray tells of its token there, and that it was told to be quiet."""
+    """Discard what is written to standard error: Ray tells there of its token, and that its parts have ended."""
     kept = os.dup(2)
     try:
         with open(os.devnull, "wb") as nowhere:

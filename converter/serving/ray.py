@@ -14,7 +14,6 @@ import msgspec
 import yaml
 
 from converter.errors import ClusterError, ServeError
-from converter.files import reason
 from converter.runtime.opening import model_file
 from converter.serving import cluster, server
 from converter.serving.answers import Receive, Send
@@ -140,24 +139,24 @@ def options_in(file: Path, rows: int) -> dict[str, Any]:
     """
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ServeError(f"{file} has no options of Ray Serve; expected lines such as num_replicas: 2")
-        known = DeploymentSchema.model_fields.keys() - {"name"}
-        if unknown := [str(name) for name in found if name not in known]:
-            raise ServeError(f"{file}: Ray Serve has no option {unknown[0]}; it has {', '.join(sorted(known))}")
-        if isinstance(scaling := found.get("autoscaling_config"), dict):
-            found["autoscaling_config"] = AutoscalingConfig.model_validate(
-                {"target_ongoing_requests": rows} | scaling
-            ).model_dump()
-        return DeploymentSchema(name=NAME, **found).model_dump(exclude_unset=True, exclude={"name"})
     except OSError as error:
-        raise ServeError(f"{file} cannot be read: {reason(error)}") from error
+        raise ServeError(f"{file} cannot be read: {error.strerror or error}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ServeError(f"{file} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise ServeError(f"{file} has no options of Ray Serve; expected lines such as num_replicas: 2")
+    known = DeploymentSchema.model_fields.keys() - {"name"}
+    if unknown := [str(name) for name in found if name not in known]:
+        raise ServeError(f"{file}: Ray Serve has no option {unknown[0]}; it has {', '.join(sorted(known))}")
+    try:
+        if isinstance(scaling := found.get("autoscaling_config"), dict):
+            aimed = {"target_ongoing_requests": rows} | scaling
+            found["autoscaling_config"] = AutoscalingConfig.model_validate(aimed).model_dump()
+        return DeploymentSchema(name=NAME, **found).model_dump(exclude_unset=True, exclude={"name"})
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise ServeError(f"{file}: {place + ': ' if place else ''}{first['msg']}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise ServeError(f"{file} cannot be read as YAML: {' '.join(str(error).split())}") from error
 
 
 @contextmanager
@@ -191,10 +190,11 @@ def running(settings: Settings, file: Path, host: str, port: int, key: str | Non
         except (RuntimeError, RayServeException) as error:
             raise ClusterError(f"no replica could start: {cluster.sentence_of(error)}") from error
         finally:
-            if others:
-                serve.delete(name)
-            else:
-                serve.shutdown()
+            with cluster.unheard():
+                if others:
+                    serve.delete(name)
+                else:
+                    serve.shutdown()
 
 
 def wait() -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from converter.errors import ServeError
-from converter.files import reason
 from converter.serving.limits import BODY_BYTES, DRAIN_SECONDS, QUEUE, ROWS, SECONDS, Limits
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ class Settings:
         try:
             key = os.environ.get(KEY_VARIABLE) if file is None else Path(file).read_text(encoding="utf-8").strip()
         except (OSError, ValueError) as error:
-            told = reason(error) if isinstance(error, OSError) else error
+            told = getattr(error, "strerror", None) or error
             raise ServeError(f"{file} cannot be read as an API key: {told}") from error
         if key is not None and not (key.strip() and key.isascii() and key.isprintable()):
             raise ServeError(f"the API key in {file or KEY_VARIABLE} is empty, or not one line of ASCII characters")
