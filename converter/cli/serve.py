@@ -121,8 +121,9 @@ def serve(
         with ExitStack() as replicas:
             with progress.line(f"starting replicas of {out}", not quiet):
                 url = replicas.enter_context(ray.running(settings, ray_file, host, port, key))
+            ended = replicas.enter_context(ray.told_to_end())
             say(f"{url} serves {out} by replicas of Ray")
-            ray.wait()
+            ended.wait()
         return
     server = needed("server", "serve", "serve")
     listening = server.listen(host, port)

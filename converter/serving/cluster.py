@@ -7,7 +7,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 from converter.errors import ClusterError
@@ -83,12 +83,12 @@ def refuse_unreachable(address: str) -> None:
 
 @contextmanager
 def unheard() -> Iterator[None]:
-    """Discard what is written to standard error: Ray tells there of its token, and that its parts have ended."""
+    """Discard what Ray prints when its parts start and end, from Python and from its core."""
     kept = os.dup(2)
     try:
-        with open(os.devnull, "wb") as nowhere:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
             os.dup2(nowhere.fileno(), 2)
-        yield
+            yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)

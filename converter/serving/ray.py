@@ -197,10 +197,13 @@ def running(settings: Settings, file: Path, host: str, port: int, key: str | Non
                     serve.shutdown()
 
 
-def wait() -> None:
-    """Wait for SIGTERM or SIGINT."""
+@contextmanager
+def told_to_end() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM or SIGINT sets."""
     ended = threading.Event()
     before = {each: signal.signal(each, lambda *_: ended.set()) for each in (signal.SIGINT, signal.SIGTERM)}
-    ended.wait()
-    for each, handler in before.items():
-        signal.signal(each, handler)
+    try:
+        yield ended
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

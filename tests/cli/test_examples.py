@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -55,7 +57,7 @@ def test_the_examples_of_the_help_work(
         pytest.importorskip("ray.serve", reason="the extra ray is not installed")
         from converter.serving import ray, server
 
-        monkeypatch.setattr(ray, "wait", lambda: None)
+        monkeypatch.setattr(ray, "told_to_end", lambda: nullcontext(SimpleNamespace(wait=lambda: None)))
 
         monkeypatch.setattr(server.Server, "main_loop", stop)
         monkeypatch.setattr(server, "listen", lambda host, port, listen=server.listen: listen(host, 0))
