@@ -6,6 +6,7 @@
     python scripts/benchmark.py first-token
     python scripts/benchmark.py quality
     python scripts/benchmark.py provider gpt2 --provider cuda
+    python scripts/benchmark.py gpu
     python scripts/benchmark.py peers --write docs/benchmarks.md
     python scripts/benchmark.py serve
 
@@ -31,7 +32,8 @@ import click
 from make_checkpoint import SIZES as MADE_SIZES
 from make_sources import FORMATS
 from peers.bench import compare as compare_peers
-from peers.candidates import chosen
+from peers.candidates import ON_GPU, chosen
+from peers.gpu import measure_on_gpu, tables
 from peers.llama import llama_logits
 from peers.load import LEVELS
 from peers.machine import machine
@@ -322,6 +324,17 @@ def provider(settings: tuple[Path, int], sizes: tuple[str, ...], provider: str) 
         command = [*GPT2ONNX, "bench", str(out), "--provider", provider, "--batch-sizes", "1,8,32", "--rounds", "2"]
         click.echo(measure(command).output)
         remove(out)
+
+
+@main.command()
+@click.option("--only", default="", help="Candidates whose names begin like this: ours,transformers")
+@click.option("--rounds", default=3, show_default=True, help="Measurements of each figure.")
+@click.pass_obj
+def gpu(settings: tuple[Path, int], only: str, rounds: int) -> None:
+    """Measure fp16 on a GPU beside genai and transformers, with the packages of this Python."""
+    work = settings[0].resolve()
+    found = measure_on_gpu(work, checkpoint(work, "gpt2"), chosen(only, ON_GPU), rounds)
+    click.echo(tables(found))
 
 
 @main.command()

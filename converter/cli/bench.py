@@ -13,6 +13,7 @@ from converter.cli.options import (
     OUTPUT_GROUP,
     RUNTIME_GROUP,
     complete_names,
+    cuda_graphs_option,
     debug_option,
     json_option,
     out_argument,
@@ -66,6 +67,7 @@ DEFAULT_MINUTES = 10.0
 @click.option("--quick", is_flag=True, help="One round, batch 1, at most 128 tokens, unless other options say more.")
 @threads_option
 @provider_option
+@cuda_graphs_option
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw it all into this SVG file too.")
 @json_option
 @debug_option

@@ -23,7 +23,7 @@ MAX_THREADS = 1024
 
 # Headings of options that several commands have; a command need not have all of them.
 SOURCE_GROUP = {"Reading SOURCE": ("ignore", "activation", "adapter", "head")}
-RUNTIME_GROUP = {"ONNX Runtime": ("precision", "provider", "threads", "no_prepack", "cache", "steady")}
+RUNTIME_GROUP = {"ONNX Runtime": ("precision", "provider", "threads", "no_prepack", "cache", "steady", "cuda_graphs")}
 OUTPUT_GROUP = {"Output": ("quiet", "as_json", "debug", "help")}
 
 Completer = Callable[[click.Context, click.Parameter, str], "list[CompletionItem[str]]"]
@@ -83,10 +83,11 @@ def layout_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of how a language model lies in memory; the command gets them as ``layout``, for ``load``."""
 
     @wraps(command)
-    def gathered(*, no_prepack: bool, cache: str | None, steady: bool, **others: Any) -> Any:
-        return command(layout={"prepack": not no_prepack, "cache": cache, "steady": steady}, **others)
+    def gathered(*, no_prepack: bool, cache: str | None, steady: bool, cuda_graphs: bool, **others: Any) -> Any:
+        layout = {"prepack": not no_prepack, "cache": cache, "steady": steady, "cuda_graphs": cuda_graphs}
+        return command(layout=layout, **others)
 
-    for option in (steady_option, cache_option, no_prepack_option):
+    for option in (cuda_graphs_option, steady_option, cache_option, no_prepack_option):
         gathered = option(gathered)
     return gathered
 
@@ -156,6 +157,10 @@ cache_option = click.option(
 )
 steady_option = click.option(
     "--steady", is_flag=True, help="int8, int4: the same tokens for a text alone and beside others; slower."
+)
+
+cuda_graphs_option = click.option(
+    "--cuda-graphs", is_flag=True, help="fp16 on a GPU: launch all kernels of a step at once."
 )
 
 

@@ -51,11 +51,11 @@ from converter.parity.verdict.judge import Judge, MeasuredLeg
 from converter.parity.verdict.limits import Limits
 from converter.parity.verdict.reproduction import Reproduction, reproduce
 from converter.runtime.eight_bits import is_offered
+from converter.runtime.gpu.graph import can_be_captured
 from converter.runtime.heads import load as load_head
 from converter.runtime.in_place import can_be_rewritten
-from converter.runtime.opening import load, model_file
+from converter.runtime.opening import CAPTURING, load, model_file
 from converter.runtime.ort import OPEN_ERRORS, provider_name
-from converter.runtime.session import CacheType
 from converter.weights.ledger import Ledger
 from converter.weights.precisions import FULL, PRECISIONS, Precision
 from reference.head import HEADS, LM
@@ -234,13 +234,13 @@ def folder_rows(ledger: Ledger, limits: Limits, level: Level, out: Path, asked: 
     graphs = graphs_of(out, config.head)
     several = len(graphs) > 1
 
-    def runtime(precision: str, in_place: bool = False, cache: CacheType | None = None) -> legs.Leg:
+    def runtime(precision: str, in_place: bool = False, **layout: Any) -> legs.Leg:
         named = precision if several else None
         if config.head != LM:
             model = load_head(out, asked.provider, precision=named)
             settings.update(describe(model.session))
             return legs.shipped_head(model)
-        generating = load(out, asked.provider, precision=named, in_place=in_place, cache=cache)
+        generating = load(out, asked.provider, precision=named, in_place=in_place, **layout)
         settings.update(describe(generating.session))
         return legs.shipped(generating)
 
@@ -264,6 +264,10 @@ def folder_rows(ledger: Ledger, limits: Limits, level: Level, out: Path, asked: 
         name = f"ONNX Runtime {precision}, cache of 8 bits"
         return replace(leg, name=name, open=lambda: legs.from_cache(opened()), cases=legs.leaves_a_cache)
 
+    def captured(precision: str) -> LegSpec:
+        leg, opened = shipped(precision), partial(runtime, precision, cuda_graphs=True)
+        return replace(leg, name=f"{leg.name}, CUDA graphs", in_place=True, open=opened)
+
     rows: list[tuple[Path, LegSpec]] = []
     if FULL in graphs:
         rows += [(graphs[FULL], widened(FULL)), (graphs[FULL], shipped(FULL))]
@@ -277,6 +281,8 @@ def folder_rows(ledger: Ledger, limits: Limits, level: Level, out: Path, asked: 
         rows += [*(row for row in can[:1] if row not in quantized), *quantized]
         if is_offered() and config.n_positions >= 2 * legs.FROM_CACHE:  # what comes first is kept in float32
             rows += [(file, rounded_cache(leg.precision)) for file, leg in quantized]
+    if config.head == LM and provider_name(asked.provider) in CAPTURING:
+        rows += [(file, captured(precision)) for precision, file in graphs.items() if can_be_captured(file)]
     if "fp16" in graphs:
         rows.append((graphs["fp16"], _rounded(ledger)))
     return FolderRows(rows, settings)

@@ -27,7 +27,8 @@ class Batch:
         self._prompts = prompts
         self._mask = np.ones((len(prompts), int(lengths.max()) + room), np.int64)
         self._next = lengths[:, None]  # the position of each row's next token
-        self._cache = model.empty_cache(len(prompts), grows=True)
+        slots = min(self._mask.shape[1], model.config.n_positions)
+        self._cache = model.empty_cache(len(prompts), grows=True, slots=slots)
 
     def prefill(self) -> np.ndarray:
         """Run the prompts; return the logits after each, ``[rows, vocab_size]`` float32."""
@@ -44,6 +45,14 @@ class Batch:
         logits = self._run(np.array(tokens, np.int64)[:, None], self._next, keep=1)
         self._next += 1
         return logits[:, -1]
+
+    def likeliest(self, tokens: Sequence[int]) -> list[int] | None:
+        """Run one more token of each row; return the likeliest next ones, or None if only logits can be had."""
+        chosen = self._cache.likeliest(np.array(tokens, np.int64)[:, None], self._next)
+        if chosen is None:
+            return None
+        self._next += 1
+        return chosen.tolist()
 
     def run(self, tokens: Sequence[int]) -> np.ndarray:
         """Run several more tokens of the only row; return the logits after each, ``[tokens, vocab_size]`` float32."""

@@ -49,6 +49,13 @@ class Cache(ABC):
     def step(self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int) -> np.ndarray:
         """Run new tokens and add them to the cache; see ``Model.step``."""
 
+    def likeliest(self, _ids: np.ndarray, _positions: np.ndarray) -> np.ndarray | None:
+        """Run a token of each row, ``[batch, 1]``, and return the likeliest next of each, ``[batch]`` int64.
+
+        None, and nothing is run, where only logits can be had.
+        """
+        return None
+
     @abstractmethod
     def keep_rows(self, rows: np.ndarray) -> None:
         """Keep these rows, in this order; a row may be kept several times."""

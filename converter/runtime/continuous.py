@@ -140,14 +140,17 @@ class ContinuousBatch:
         seats = self._ready()
         if not seats:
             return
+        asked = {seat.place: seat.pending[0] for seat in seats}
+        needed = any(not seat.options.needs_no_logits for seat in seats)
         try:
-            logits = self.slots.step({seat.place: seat.pending[0] for seat in seats})
+            chosen = None if needed else self.slots.likeliest(asked)
+            found = self.slots.step(asked) if chosen is None else chosen
         except Exception as error:  # see above
             yield from self._fail(seats, error)
             return
         for seat in seats:
             if self._places[seat.place] is seat:  # whoever is given a row may take others out
-                yield self._take(seat, logits[seat.place])
+                yield self._take(seat, found[seat.place])
 
     def _fail(self, seats: Sequence[Seat], error: Exception) -> list[Advanced]:
         """Let rows leave that cannot go on."""
@@ -169,11 +172,14 @@ class ContinuousBatch:
             self._places[seat.place], self._places[free] = None, seat
             seat.place = free
 
-    def _take(self, seat: Seat, logits: np.ndarray) -> Advanced:
-        """Choose the next token of a row."""
+    def _take(self, seat: Seat, found: np.ndarray | int) -> Advanced:
+        """Take the next token of a row, or choose it from logits."""
         row = seat.row
         try:
-            token = seat.options.pick(logits, row.history)
+            if isinstance(found, int):
+                token, logits = found, None
+            else:
+                token, logits = seat.options.pick(found, row.history), found
             row.take(token, logits)
         except Exception as error:  # see above
             return self._fail([seat], error)[0]

@@ -321,10 +321,11 @@ def _run(model: Model, prompts: list[list[int]], rows: list[Row], options: Gener
         copies = np.repeat(np.arange(len(prompts)), options.best)
         batch.keep(copies)
         logits = logits[copies]
+    tokens = options.choose(logits, [row.history for row in rows])
+    scores: Sequence[np.ndarray | None] = list(logits)
     while True:
-        tokens = options.choose(logits, [row.history for row in rows])
-        for row, token, scores in zip(rows, tokens, logits, strict=True):
-            row.take(token, scores)
+        for row, token, found in zip(rows, tokens, scores, strict=True):
+            row.take(token, found)
         yield
         live = [i for i, row in enumerate(rows) if not row.ended]
         if not live:
@@ -333,4 +334,15 @@ def _run(model: Model, prompts: list[list[int]], rows: list[Row], options: Gener
             batch.keep(live)
             batch.close_up()
             rows, tokens = [rows[i] for i in live], [tokens[i] for i in live]
-        logits = batch.step(tokens)
+        tokens, scores = _next(batch, tokens, rows, options)
+
+
+def _next(
+    batch: Batch, tokens: list[int], rows: Sequence[Row], options: GenerationOptions
+) -> tuple[list[int], Sequence[np.ndarray | None]]:
+    """Run a step; return the next token of each row, and the logits it was chosen from where the processor chose."""
+    chosen = batch.likeliest(tokens) if options.needs_no_logits else None
+    if chosen is not None:
+        return chosen, [None] * len(rows)
+    logits = batch.step(tokens)
+    return options.choose(logits, [row.history for row in rows]), list(logits)

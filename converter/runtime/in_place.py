@@ -12,6 +12,7 @@ knows none on the left (it counts it among the tokens). https://github.com/micro
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +29,43 @@ HEAD_DIM_MULTIPLE = 8  # the operator refuses others
 PACKED = ("", "")  # where keys and values would be, if they did not lie behind the queries
 NO_ROTATION = ("", "", "")  # cos_cache, sin_cache, position_ids
 
-# The attributes of an Attention that means no more than GroupQueryAttention can.
-PLAIN = {"q_num_heads", "kv_num_heads", "scale"}
+
+@dataclass(frozen=True)
+class Operator:
+    """What GroupQueryAttention takes on one kind of device.
+
+    Attributes:
+        element: the type of its cache.
+        plain: the attributes of an Attention that means no more than it can.
+        given: the inputs in place of the attention mask, the bias last if it takes one.
+    """
+
+    element: int
+    plain: frozenset[str]
+    given: Mapping[str, tuple[int, Sequence[str | int]]]
+
+
+PLAIN = frozenset({"q_num_heads", "kv_num_heads", "scale"})
+LENGTHS: dict[str, tuple[int, Sequence[str | int]]] = {
+    "seqlens_k": (TensorProto.INT32, ["batch_size"]),
+    "total_sequence_length": (TensorProto.INT32, []),
+}
+BIAS = "attention_bias"
+ON_CPU = Operator(
+    TensorProto.FLOAT,
+    PLAIN,
+    LENGTHS | {BIAS: (TensorProto.FLOAT, ["bias_batch", 1, "sequence_length", "total_sequence_length"])},
+)
 
 PASTS = slice(3, 5)  # where keys and values are among the inputs of GroupQueryAttention
 EIGHT_BITS = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
 
 CACHE_DIMENSIONS = ("batch_size", "n_head", "slots", "head_dim")
 
-GIVEN = {  # inputs in place of the attention mask
-    "attention_bias": (TensorProto.FLOAT, ["bias_batch", 1, "sequence_length", "total_sequence_length"]),
-    "seqlens_k": (TensorProto.INT32, ["batch_size"]),
-    "total_sequence_length": (TensorProto.INT32, []),
-}
-
 
 def can_be_rewritten(file: Path) -> bool:
     """Tell whether the graph of ``file`` can run with its cache in place."""
-    return _read(file) is not None
+    return with_buffers(file, ON_CPU) is not None
 
 
 def rewritten(file: Path, eight_bits: bool = False) -> bytes | None:
@@ -56,27 +76,17 @@ def rewritten(file: Path, eight_bits: bool = False) -> bytes | None:
     Args:
         eight_bits: let the cache be int8, with scales as inputs: see ``converter.runtime.eight_bits``.
     """
-    read = _read(file)
-    if read is None:
+    model = with_buffers(file, ON_CPU)
+    if model is None:
         return None
-    model, nodes = read
-    graph = model.graph
-    inputs = [value for value in graph.input if value.name != MASK]
-    inputs += [helper.make_tensor_value_info(name, *what) for name, what in GIVEN.items()]
-    _replace(graph.node, nodes)
-    _replace(graph.input, inputs)
-    _allow_no_logits(graph)
+    _allow_no_logits(model.graph)
     if eight_bits:
-        _round_cache(graph)
-    for value in (*_cache(graph), *graph.output[1:]):
-        value.type.tensor_type.shape.dim[2].dim_param = "slots"
-    if all(opset.domain != MICROSOFT for opset in model.opset_import):
-        model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+        _round_cache(model.graph)
     return model.SerializeToString()
 
 
-def _read(file: Path) -> tuple[ModelProto, list[NodeProto]] | None:
-    """Return the model of ``file``, and its nodes with the cache in place; None if it cannot be rewritten."""
+def with_buffers(file: Path, operator: Operator) -> ModelProto | None:
+    """Return the model of ``file`` with its cache in place; None if that cannot be, or if it is not gpt2onnx's own."""
     try:
         model = onnx.load(file, load_external_data=False)
     except (DecodeError, OSError):
@@ -88,12 +98,23 @@ def _read(file: Path) -> tuple[ModelProto, list[NodeProto]] | None:
     outputs = ["logits", *(value.name.replace("past_key_values.", "present.") for value in cache)]
     ours = model.producer_name == PRODUCER and 2 * len(attentions) == len(cache)
     ours = ours and [value.name for value in graph.output] == outputs and all(map(_is_cache, graph.output[1:]))
-    if not (ours and attentions and all(map(_can_be_in_place, attentions, cache[::2]))):
+    can = all(_can_be_in_place(*each, operator) for each in zip(attentions, cache[::2], strict=False))
+    if not (ours and attentions and can):
         return None
     whole = {tuple(node.output): node.input[0] for node in graph.node if node.op_type == "Split"}
-    nodes = [_in_place(node, whole) if node.op_type == ATTENTION else node for node in graph.node]
-    nodes = _needed(nodes, [value.name for value in graph.output])
-    return None if any(map(_uses_mask, nodes)) else (model, nodes)
+    nodes = [_in_place(node, whole, operator) if node.op_type == ATTENTION else node for node in graph.node]
+    nodes = needed(nodes, [value.name for value in graph.output])
+    if any(map(_uses_mask, nodes)):
+        return None
+    inputs = [value for value in graph.input if value.name != MASK]
+    inputs += [helper.make_tensor_value_info(name, *what) for name, what in operator.given.items()]
+    replace(graph.node, nodes)
+    replace(graph.input, inputs)
+    for value in (*cache, *graph.output[1:]):
+        value.type.tensor_type.shape.dim[2].dim_param = "slots"
+    if all(opset.domain != MICROSOFT for opset in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+    return model
 
 
 def _cache(graph: GraphProto) -> list[ValueInfoProto]:
@@ -101,13 +122,13 @@ def _cache(graph: GraphProto) -> list[ValueInfoProto]:
     return [value for value in graph.input if value.name.startswith("past_key_values.")]
 
 
-def _can_be_in_place(attention: NodeProto, keys: ValueInfoProto) -> bool:
+def _can_be_in_place(attention: NodeProto, keys: ValueInfoProto, operator: Operator) -> bool:
     """Tell whether GroupQueryAttention can do all that the operator does, on a cache of this type and shape."""
     cache = keys.type.tensor_type
-    plain = {attribute.name for attribute in attention.attribute if attribute.type} == PLAIN
+    plain = {attribute.name for attribute in attention.attribute if attribute.type} == operator.plain
     if not plain or not _is_cache(keys):
         return False
-    return cache.elem_type == TensorProto.FLOAT and cache.shape.dim[3].dim_value % HEAD_DIM_MULTIPLE == 0
+    return cache.elem_type == operator.element and cache.shape.dim[3].dim_value % HEAD_DIM_MULTIPLE == 0
 
 
 def _is_cache(value: ValueInfoProto) -> bool:
@@ -115,12 +136,13 @@ def _is_cache(value: ValueInfoProto) -> bool:
     return len(value.type.tensor_type.shape.dim) == len(CACHE_DIMENSIONS)
 
 
-def _in_place(attention: NodeProto, whole: Mapping[tuple[str, ...], str]) -> NodeProto:
+def _in_place(attention: NodeProto, whole: Mapping[tuple[str, ...], str], operator: Operator) -> NodeProto:
     """Replace an Attention. Queries, keys and values go in together if they come from one projection.
 
     Args:
         attention: the node.
         whole: the outputs of each Split, and what is split.
+        operator: what it becomes.
     """
     projected = tuple(attention.input[:3])
     values = {attribute.name: helper.get_attribute_value(attribute) for attribute in attention.attribute}
@@ -129,9 +151,9 @@ def _in_place(attention: NodeProto, whole: Mapping[tuple[str, ...], str]) -> Nod
         [
             *((whole[projected], *PACKED) if projected in whole else projected),
             *attention.input[4:6],
-            *list(GIVEN)[1:],
+            *LENGTHS,
             *NO_ROTATION,
-            "attention_bias",
+            *(operator.given.keys() - LENGTHS),
         ],
         list(attention.output),
         name=attention.name,
@@ -162,7 +184,7 @@ def _allow_no_logits(graph: GraphProto) -> None:
             node.attribute.append(helper.make_attribute("allowzero", 1))
 
 
-def _needed(nodes: Sequence[NodeProto], outputs: Iterable[str]) -> list[NodeProto]:
+def needed(nodes: Sequence[NodeProto], outputs: Iterable[str]) -> list[NodeProto]:
     """Return the nodes that an output depends on. Those of the mask are not among them any more."""
     wanted, kept = set(outputs), []
     for node in reversed(nodes):
@@ -178,7 +200,7 @@ def _uses_mask(node: NodeProto) -> bool:
     return MASK in node.input or any(attribute.type in subgraphs for attribute in node.attribute)
 
 
-def _replace(field: Any, values: Sequence[Any]) -> None:
+def replace(field: Any, values: Sequence[Any]) -> None:
     """Set the elements of a repeated field."""
     del field[:]
     field.extend(values)

@@ -18,12 +18,17 @@ from converter.runtime.decoder import cache_names
 from converter.runtime.eight_bits import is_offered
 from converter.runtime.exports.files import is_export, onnx_files
 from converter.runtime.exports.open import open_export, read_export
+from converter.runtime.gpu.buffers import Pool
+from converter.runtime.gpu.graph import GPU_FED
+from converter.runtime.gpu.graph import rewritten as for_gpu
 from converter.runtime.huge_pages import Mover, regions
 from converter.runtime.in_place import rewritten
 from converter.runtime.integer import open_integers
 from converter.runtime.later import Later
 from converter.runtime.ort import (
+    CAPTURED,
     CPU_PROVIDER,
+    CUDA_PROVIDER,
     ORT_VERSION,
     InferenceSession,
     open_session,
@@ -34,6 +39,9 @@ from converter.runtime.session import CacheType, Model
 from converter.weights import precisions
 from converter.weights.precisions import PRECISIONS
 from reference.config import GPT2Config
+
+# The execution providers whose steps are captured, and their options for it.
+CAPTURING = {CUDA_PROVIDER: CAPTURED}
 
 MODEL_FILES = ("onnx/model.onnx", "model.onnx")  # where a folder without our manifest may have its graph
 
@@ -74,6 +82,7 @@ def load(
     large_pages: bool = False,
     cache: CacheType | None = None,
     steady: bool = False,
+    cuda_graphs: bool = False,
 ) -> Model:
     """Open a model folder in ONNX Runtime.
 
@@ -93,9 +102,12 @@ def load(
             never does. By default int8 and int4 do so for 16 and more texts side by side.
         steady: run int8 and int4 as integer products whatever the number of rows, so that a text gets the same tokens
             alone and beside others. One text takes somewhat longer.
+        cuda_graphs: run fp16 on a GPU over buffers of its memory, with all kernels of a step launched at once: see
+            ``converter.runtime.gpu``.
 
     Raises:
-        ConfigError: there is no such precision, its cache cannot be int8 here, or it cannot be ``steady`` here.
+        ConfigError: there is no such precision, its cache cannot be int8 here, or it cannot be ``steady`` or run as
+            ``cuda_graphs`` here.
         ModelFolderError: the folder is incomplete or its graph cannot be opened.
         ProviderError: the provider is not there, or does not work on this machine.
     """
@@ -103,11 +115,16 @@ def load(
     name = provider_name(provider)
     settle(folder)
     if is_export(folder) and (folder / "config.json").is_file() and onnx_files(folder):
+        if cuda_graphs:
+            raise _not_as_cuda_graphs(folder, name)
         return _open_foreign(folder, name, threads)
     file = model_file(folder, precision)
     config = config_of(folder)
     if not config.head_spec.predicts:
         raise ModelFolderError(f"{folder} has the head {config.head} and generates nothing: gpt2onnx run {folder} TEXT")
+    device = "cuda" if provider.lower() == "cuda" else "cpu"
+    if cuda_graphs:
+        return _open_captured(folder, file, config, name, device, threads, cache)
     before = regions()
     quantized = any(row.scheme and file.match(row.model) for row in PRECISIONS.values())
     graph = rewritten(file) if in_place and name == CPU_PROVIDER else None
@@ -127,7 +144,7 @@ def load(
         folder,
         config,
         session,
-        device="cuda" if provider.lower() == "cuda" else "cpu",
+        device,
         second=second,
         eight=eight,
         steady=steady and quantized,
@@ -159,6 +176,31 @@ def _open_eight(file: Path, threads: int | None, prepack: bool, integers: bool) 
     whole = open_integers(graph, file.parent, threads) if integers else None
     with untiled():
         return whole or open_session(file, CPU_PROVIDER, threads, prepack, graph)
+
+
+def _open_captured(
+    folder: Path,
+    file: Path,
+    config: GPT2Config,
+    provider: str,
+    device: str,
+    threads: int | None,
+    cache: CacheType | None,
+) -> Model:
+    """Open the graph in ``file`` for steps that are captured."""
+    graph = for_gpu(file) if provider in CAPTURING and cache is None else None
+    if graph is None:
+        raise _not_as_cuda_graphs(file, provider)
+    session = open_session(file, provider, threads, graph=graph, settings=CAPTURING[provider])
+    _refuse_another_graph(file, session, config, GPU_FED)
+    return Model(folder, config, session, device, in_place=True, pool=Pool())
+
+
+def _not_as_cuda_graphs(path: Path, provider: str) -> ConfigError:
+    return ConfigError(
+        f"{path} cannot run as CUDA graphs with {provider}: that takes --provider cuda, --precision fp16 of a folder "
+        f"of gpt2onnx, and no --cache; omit --cuda-graphs"
+    )
 
 
 def _open_foreign(folder: Path, provider: str, threads: int | None) -> Model:

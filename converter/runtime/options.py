@@ -63,6 +63,11 @@ class GenerationOptions(Sampling):
         for sentence in self._contradictions():
             raise PromptError(sentence)
 
+    @property
+    def needs_no_logits(self) -> bool:
+        """Tell whether it is enough to know the likeliest token of each step."""
+        return self.takes_likeliest and self.logprobs is None
+
     def _contradictions(self) -> Iterator[str]:
         if self.beams > 1:
             yield from self._against_beams()

@@ -5,10 +5,12 @@ Nothing else imports it (ruff sees to that), so that nothing is sent to anybody.
 
 from __future__ import annotations
 
+import io
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,9 +37,13 @@ except ImportError as error:
 onnxruntime.disable_telemetry_events()  # the same for Windows, which records events itself
 
 ORT_VERSION: str = onnxruntime.__version__
-CPU_PROVIDER = "CPUExecutionProvider"
+CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 NO_OPTIMIZATION = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # for a graph that comes as bytes
+
+# Options of the CUDA provider for graphs that are captured. By default SkipLayerNormalization adds up in float16.
+CAPTURED = {"enable_cuda_graph": "1", "enable_skip_layer_norm_strict_mode": "1"}
+NOT_CAPTURED = -1  # in place of the number of a CUDA graph
 
 LOG_ERRORS_ONLY = 3  # num_logits_to_keep, an input with a default, draws a warning at every load otherwise
 
@@ -114,16 +120,27 @@ def session_options(threads: int | None = None, prepack: bool = True) -> Session
     return options
 
 
-def session_of(graph: str | bytes, options: SessionOptions, weights: Path, provider: str) -> InferenceSession:
+def session_of(
+    graph: str | bytes,
+    options: SessionOptions,
+    weights: Path,
+    provider: str,
+    settings: Mapping[str, str] | None = None,
+) -> InferenceSession:
     """Open a graph, given as a file's name or as bytes, whose weights lie in the folder ``weights``.
+
+    Args:
+        settings: options of the provider.
 
     Raises:
         ModelFolderError: it has weights elsewhere.
         ProviderError: the provider does not work on this machine.
     """
     refuse_outside(graph, weights)
+    if provider == CUDA_PROVIDER:
+        _find_cuda()
     options.add_session_config_entry(WEIGHTS_FOLDER, os.fspath(weights))
-    session = InferenceSession(graph, options, providers=[provider])
+    session = InferenceSession(graph, options, providers=[(provider, dict(settings or {}))])
     if session.get_providers()[0] != provider:
         short = provider.removesuffix("ExecutionProvider").lower()
         raise ProviderError(
@@ -132,10 +149,27 @@ def session_of(graph: str | bytes, options: SessionOptions, weights: Path, provi
     return session
 
 
+@cache
+def _find_cuda() -> None:
+    """Load CUDA's libraries from where pip puts them, which the system does not search. ONNX Runtime prints what is
+    missing; the session says it better.
+    """
+    with redirect_stdout(io.StringIO()):
+        onnxruntime.preload_dlls()
+
+
 def open_session(
-    file: Path, provider: str, threads: int | None = None, prepack: bool = True, graph: bytes | None = None
+    file: Path,
+    provider: str,
+    threads: int | None = None,
+    prepack: bool = True,
+    graph: bytes | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> InferenceSession:
     """Open the graph in ``file``, or ``graph`` in its place with the weights of ``file``.
+
+    Args:
+        settings: options of the provider.
 
     Raises:
         ModelFolderError: it cannot be opened.
@@ -143,7 +177,7 @@ def open_session(
     """
     options = session_options(threads, prepack)
     try:
-        return session_of(graph or os.fspath(file), options, file.parent, provider)
+        return session_of(graph or os.fspath(file), options, file.parent, provider, settings)
     except OPEN_ERRORS as error:
         raise ModelFolderError(f"{file} cannot be opened by ONNX Runtime {ORT_VERSION} ({error})") from error
 
@@ -184,3 +218,87 @@ def run_values(
 def empty_on(device: Any, shape: Sequence[int], element_type: Any) -> Any:
     """Make an OrtValue on a device (of ``device_of``), with nothing in it yet."""
     return ort_state.OrtValue.ortvalue_from_shape_and_type(list(shape), element_type, device)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Memory of a device that a session reads or writes: a whole OrtValue, or some rows of one.
+
+    Attributes:
+        value: owns the memory.
+        shape: of the part.
+        offset: its first byte.
+    """
+
+    value: Any
+    shape: tuple[int, ...]
+    dtype: Any
+    offset: int = 0
+
+    @classmethod
+    def empty(cls, device: Any, shape: Sequence[int], dtype: Any) -> Tensor:
+        """Return new memory on a device (of ``device_of``), with nothing in it yet."""
+        return cls(empty_on(device, shape, dtype), tuple(shape), np.dtype(dtype))
+
+    @property
+    def address(self) -> int:
+        """Return where it begins."""
+        return int(self.value.data_ptr()) + self.offset
+
+    def rows(self, begin: int, end: int) -> Tensor:
+        """Return some rows."""
+        row = int(np.prod(self.shape[1:])) * self.dtype.itemsize
+        return Tensor(self.value, (end - begin, *self.shape[1:]), self.dtype, self.offset + begin * row)
+
+    def write(self, array: np.ndarray) -> None:
+        """Copy an array of the same shape and type into all of it."""
+        self.value.update_inplace(np.ascontiguousarray(array, self.dtype).reshape(self.shape))
+
+    def read(self) -> np.ndarray:
+        """Return a copy of all of it."""
+        found: np.ndarray = self.value.numpy()
+        return found.copy() if self.value.device_name().lower() == "cpu" else found
+
+
+class Binding:
+    """What a session reads and writes, by name: memory of its device, and arrays, which must not change meanwhile.
+
+    Args:
+        session: what will run.
+        device: its device, of ``device_of``.
+        fed: the inputs.
+        fetched: the outputs that are wanted; None for new memory of the device.
+        graph_number: of the CUDA graph that the run is captured as, once; ``NOT_CAPTURED`` for none.
+    """
+
+    def __init__(
+        self,
+        session: InferenceSession,
+        device: Any,
+        fed: Mapping[str, Tensor | np.ndarray],
+        fetched: Mapping[str, Tensor | None],
+        graph_number: int = NOT_CAPTURED,
+    ) -> None:
+        self._session, self._fed, self._fetched = session._sess, fed, fetched  # they own the memory
+        self._bound = session.io_binding()._iobinding
+        self._options = onnxruntime.RunOptions()
+        if session.get_providers()[0] == CUDA_PROVIDER:
+            self._options.add_run_config_entry("gpu_graph_id", str(graph_number))
+        for name, value in fed.items():
+            if isinstance(value, Tensor):
+                self._bound.bind_input(name, device, value.dtype.type, value.shape, value.address)
+            else:
+                self._bound.bind_ortvalue_input(name, on_cpu(value))
+        for name, wanted in fetched.items():
+            if wanted is None:
+                self._bound.bind_output(name, device)
+            else:
+                self._bound.bind_output(name, device, wanted.dtype.type, wanted.shape, wanted.address)
+
+    def run(self) -> None:
+        """Run the session."""
+        self._session.run_with_iobinding(self._bound, self._options)
+
+    def outputs(self) -> list[Any]:
+        """Return the outputs, OrtValues, in the order of ``fetched``."""
+        return list(self._bound.get_outputs())

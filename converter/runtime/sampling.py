@@ -76,13 +76,18 @@ class Sampling:
         return penalties or self._bans
 
     @property
+    def takes_likeliest(self) -> bool:
+        """Tell whether the likeliest token is taken, whatever came before."""
+        return self.temperature == 0 and not self.penalises
+
+    @property
     def _bans(self) -> bool:
         lists = len(self.bad_words_ids) or len(self.suppress_tokens)
         return bool(lists or self.no_repeat_ngram_size or self.min_new_tokens or self.min_length)
 
     def choose(self, logits: np.ndarray, histories: Sequence[History]) -> list[int]:
         """Choose a token for each row of logits ``[batch, vocab_size]``. Each row draws its own random numbers."""
-        if self.temperature == 0 and not self.penalises:
+        if self.takes_likeliest:
             return logits.argmax(axis=-1).tolist()
         return [self.pick(scores, history) for scores, history in zip(logits, histories, strict=True)]
 

@@ -13,6 +13,8 @@ from converter.runtime.cache import Cache, GrowingCache, InPlaceCache
 from converter.runtime.decoder import MANY_TEXTS
 from converter.runtime.eight_bits import EightBitCache
 from converter.runtime.exports.feeding import Export
+from converter.runtime.gpu.buffers import Pool
+from converter.runtime.gpu.cache import GpuCache
 from converter.runtime.huge_pages import Mover
 from converter.runtime.reader import Prompts, Reader, refuse_ids
 from converter.runtime.tokens import OnText, Token
@@ -35,24 +37,29 @@ class Model(Reader):
             and fewer, and everything else has what the graph has.
         mover: moves the weights to large pages, if that was asked for.
         export: the files of another exporter; None for a folder of gpt2onnx.
+        pool: the buffers of a GPU, where the graph is one for them: see ``converter.runtime.gpu.graph``.
     """
 
     in_place: bool = False
     cache: CacheType | None = None
     mover: Mover | None = None
     export: Export | None = None
+    pool: Pool | None = None
 
     def __repr__(self) -> str:
         size = f"{self.config.n_layer} layers, {self.config.n_head} heads, width {self.config.n_embd}"
         return f"Model({str(self.folder)!r}: {size}, {self.config.n_positions} positions, on {self.device})"
 
-    def empty_cache(self, batch: int, grows: bool = False) -> Cache:
+    def empty_cache(self, batch: int, grows: bool = False, slots: int | None = None) -> Cache:
         """Return a cache of ``batch`` rows that holds no token.
 
         Args:
             batch: how many rows.
             grows: whether many steps will follow, to which a cache of 8 bits is of use.
+            slots: how many tokens a row will have at most; by default as many as there are positions.
         """
+        if self.pool is not None:
+            return GpuCache(self, self.pool, batch, slots or self.config.n_positions)
         if self.export is not None:
             return self.export.empty_cache(batch)
         if self.cache == "int8" or (grows and self._rounds_cache(batch)):

@@ -16,6 +16,7 @@ import numpy as np
 
 from converter.runtime.cache import NO_LOGITS, InPlaceCache, empty_buffer, run_in_place
 from converter.runtime.eight_bits import Scales
+from converter.runtime.gpu.buffers import Pool, Steps
 from converter.runtime.ort import on_cpu
 
 if TYPE_CHECKING:
@@ -59,10 +60,23 @@ class Slots(ABC):
     def step(self, tokens: Mapping[int, int]) -> Mapping[int, np.ndarray]:
         """Run one more token of several rows; return the logits after each, ``[vocab_size]`` float32."""
         logits = self._run_each(tokens)
+        self._note(tokens)
+        return logits
+
+    def likeliest(self, tokens: Mapping[int, int]) -> Mapping[int, int] | None:
+        """Run one more token of several rows; return the likeliest next of each.
+
+        None, and nothing is run, where only logits can be had.
+        """
+        chosen = self._choose_each(tokens)
+        if chosen is not None:
+            self._note(tokens)
+        return chosen
+
+    def _note(self, tokens: Mapping[int, int]) -> None:
         for row, token in tokens.items():
             self.held[row, self.used[row]] = token
             self.used[row] += 1
-        return logits
 
     def copy(self, source: int, row: int, count: int) -> None:
         """Make a row hold the first ``count`` tokens of another row, or of its own, and nothing else."""
@@ -83,6 +97,10 @@ class Slots(ABC):
     @abstractmethod
     def _run_each(self, tokens: Mapping[int, int]) -> Mapping[int, np.ndarray]:
         """Run one token of several rows; see ``step``."""
+
+    def _choose_each(self, _: Mapping[int, int]) -> Mapping[int, int] | None:
+        """Run one token of several rows; see ``likeliest``."""
+        return None
 
     @abstractmethod
     def _copy(self, source: int, row: int, count: int) -> None:
@@ -196,6 +214,48 @@ class RoundedSlots(SharedSlots):
         return logits
 
 
+class GpuSlots(Slots):
+    """Slots of buffers on a GPU. All rows run at once."""
+
+    def __init__(self, model: Model, pool: Pool, rows: int, slots: int) -> None:
+        super().__init__(model, rows, slots)
+        self.pool, self.buffers = pool, pool.lend(model, rows, slots)
+
+    def __del__(self) -> None:
+        if hasattr(self, "buffers"):
+            self.pool.take_back(self.buffers)
+
+    def _run_one(self, row: int, ids: np.ndarray, wanted: bool) -> np.ndarray | None:
+        begin, new = int(self.used[row]), len(ids)
+        positions = np.arange(begin, begin + new)
+        kept = np.array([new - 1])
+        logits = self.buffers.run(row, ids[None], positions[None], positions[-1:], kept)
+        return logits[0] if wanted else None
+
+    def _run_each(self, tokens: Mapping[int, int]) -> Mapping[int, np.ndarray]:
+        steps = self._fed(tokens)
+        steps.run()
+        return dict(enumerate(steps.logits()))
+
+    def _choose_each(self, tokens: Mapping[int, int]) -> Mapping[int, int]:
+        return dict(enumerate(self._fed(tokens).run().tolist()))
+
+    def _fed(self, tokens: Mapping[int, int]) -> Steps:
+        """Return the steps that will run these tokens. Rows between them run their first token once more."""
+        steps = self.buffers.steps(max(tokens) + 1)
+        ids, last = np.zeros(steps.rows, np.int64), np.zeros(steps.rows, np.int64)
+        there = min(steps.rows, len(self.held))
+        ids[:there] = self.held[:there, 0]
+        for row, token in tokens.items():
+            ids[row], last[row] = token, self.used[row]
+        steps.feed(ids, last, last)
+        return steps
+
+    def _copy(self, source: int, row: int, count: int) -> None:
+        if source != row and count:
+            self.buffers.take(self.buffers, [source], row)
+
+
 class SeparateSlots(Slots):
     """A cache for each row, for a graph that returns a new cache at every step. Rows run one after another."""
 
@@ -223,6 +283,8 @@ class SeparateSlots(Slots):
 
 def slots_of(model: Model, rows: int, slots: int) -> Slots:
     """Return empty slots of the kind that the model's graph can run with."""
+    if model.pool is not None:
+        return GpuSlots(model, model.pool, rows, slots)
     if model.cache == "int8":
         return RoundedSlots(model, rows, slots)
     return (SharedSlots if model.in_place else SeparateSlots)(model, rows, slots)

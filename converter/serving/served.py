@@ -168,7 +168,7 @@ def open_folder(
         folder: what ``convert`` wrote, or the folder of another exporter.
         name: that requests call it; by default the folder's.
         provider, threads, precision: see ``converter.load``.
-        layout: its ``prepack``, ``cache`` and ``steady``, of a language model.
+        layout: its ``prepack``, ``cache``, ``steady`` and ``cuda_graphs``, of a language model.
         rows: texts that run side by side.
         queue: texts, or requests to other heads, that may wait.
         limits: of requests.

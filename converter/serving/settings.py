@@ -42,6 +42,7 @@ class Settings:
     prepack: bool = True
     cache: str | None = None
     steady: bool = False
+    cuda_graphs: bool = False
     precision: str | None = None
     provider: str = "cpu"
     log: str = "info"
@@ -63,7 +64,12 @@ class Settings:
             provider=self.provider,
             threads=self.threads or threads,
             precision=self.precision,
-            layout={"prepack": self.prepack, "cache": self.cache, "steady": self.steady},
+            layout={
+                "prepack": self.prepack,
+                "cache": self.cache,
+                "steady": self.steady,
+                "cuda_graphs": self.cuda_graphs,
+            },
             rows=self.rows,
             queue=self.queue,
             limits=Limits(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,7 @@ MODELS = {
     "ours": Model(HERE, ("{python}", "-m", "converter.cli", "convert", "{source}", "{out}", "-q")),
     "ours-int8": ours("int8", "_int8"),
     "ours-int4": ours("int4", "_q4"),
+    "ours-fp16": ours("fp16", "_fp16"),
     "optimum": Model("optimum", OPTIMUM),
     "mobius": Model("mobius", MOBIUS),
     "exported": Model(HERE, EXPORTER),
@@ -86,12 +88,21 @@ CANDIDATES = (
 )
 BASELINE = CANDIDATES[0]
 
+# What runs on a GPU. Its packages are those of this process, as a machine with a GPU often has one set of them.
+ON_GPU = (
+    Candidate("ours fp16", "ours-fp16", HERE, "run_ours.py", "fp16 cuda graphs"),
+    Candidate("ours fp16, the shipped graph", "ours-fp16", HERE, "run_ours.py", "fp16 cuda"),
+    Candidate("genai fp16 on our graph", "ours-fp16", HERE, "run_genai.py", "fp16 cuda"),
+    Candidate("transformers fp16", "checkpoint", HERE, "run_transformers.py", "fp16 cuda"),
+    Candidate("transformers fp16, compiled", "checkpoint", HERE, "run_compiled.py", "fp16"),
+)
 
-def chosen(only: str) -> list[Candidate]:
+
+def chosen(only: str, candidates: Sequence[Candidate] = CANDIDATES) -> list[Candidate]:
     """Return the candidates whose names begin as asked for; by default all of them."""
     beginnings = tuple(part.strip() for part in only.split(",") if part.strip())
-    found = [candidate for candidate in CANDIDATES if not beginnings or candidate.name.startswith(beginnings)]
+    found = [candidate for candidate in candidates if not beginnings or candidate.name.startswith(beginnings)]
     if not found:
-        names = ", ".join(candidate.name for candidate in CANDIDATES)
+        names = ", ".join(candidate.name for candidate in candidates)
         raise click.ClickException(f"no candidate begins with {only}; expected some of {names}")
     return found

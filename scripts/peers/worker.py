@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import threading
 import time
@@ -14,16 +15,21 @@ from peers.candidates import WORKERS, Candidate
 from peers.errors import PeerError
 from peers.running import LIMIT_SECONDS, THREADS, log_file, python_of, surroundings
 
+UNLIMITED = resource.RLIM_INFINITY
 MEMORY_SHARE = 0.9  # the share of free memory for one worker
 
 
 class Worker:
-    """A process that holds a model open."""
+    """A process that holds a model open.
 
-    def __init__(self, work: Path, folder: Path, candidate: Candidate) -> None:
+    Args:
+        limited: whether its memory is, so that what wants more fails by itself. CUDA maps more than there is.
+    """
+
+    def __init__(self, work: Path, folder: Path, candidate: Candidate, limited: bool = True) -> None:
         python = python_of(work, candidate.environment)
         command = [str(python), str(WORKERS / candidate.worker), str(folder), candidate.variant]
-        command += [str(THREADS), str(int(MEMORY_SHARE * free_memory()))]
+        command += [str(THREADS), str(int(MEMORY_SHARE * free_memory()) if limited else UNLIMITED)]
         log = log_file(work, f"worker {candidate.name}").open("w", encoding="utf-8")
         self.ended = False
         self.process = subprocess.Popen(

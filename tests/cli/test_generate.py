@@ -135,6 +135,7 @@ def test_generate_says_once_what_of_the_folder_it_cannot_do(told: Path) -> None:
         (["x", "--temperature", "1", "--speculate"], ["speculate", "leave temperature at 0"]),
         (["x", "--stop", ""], ["stop is ('',); expected texts, none of them empty"]),
         (["x", "--provider", "cuda"], ["no provider cuda", "install onnxruntime-gpu"]),
+        (["x", "--cuda-graphs"], ["cannot run as CUDA graphs with CPU", "--provider cuda", "omit --cuda-graphs"]),
     ],
 )
 def test_generate_refuses_in_one_sentence(bundled: Path, arguments: list[str], parts: list[str]) -> None:

@@ -19,6 +19,8 @@ from converter.data import CHECKPOINT
 from converter.parity.legs.identity import LegKind
 from converter.parity.report.report import Report
 from converter.parity.verdict.limits import BUDGETS
+from converter.runtime import opening
+from converter.runtime.ort import CPU_PROVIDER
 
 Save = Callable[..., Path]
 LOSSY = ("fp16", "int8", "int4")
@@ -105,6 +107,16 @@ def test_the_first_graph_whose_cache_can_be_in_place_is_judged_so(tmp_path: Path
     convert(CHECKPOINT, tmp_path / "out", precision="fp16,int8")
     names = [leg.name for leg in check(CHECKPOINT, tmp_path / "out").legs if "in place" in leg.name]
     assert names == ["ONNX Runtime int8, cache in place"]
+
+
+def test_cuda_graphs_are_judged_where_the_provider_captures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(opening.CAPTURING, CPU_PROVIDER, {})  # a CPU has the same operators
+    convert(CHECKPOINT, tmp_path / "out", precision="fp16,int8")
+    report = check(CHECKPOINT, tmp_path / "out")
+    assert report.passed
+    (leg,) = [leg for leg in report.legs if "CUDA graphs" in leg.name]
+    assert leg.name == "ONNX Runtime fp16, CUDA graphs"
+
 
 
 def spoil(folder: Path, name: str, change: Callable[[np.ndarray], None]) -> None:

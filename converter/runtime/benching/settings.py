@@ -30,6 +30,7 @@ class Settings:
         rounds: samples that a median is of.
         threads: of ONNX Runtime; by default one a core.
         provider: of ONNX Runtime.
+        cuda_graphs: see ``converter.load``.
         max_minutes: after which the rest is left out.
 
     Raises:
@@ -44,6 +45,7 @@ class Settings:
     rounds: int = 3
     threads: int | None = None
     provider: str = "cpu"
+    cuda_graphs: bool = False
     max_minutes: float = 10.0
 
     def __post_init__(self) -> None:
@@ -143,7 +145,7 @@ def job_of(folder: Path, name: str, settings: Settings, cells: Sequence[Cell]) -
     """Return what the process of a precision is told."""
     named = name if "precisions" in manifest.read(folder) else None
     return {
-        "model": [os.fspath(folder), settings.provider, settings.threads, named],
+        "model": [os.fspath(folder), settings.provider, settings.threads, named, settings.cuda_graphs],
         "cells": [asdict(cell) for cell in cells],
         "new_tokens": settings.new_tokens,
         "steps": [f"{name}: load", *(f"{name}: {cell.label}" for cell in cells)],

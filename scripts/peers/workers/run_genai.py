@@ -8,17 +8,24 @@ import numpy as np
 import onnxruntime_genai as genai
 from protocol import Generate, Prompts, Stopwatch, UnavailableError, serve
 
-FILES = {"fp32": None, "int8": "onnx/model_int8.onnx"}  # None: the graph in the folder's genai_config.json
+FILES = {
+    "fp32": None,
+    "fp16": "onnx/model_fp16.onnx",
+    "int8": "onnx/model_int8.onnx",
+}  # None: the graph in the folder's genai_config.json
 
 
 def open_model(folder: Path, variant: str, threads: int) -> Generate:
     decoder: dict[str, object] = {"session_options": {"intra_op_num_threads": threads}}
-    file = FILES[variant]
+    precision, *provider = variant.split()
+    file = FILES[precision]
     if file is not None:
         if not (folder / file).is_file():
             raise UnavailableError(f"this version of gpt2onnx wrote no {file}")
         decoder["filename"] = file
     config = genai.Config(str(folder))
+    for name in provider:
+        config.append_provider(name)
     # mobius writes "gpt2", for which genai expects a cache of another shape and does not run.
     config.overlay(json.dumps({"model": {"type": "decoder", "decoder": decoder}}))
     model = genai.Model(config)

@@ -7,12 +7,14 @@ from protocol import Generate, serve
 from torch_steps import generator
 from transformers import GPT2LMHeadModel
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def open_model(folder: Path, variant: str, threads: int) -> Generate:
     torch.set_num_threads(threads)
-    return generator(GPT2LMHeadModel.from_pretrained(folder, dtype=DTYPES[variant]).eval())
+    precision, *device = variant.split()
+    model = GPT2LMHeadModel.from_pretrained(folder, dtype=DTYPES[precision]).eval()
+    return generator(model.to(*device) if device else model)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def generator(model: Any) -> Generate:
     model.generation_config.eos_token_id = None  # so that all rows have the same length
 
     def generate(prompts: Prompts, new_tokens: int, watch: Stopwatch) -> Prompts:
-        ids = torch.tensor(prompts)
+        ids = torch.tensor(prompts, device=model.device)
         with torch.inference_mode():
             done = model.generate(
                 ids,

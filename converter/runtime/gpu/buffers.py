@@ -1,0 +1,167 @@
+"""Keys and values of several rows in the memory of a GPU, and the steps that are captured over them.
+
+A CUDA graph is launched at once and reads and writes where it did when it was captured. So buffers are of a fixed
+length, are lent to one cache after another (``Pool``), and a step is captured for each power of two of rows.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from converter.runtime.decoder import Decoder
+from converter.runtime.gpu.graph import KEPT, NEXT, STATE
+from converter.runtime.ort import NOT_CAPTURED, Binding, Tensor, device_of
+
+LEAST_SLOTS = 128  # shorter buffers save nothing worth a capture of their own
+
+GATHERED = "indices"
+
+
+def power_of_two(count: int) -> int:
+    """Return the least power of two that is not below ``count``."""
+    return 1 << (count - 1).bit_length()
+
+
+class Buffers:
+    """Keys and values of several rows.
+
+    Args:
+        model: what runs them.
+        rows: how many rows there are, a power of two.
+        slots: how many tokens a row has room for.
+        numbers: of CUDA graphs that there are not yet.
+    """
+
+    def __init__(self, model: Decoder, rows: int, slots: int, numbers: itertools.count[int]) -> None:
+        self.model, self.rows, self.slots = model, rows, slots
+        self.device = device_of(model.device)
+        shape = (rows, model.config.n_head, slots, model.config.head_dim)
+        self.values = [Tensor.empty(self.device, shape, model.cache_type) for _ in model.cache_names[0]]
+        self._numbers, self._steps = numbers, dict[int, Steps]()
+
+    def steps(self, rows: int) -> Steps:
+        """Return the steps of the first rows, of at least so many."""
+        rows = power_of_two(rows)
+        if rows not in self._steps:
+            self._steps[rows] = Steps(self, rows, [next(self._numbers) for _ in range(2)])
+        return self._steps[rows]
+
+    def run(self, begin: int, ids: np.ndarray, positions: np.ndarray, last: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        """Run new tokens of some rows: prompts, or several tokens of one row on top of others.
+
+        Args:
+            begin: the first of the rows.
+            ids: ``[rows, new]``; rows that are shorter have padding behind.
+            positions: likewise.
+            last: the slot of each row's last token, ``[rows]``.
+            kept: the tokens whose logits are wanted, counted over all rows, ``[kept]``.
+
+        Returns:
+            Logits ``[kept, vocab_size]`` float32.
+        """
+        pasts, presents = self.model.cache_names
+        held = [value.rows(begin, begin + len(ids)) for value in self.values]
+        fed: dict[str, Any] = {
+            "input_ids": np.ascontiguousarray(ids, np.int64),
+            "position_ids": np.ascontiguousarray(positions, np.int64),
+            "seqlens_k": np.ascontiguousarray(last, np.int32),
+            "total_sequence_length": np.array(last.max() + 1, np.int32),
+            KEPT: np.ascontiguousarray(kept, np.int64),
+        }
+        fetched = {"logits": None} | dict(zip(presents, held, strict=True))
+        run = Binding(self.model.session, self.device, fed | dict(zip(pasts, held, strict=True)), fetched)
+        run.run()
+        logits: np.ndarray = run.outputs()[0].numpy()
+        return logits
+
+    def take(self, source: Buffers, rows: Sequence[int] | np.ndarray, begin: int = 0) -> None:
+        """Make rows from ``begin`` on hold what rows of ``source`` hold, which may be these buffers, too."""
+        names, presents = self.model.cache_names
+        gather = self.model.gather(0)
+
+        def gathered(indices: Sequence[int] | np.ndarray, values: Sequence[Any], into: Sequence[Any]) -> list[Any]:
+            fed = {GATHERED: np.array(indices, np.int64)} | dict(zip(names, values, strict=True))
+            run = Binding(gather, self.device, fed, dict(zip(presents, into, strict=True)), NOT_CAPTURED)
+            run.run()
+            return run.outputs()
+
+        # In between they are elsewhere, as a row may be read after it was written.
+        shape, dtype = (len(rows), *self.values[0].shape[1:]), self.values[0].dtype
+        found = [Tensor(value, shape, dtype) for value in gathered(rows, source.values, [None] * len(names))]
+        gathered(range(len(rows)), found, [value.rows(begin, begin + len(rows)) for value in self.values])
+
+
+class Steps:
+    """Steps of one more token of each of the first rows of buffers. What one step leaves behind, the next one reads.
+
+    Two sets of inputs take turns, so that a step may be run again, as it is when it is captured, and nothing changes.
+
+    Args:
+        buffers: what is read and written.
+        rows: how many rows.
+        numbers: of the two CUDA graphs.
+    """
+
+    def __init__(self, buffers: Buffers, rows: int, numbers: Sequence[int]) -> None:
+        model, device = buffers.model, buffers.device
+        self.rows, self._turn = rows, 0
+        shapes = ([rows, 1], np.int64), ([rows, 1], np.int64), ([rows], np.int32)
+        self._states = [[Tensor.empty(device, *each) for each in shapes] for _ in numbers]
+        self._logits = Tensor.empty(device, [rows, model.config.vocab_size], np.float32)
+        kept = Tensor.empty(device, [rows], np.int64)
+        kept.write(np.arange(rows))
+        pasts, presents = model.cache_names
+        held = [value.rows(0, rows) for value in buffers.values]
+        fixed: dict[str, Any] = {KEPT: kept, "total_sequence_length": np.array(buffers.slots, np.int32)}
+        fixed |= dict(zip(pasts, held, strict=True))
+        written = {"logits": self._logits} | dict(zip(presents, held, strict=True))
+
+        def binding(turn: int) -> Binding:
+            fed = fixed | dict(zip(STATE, self._states[turn], strict=True))
+            fetched = written | dict(zip(NEXT, self._states[1 - turn], strict=True))
+            return Binding(model.session, device, fed, fetched, numbers[turn])
+
+        self._bindings = [binding(turn) for turn in range(2)]
+
+    def feed(self, ids: np.ndarray, positions: np.ndarray, last: np.ndarray) -> None:
+        """Set what the next step runs: a token of each row, its position, and its slot, each ``[rows]``."""
+        for value, given in zip(self._states[self._turn], (ids, positions, last), strict=True):
+            value.write(given)
+
+    def run(self) -> np.ndarray:
+        """Run a step; return the likeliest next token of each row, ``[rows]`` int64, which the next step runs."""
+        self._bindings[self._turn].run()
+        self._turn = 1 - self._turn
+        return self._states[self._turn][0].read()[:, 0]
+
+    def logits(self) -> np.ndarray:
+        """Return the logits of the step that was run last, ``[rows, vocab_size]`` float32."""
+        return self._logits.read()
+
+
+class Pool:
+    """Buffers that no cache uses at present."""
+
+    def __init__(self) -> None:
+        self._free, self._lock, self._numbers = list[Buffers](), threading.Lock(), itertools.count(1)
+
+    def lend(self, model: Decoder, rows: int, slots: int) -> Buffers:
+        """Return buffers with room for so many rows and tokens."""
+        rows, slots = power_of_two(rows), min(max(power_of_two(slots), LEAST_SLOTS), model.config.n_positions)
+        with self._lock:
+            for buffers in self._free:
+                if buffers.rows >= rows and buffers.slots >= slots:
+                    self._free.remove(buffers)
+                    return buffers
+            self._free.clear()  # what comes has room for whoever used them
+        return Buffers(model, rows, slots, self._numbers)
+
+    def take_back(self, buffers: Buffers) -> None:
+        """Keep buffers for the next cache."""
+        with self._lock:
+            self._free.append(buffers)
