@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may ask the network
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("GPT2ONNX_NO_SYNC", "1")  # nothing here outlives the system
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else of whatever HOME a test has; Ray remembers it
 
 import onnxruntime
 import pytest

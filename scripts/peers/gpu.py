@@ -71,5 +71,6 @@ def tables(rows: dict[str, Row]) -> str:
     for name, row in rows.items():
         same = sum(a[0] == b[0] for a, b in zip(row.sanity, first.sanity, strict=False))
         versions = ", ".join(f"{package} {version}" for package, version in row.versions.items())
-        lines.append(f"- {name}: {versions}; first tokens as ours {same} of {SANITY_PROMPTS}; {'; '.join(row.notes)}")
+        said = [versions, f"first tokens as ours {same} of {SANITY_PROMPTS}", *row.notes]
+        lines.append(f"- {name}: {'; '.join(filter(None, said))}")
     return "\n".join(lines)

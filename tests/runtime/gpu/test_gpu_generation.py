@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from converter.runtime.generation import generate_each, options_of
+from converter.runtime.opening import load
 from converter.runtime.session import Model
 from converter.runtime.slots import GpuSlots, slots_of
 
@@ -75,3 +78,12 @@ def test_a_chosen_token_is_that_of_its_logits(gpu: Model) -> None:
     chosen, logits = some.likeliest({0: 5, 2: 6}), others.step({0: 5, 2: 6})
     assert chosen is not None
     assert {row: chosen[row] for row in (0, 2)} == {row: int(logits[row].argmax()) for row in (0, 2)}
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="no GPU")
+@pytest.mark.parametrize("options", [{}, {"logprobs": 0}, {"beams": 3, "best": 2}])
+def test_on_a_gpu_captured_steps_give_the_same_texts(folder: Path, plain: Model, options: dict[str, Any]) -> None:
+    captured = load(folder, provider="cuda", cuda_graphs=True)
+    for _ in range(2):  # captured, and replayed
+        found = captured.generate(PROMPTS, max_new_tokens=25, **options)
+        assert found.new_ids == plain.generate(PROMPTS, max_new_tokens=25, **options).new_ids
