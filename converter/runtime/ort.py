@@ -37,6 +37,8 @@ except ImportError as error:
 onnxruntime.disable_telemetry_events()  # the same for Windows, which records events itself
 
 ORT_VERSION: str = onnxruntime.__version__
+# Before, it has no Attention of float64, and takes it apart wrongly where heads are not apart (microsoft/onnxruntime).
+HAS_WIDE_ATTENTION = tuple(map(int, ORT_VERSION.split(".")[:2])) >= (1, 24)
 CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 NO_OPTIMIZATION = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # for a graph that comes as bytes

@@ -118,7 +118,6 @@ def test_cuda_graphs_are_judged_where_the_provider_captures(tmp_path: Path, monk
     assert leg.name == "ONNX Runtime fp16, CUDA graphs"
 
 
-
 def spoil(folder: Path, name: str, change: Callable[[np.ndarray], None]) -> None:
     """Change a tensor of a folder's only data file in place."""
     [file] = (folder / "onnx").glob("*_data")

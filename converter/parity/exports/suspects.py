@@ -16,7 +16,7 @@ from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, num
 
 from converter.parity.exports.branches import read_model
 from converter.parity.legs.graphs import branches
-from converter.parity.legs.shipped import shipped_values
+from converter.parity.legs.shipped import Numbers
 
 # Operators that decide, or bend a value at a limit.
 DECIDES = ("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Mod", "Min", "Max", "Clip", "OneHot")
@@ -136,7 +136,7 @@ def _whole(file: Path, tensor: TensorProto) -> set[int]:
     """Return the number that a tensor holds, if it is a single whole one from 2 on."""
     if math.prod(tensor.dims) != 1:
         return set()
-    number = float(shipped_values(file, tensor)[0])
+    number = float(Numbers(file).flat(tensor)[0])
     return {int(number)} if number.is_integer() and number >= LEAST else set()
 
 

@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from converter.parity.legs.graphs import graphs_of
-from converter.parity.legs.shipped import shipped_values
+from converter.parity.legs.shipped import Numbers
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Held:
         Raises:
             ModelFolderError: they are missing, or outside the folder.
         """
-        return shipped_values(self.file, self.tensor).reshape(self.shape)
+        return Numbers(self.file).shaped(self.tensor)
 
 
 def tensors_of(file: Path) -> list[Held]:

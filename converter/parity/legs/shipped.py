@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,29 +24,50 @@ from converter.weights.table import Layout, parameters
 PACKED = (TensorProto.INT4, TensorProto.UINT4)  # two numbers in a byte
 
 
-def shipped_values(graph_file: Path, tensor: TensorProto) -> np.ndarray:
-    """Return an initializer's numbers in row-major order, from the mapped data file or from the graph itself.
+class Numbers:
+    """The numbers of the initializers of a graph. Each of its data files is mapped once."""
 
-    Raises:
-        ModelFolderError: the data file is missing, too short or outside the graph's folder.
-    """
-    if not external_data_helper.uses_external_data(tensor):
+    def __init__(self, graph_file: Path) -> None:
+        self.graph_file, self._mapped = graph_file, dict[str, np.ndarray]()
+
+    def shaped(self, tensor: TensorProto) -> np.ndarray:
+        """Return an initializer's numbers in its dimensions; see ``flat``."""
+        return self.flat(tensor).reshape(tuple(tensor.dims))
+
+    def flat(self, tensor: TensorProto) -> np.ndarray:
+        """Return an initializer's numbers in row-major order, from the mapped data file or from the graph itself.
+
+        Raises:
+            ModelFolderError: the data file is missing, too short or outside the graph's folder.
+        """
+        if not external_data_helper.uses_external_data(tensor):
+            try:
+                return numpy_helper.to_array(tensor).ravel()
+            except ValueError as error:
+                raise ModelFolderError(f"{self.graph_file}: initializer {tensor.name} is corrupt ({error})") from error
+        where = {entry.key: entry.value for entry in tensor.external_data}
+        location = where.get("location", "")
         try:
-            return numpy_helper.to_array(tensor).ravel()
-        except ValueError as error:
-            raise ModelFolderError(f"{graph_file}: initializer {tensor.name} is corrupt ({error})") from error
-    where = {entry.key: entry.value for entry in tensor.external_data}
-    file = data_file(graph_file.parent, where.get("location", ""))
-    count = int(np.prod(tensor.dims, dtype=np.int64))
-    try:
-        if tensor.data_type in PACKED:
-            return numpy_helper.to_array(tensor, os.fspath(graph_file.parent)).ravel()
-        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        return np.memmap(file, dtype, mode="r", offset=int(where.get("offset", 0)), shape=(count,))
-    except (OSError, ValueError, OverflowError) as error:
-        raise ModelFolderError(
-            f"{file} does not hold initializer {tensor.name} of {graph_file}: it is missing or truncated"
-        ) from error
+            whole = self._file(location)
+            if tensor.data_type in PACKED:
+                return numpy_helper.to_array(tensor, os.fspath(self.graph_file.parent)).ravel()
+            dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+            begin, size = int(where.get("offset", 0)), math.prod(tensor.dims) * dtype.itemsize
+            if not 0 <= begin <= begin + size <= len(whole):
+                raise ValueError(f"it has {len(whole)} bytes")
+            return whole[begin : begin + size].view(dtype)
+        except (OSError, ValueError, OverflowError) as error:
+            raise ModelFolderError(
+                f"{self.graph_file.parent / location} does not hold initializer {tensor.name} of {self.graph_file}: it "
+                f"is missing or truncated"
+            ) from error
+
+    def _file(self, location: str) -> np.ndarray:
+        """Return the bytes of a data file."""
+        if location not in self._mapped:
+            file = data_file(self.graph_file.parent, location)
+            self._mapped[location] = np.asarray(np.memmap(file, np.uint8, mode="r"))
+        return self._mapped[location]
 
 
 @dataclass(frozen=True)
@@ -76,7 +98,7 @@ class ShippedWeights(Mapping[str, LazyTensor]):
     def __init__(self, graph_file: Path, ledger: Ledger, precision: Precision) -> None:
         self.graph_file, self.ledger, self.precision = graph_file, ledger, precision
         graph = onnx.load(graph_file, load_external_data=False).graph
-        self.initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self.initializers, self.numbers = {tensor.name: tensor for tensor in graph.initializer}, Numbers(graph_file)
         self.layouts = {name: layout for name, layout, _ in parameters(ledger.config)}
 
     def __iter__(self) -> Iterator[str]:
@@ -107,7 +129,7 @@ class ShippedWeights(Mapping[str, LazyTensor]):
     def _numbers(self, name: str) -> np.ndarray:
         if name not in self.initializers:
             raise ModelFolderError(f"{self.graph_file} has no weight {name}; convert the source again")
-        return shipped_values(self.graph_file, self.initializers[name])
+        return self.numbers.flat(self.initializers[name])
 
     def _shaped(self, array: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray:
         if array.size != np.prod(shape):

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 
 from converter.parity.legs.graphs import Writer, graphs_of, rewrite
-from converter.parity.legs.shipped import shipped_values
+from converter.parity.legs.shipped import Numbers
 from converter.weights.quantize import unpack
 
 # Operators with a quantized weight, and where its numbers, scale and zero point are among the inputs.
@@ -122,11 +121,11 @@ def _of_rows(given: Mapping[str, int], parts: Sequence[np.ndarray]) -> Dequantiz
     return scaled([whole, scales, *zeros], axis, size, (0, (1 << bits) - 1))
 
 
-def unquantize(graph: GraphProto, file: Path) -> dict[str, np.ndarray]:
+def unquantize(graph: GraphProto, numbers: Numbers) -> dict[str, np.ndarray]:
     """Replace the quantized operators of a graph, and of those inside it, as far as float64 has others for them.
 
     Args:
-        file: the file that the graph was read from.
+        numbers: of the file that the graph was read from.
 
     Returns:
         The new initializers, by name. They are in the graph, but for their numbers.
@@ -146,7 +145,7 @@ def unquantize(graph: GraphProto, file: Path) -> dict[str, np.ndarray]:
             return ""
         new = f"{names[0]}/float64"
         if new not in weights:
-            parts = [shipped_values(file, held[name]).reshape(tuple(held[name].dims)) for name in names]
+            parts = [numbers.shaped(held[name]) for name in names]
             weights[new] = dequantized(node, parts).values
             graph.initializer.add(name=new, data_type=TensorProto.DOUBLE, dims=weights[new].shape)
         return new

@@ -19,11 +19,12 @@ from onnx import AttributeProto, NodeProto, TensorProto, external_data_helper, h
 
 from converter.graph.build import MAX_OPSET, MIN_OPSET, build
 from converter.parity.legs.graphs import Writer, graphs_of, rewrite
-from converter.parity.legs.shipped import shipped_values
+from converter.parity.legs.shipped import Numbers
 from converter.parity.legs.unquantize import inputs_of, unquantize
 from converter.runtime.given import give, outside
 from converter.runtime.ort import (
     CPU_PROVIDER,
+    HAS_WIDE_ATTENTION,
     NO_OPTIMIZATION,
     InferenceSession,
     SessionOptions,
@@ -110,11 +111,12 @@ def open_widened(model: onnx.ModelProto, file: Path, config: GPT2Config | None =
     options = _options(model.graph)
     options.graph_optimization_level = NO_OPTIMIZATION  # it would read weights that are not in the file in float64
     weights: list[Any] = []
-    weights_of = unquantize(model.graph, file)
+    numbers = Numbers(file)
+    weights_of = unquantize(model.graph, numbers)
     for tensor in model.graph.initializer:
         array = weights_of.get(tensor.name)
         if array is None and tensor.data_type in FLOATS:
-            array = shipped_values(file, tensor).reshape(tuple(tensor.dims)).astype(np.float64)
+            array = numbers.shaped(tensor).astype(np.float64)
         if array is None:
             continue
         if array.nbytes > INLINE_BYTES:
@@ -122,11 +124,11 @@ def open_widened(model: onnx.ModelProto, file: Path, config: GPT2Config | None =
             tensor.CopyFrom(outside(tensor.name, array.dtype, array.shape, file.name))
         else:
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-    _widen(model.graph, file)
+    _widen(model.graph, numbers)
     return OpenedGraph(session_of(model.SerializeToString(), options, file.parent, CPU_PROVIDER), weights)
 
 
-def _widen(graph: onnx.GraphProto, file: Path) -> None:
+def _widen(graph: onnx.GraphProto, numbers: Numbers) -> None:
     """Widen the values and nodes of a graph, and the graphs inside it."""
     for value in (*graph.input, *graph.output, *graph.value_info):
         if value.type.tensor_type.elem_type in FLOATS:
@@ -138,10 +140,9 @@ def _widen(graph: onnx.GraphProto, file: Path) -> None:
             if node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
                 attribute.CopyFrom(helper.make_attribute("value", _double(helper.get_attribute_value(attribute))))
             if attribute.HasField("t") and attribute.t.data_type in FLOATS:
-                array = shipped_values(file, attribute.t).reshape(tuple(attribute.t.dims))
-                attribute.t.CopyFrom(numpy_helper.from_array(array.astype(np.float64)))
+                attribute.t.CopyFrom(numpy_helper.from_array(numbers.shaped(attribute.t).astype(np.float64)))
             if attribute.HasField("g"):
-                _widen_inside(attribute.g, file)
+                _widen_inside(attribute.g, numbers)
     spell_out(graph)
 
 
@@ -149,13 +150,13 @@ def _double(value: float | Sequence[float]) -> TensorProto:
     return numpy_helper.from_array(np.array(value, np.float64))
 
 
-def _widen_inside(graph: onnx.GraphProto, file: Path) -> None:
+def _widen_inside(graph: onnx.GraphProto, numbers: Numbers) -> None:
     """Widen a graph inside another. Its weights become part of it."""
     for tensor in graph.initializer:
         if tensor.data_type in FLOATS:
-            array = shipped_values(file, tensor).reshape(tuple(tensor.dims)).astype(np.float64)
+            array = numbers.shaped(tensor).astype(np.float64)
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-    _widen(graph, file)
+    _widen(graph, numbers)
 
 
 def make_constants_whole(graph: onnx.GraphProto, config: GPT2Config) -> None:
@@ -262,12 +263,39 @@ JOINED: dict[str, Callable[[Writer, NodeProto], list[str]]] = {
 }
 
 
+PLAIN = {"q_num_heads", "kv_num_heads", "scale", "softmax_precision"}  # attributes that ``attention`` knows
+LOGICAL = {"And", "Or", "Not", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal"}
+
+
+def attention(write: Writer, node: NodeProto) -> list[str] | None:
+    """Write ONNX's Attention of ``[batch, tokens, width]`` with a mask of truth values; None if it is another one."""
+    given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    n_head = given.get("q_num_heads")
+    if not (given.keys() <= PLAIN and n_head and n_head == given.get("kv_num_heads") and "scale" in given):
+        return None
+    query, key, value, mask, *past = inputs_of(node, 6)
+
+    def heads(x: str) -> str:
+        apart = write.Reshape(x, write.constant(np.array([0, 0, n_head, -1])))
+        return write.node("Transpose", apart, perm=[0, 2, 1, 3])
+
+    query, key, value = map(heads, (query, key, value))
+    if all(past):
+        key, value = (write.node("Concat", *pair, axis=2) for pair in zip(past, (key, value), strict=True))
+    across = write.node("Transpose", key, perm=[0, 1, 3, 2])
+    scores = write.MatMul(write.Mul(query, given["scale"]), across)
+    scores = write.Where(mask, scores, -math.inf) if mask else scores
+    joined = write.node("Transpose", write.MatMul(write.node("Softmax", scores, axis=-1), value), perm=[0, 2, 1, 3])
+    return [write.Reshape(joined, write.constant(np.array([0, 0, -1]))), key, value]
+
+
 def spell_out(graph: onnx.GraphProto) -> None:
     """Replace the operators in ``SPELLED_OUT`` and ``JOINED``, and let a Mul before Attention do its scaling.
 
     Attention takes the square root of its ``scale`` in float32 in every precision. That would look like wrong
     mathematics.
     """
+    masks = {"", *(output for node in graph.node if node.op_type in LOGICAL for output in node.output)}
 
     def spelled(write: Writer, node: NodeProto) -> list[str] | None:
         if node.op_type in SPELLED_OUT:
@@ -275,6 +303,10 @@ def spell_out(graph: onnx.GraphProto) -> None:
             return [SPELLED_OUT[node.op_type](write, node.input[0], **attributes)]
         if node.op_type in JOINED:
             return JOINED[node.op_type](write, node)
+        if node.op_type == "Attention" and not HAS_WIDE_ATTENTION and inputs_of(node, 4)[3] in masks:
+            whole = attention(write, node)
+            if whole is not None:
+                return whole
         softmax = _attribute(node, "softmax_precision") if node.op_type == "Attention" else None
         if softmax is not None:
             softmax.i = TensorProto.DOUBLE

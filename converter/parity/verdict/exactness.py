@@ -15,7 +15,7 @@ from converter.checkpoint import safetensors_file
 from converter.checkpoint.names import canonical
 from converter.checkpoint.tensor import LazyTensor
 from converter.errors import CheckpointError, ModelFolderError
-from converter.parity.legs.shipped import shipped_values
+from converter.parity.legs.shipped import Numbers
 from converter.weights import data_file, write
 from converter.weights.ledger import Ledger
 from converter.weights.precisions import PRECISIONS, Blocks, Precision
@@ -55,7 +55,7 @@ def compare_initializers(graph_file: Path, ledger: Ledger, precision: Precision 
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     layouts = {name: layout for name, layout, _ in parameters(ledger.config)}
     where = "" if precision.name == "fp32" else f"{graph_file.name}: "
-    faults, known = [], set(ledger.weights)
+    numbers, faults, known = Numbers(graph_file), [], set(ledger.weights)
     for name, weight in ledger.weights.items():
         blocks = write.blocks_of(name, layouts[name], precision.scheme) if precision.scheme else None
         if blocks is not None:
@@ -64,10 +64,10 @@ def compare_initializers(graph_file: Path, ledger: Ledger, precision: Precision 
             faults.append(f"{where}{name} is not in the graph")
             continue
         if blocks is None:
-            fault = _compare(graph_file, initializers[name], weight, precision.dtype)
+            fault = _compare(numbers, initializers[name], weight, precision.dtype)
         else:
             seen = write.rows_of_outputs(weight, layouts[name])
-            fault = _compare_quantized(graph_file, initializers, name, seen, blocks)
+            fault = _compare_quantized(numbers, initializers, name, seen, blocks)
         if fault:
             faults.append(f"{where}{name} {fault}")
     foreign = [t.name for t in graph.initializer if external_data_helper.uses_external_data(t) and t.name not in known]
@@ -78,7 +78,7 @@ def compare_initializers(graph_file: Path, ledger: Ledger, precision: Precision 
 
 
 def _compare_quantized(
-    graph_file: Path, initializers: Mapping[str, TensorProto], name: str, weight: LazyTensor, blocks: Blocks
+    numbers: Numbers, initializers: Mapping[str, TensorProto], name: str, weight: LazyTensor, blocks: Blocks
 ) -> str | None:
     """Return what is wrong with a weight ``[outputs, inputs]`` in blocks; None if nothing is."""
     parts = write.parts_of(name, blocks)
@@ -91,7 +91,7 @@ def _compare_quantized(
     for part, width, kind in zip(parts, widths, PART_TYPES, strict=False):
         if initializers[part].data_type != kind:
             return f"is of another type: {part} is {TensorProto.DataType.Name(initializers[part].data_type)}"
-        values = shipped_values(graph_file, initializers[part])
+        values = numbers.flat(initializers[part])
         if values.size != outputs * width:
             return f"is of another shape: {part} has {values.size} numbers, {outputs * width} are expected"
         arrays.append(values.reshape(outputs, width))
@@ -118,12 +118,12 @@ def _other_blocks(found: Rows, expected: Rows, parts: Sequence[str], first: int)
     return None
 
 
-def _compare(graph_file: Path, tensor: TensorProto, weight: LazyTensor, dtype: str) -> str | None:
+def _compare(numbers: Numbers, tensor: TensorProto, weight: LazyTensor, dtype: str) -> str | None:
     """Return what is wrong with an initializer; None if nothing is."""
     if tuple(tensor.dims) != weight.shape or tensor.data_type != TYPES[dtype]:
         found_type = TensorProto.DataType.Name(tensor.data_type)
         return f"is {list(tensor.dims)} of type {found_type}; the source has {list(weight.shape)}"
-    shipped = shipped_values(graph_file, tensor)
+    shipped = numbers.flat(tensor)
     before = 0
     for chunk in weight.chunks():
         expected = data_file.converted(chunk, weight, dtype)

@@ -51,6 +51,33 @@ def test_every_activation_runs_in_float64(save: Save, tmp_path: Path, activation
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6 if constants else 1e-10)
 
 
+def test_attention_is_spelled_out_where_onnx_runtime_has_none_in_float64(
+    save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As 1.23 has not, which is the oldest that is supported."""
+    convert(save(scale_attn_by_inverse_layer_idx=True), tmp_path / "out")
+    rng = np.random.default_rng(0)
+    mask = np.ones((2, 9), np.int64)
+    mask[1, :3] = 0
+    fed = {
+        "input_ids": rng.integers(61, size=(2, 4)),
+        "attention_mask": mask,
+        "position_ids": np.maximum(mask.cumsum(axis=1) - 1, 0)[:, 5:],
+    }
+
+    def run(has: bool) -> list[np.ndarray]:
+        monkeypatch.setattr(widen, "HAS_WIDE_ATTENTION", has)
+        session = widened_session(tmp_path / "out" / "onnx" / "model.onnx").session
+        values = [value for value in session.get_inputs() if "past" in value.name]
+        cache = {value.name: np.random.default_rng(i).normal(size=(2, 3, 5, 4)) for i, value in enumerate(values)}
+        return session.run(None, fed | cache)
+
+    spelled_out = run(False)
+    monkeypatch.setattr(widen, "attention", None)  # and nothing is spelled out where it need not be
+    for spelled, whole in zip(spelled_out, run(True), strict=True):
+        np.testing.assert_allclose(spelled, whole, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("opened", [graph_session, widened_session])
 @pytest.mark.parametrize(("limit", "threads"), [(10**9, 1), (0, 0)], ids=["small", "large"])
 def test_a_small_graph_runs_on_one_thread(
