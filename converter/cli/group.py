@@ -169,15 +169,28 @@ class Commands(Command, click.Group):
 
 def said_of(error: BaseException) -> tuple[str, int]:
     """Return a sentence on what a command raised, and the exit code."""
+    if is_out_of_memory(error):
+        return "there is not enough memory for this: end other programs, or raise the limit", BAD_INPUT
     if isinstance(error, GPT2Error):
         return str(error), BAD_INPUT
-    if isinstance(error, MemoryError):
-        return "there is not enough memory for this: end other programs, or raise the limit", BAD_INPUT
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"there is no {error.filename}: the name is too long for this system", BAD_INPUT
     if type(error).__name__ == PANIC:
         return f"a library gave up on the tokenizer or the text that it was given ({error}): mend one", BAD_INPUT
     return f"internal error: {type(error).__name__}: {error} (--debug shows where)", INTERNAL_ERROR
+
+
+# How libraries say so in C++ and C: ONNX Runtime, torch, and the loader of a library.
+OUT_OF_MEMORY = ("bad_alloc", "not enough memory", "Failed to allocate memory", "failed to map segment")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory was missing, by whatever name, also behind an error of ours."""
+    if isinstance(error, GPT2Error):
+        return error.__cause__ is not None and is_out_of_memory(error.__cause__)
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 PANIC = "PanicException"  # of pyo3, which tokenizers is built with: a pattern that takes too many steps, for example

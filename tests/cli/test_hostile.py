@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -279,3 +280,15 @@ def test_memory_that_is_not_there_is_no_error_of_ours(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("converter.weights.ledger.open_checkpoint", no_memory)
     assert_one_sentence(run("inspect", here / "source"), "there is not enough memory for this")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit of Linux")
+def test_a_limit_of_memory_ends_a_command_in_a_sentence(here: Path) -> None:
+    """Of 350 MB of addresses torch alone would take more, which its loader says in words of its own."""
+    command = f"{shlex.quote(sys.executable)} -m converter.cli check source out"
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -v 350000; exec {command}"], cwd=here, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("gpt2onnx: there is not enough memory for this")
