@@ -139,11 +139,18 @@ def onnx(here: Path, data: bytes) -> None:
     from converter.runtime import in_place
     from converter.runtime.exports.open import read_export
     from converter.runtime.external import refuse_outside
+    from converter.runtime.gpu import graph
 
-    (here / "model.onnx").write_bytes(data)
-    refuse_outside(data, here)
-    in_place.rewritten(here / "model.onnx")
-    read_export(here / "model.onnx", parse_config(CONFIG, here / "config.json"))
+    file = here / "model.onnx"
+    file.write_bytes(data)
+    for read in (
+        lambda: refuse_outside(str(file), here),
+        lambda: in_place.rewritten(file),
+        lambda: graph.rewritten(file),
+        lambda: read_export(file, parse_config(CONFIG, here / "config.json")),
+    ):
+        with suppressed():  # what one of them refuses, another may read
+            read()
 
 
 def prompts(here: Path, data: bytes) -> None:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import onnx
 import torch
 
+from converter import onnx_file
 from converter.folder import manifest
 from converter.graph.outputs import names, select
 from converter.parity.baseline import Baseline, short
@@ -104,7 +104,7 @@ def summaries(outputs: Sequence[OutputReport]) -> list[Summary]:
 
 def returned(file: Path, config: GPT2Config) -> list[str]:
     """Return the names of what a graph returns beside answer and cache."""
-    outputs = [value.name for value in onnx.load(file, load_external_data=False).graph.output]
+    outputs = [value.name for value in onnx_file.read(file).graph.output]
     return [name for name in outputs if name not in config.head_spec.outputs and not name.startswith(legs.PRESENT)]
 
 

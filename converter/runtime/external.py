@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import onnx
 from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
+from converter import onnx_file
 from converter.errors import CheckpointError, ModelFolderError
 from converter.files import refuse_special
 
@@ -24,7 +24,7 @@ def refuse_outside(graph: str | bytes, folder: Path) -> None:
         ModelFolderError: it has.
     """
     try:
-        model = ModelProto.FromString(graph) if isinstance(graph, bytes) else onnx.load(graph, load_external_data=False)
+        model = ModelProto.FromString(graph) if isinstance(graph, bytes) else onnx_file.read(graph)
     except (DecodeError, OSError, ValueError):
         return
     for location in locations(model):

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
+from converter import onnx_file
 from converter.runtime.decoder import scale_name
 from converter.version import PRODUCER
 
@@ -88,7 +88,7 @@ def rewritten(file: Path, eight_bits: bool = False) -> bytes | None:
 def with_buffers(file: Path, operator: Operator) -> ModelProto | None:
     """Return the model of ``file`` with its cache in place; None if that cannot be, or if it is not gpt2onnx's own."""
     try:
-        model = onnx.load(file, load_external_data=False)
+        model = onnx_file.read(file)
     except (DecodeError, OSError):
         return None  # ONNX Runtime says what is wrong with it
     graph = model.graph

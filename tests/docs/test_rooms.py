@@ -26,6 +26,7 @@ NOT_ON_THE_WAY = {
     "files",
     "memory",
     "notebook",
+    "onnx_file",
     "texts",
     "version",
 }  # the commands above, the leaves below

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor
 
+from converter import onnx_file
 from converter.graph.outputs import BEFORE, operations
 from converter.parity.legs import leg as legs
 from converter.parity.legs.cases import Case
@@ -154,7 +154,7 @@ def _hooks(model: Any, record: Recorder) -> Iterator[Any]:
 
 def graph_taps(file: Path, config: GPT2Config, case: Case, float64: bool) -> Taps:
     """Return the taps of the graph in ``file``. They are made outputs of a copy in memory."""
-    nodes = onnx.load(file, load_external_data=False).graph.node
+    nodes = onnx_file.read(file).graph.node
     held = {name for node in nodes for name in node.output}
     wanted = [name for name in tap_names(config) if name in held]
     edit = partial(expose, wanted)

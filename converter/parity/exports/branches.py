@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import FunctionProto, GraphProto, NodeProto, TensorProto, helper, inliner, numpy_helper
 
+from converter import onnx_file
 from converter.parity.legs.graphs import nodes_of
 from converter.parity.legs.widen import expose
 
@@ -22,7 +23,7 @@ NOT_RUN = -1  # what such an output gives where the If is in a branch that does 
 
 def read_model(file: Path) -> onnx.ModelProto:
     """Read a graph without its weights. Its own functions become nodes, so that every operation can be seen."""
-    model = onnx.load(file, load_external_data=False)
+    model = onnx_file.read(file)
     _drop_outgrown(model)
     return inliner.inline_local_functions(model) if model.functions else model
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import onnx
 from onnx import NodeProto
 
+from converter import onnx_file
 from converter.parity.exports.tensors import Held, tensors_of
 from converter.parity.legs.graphs import nodes_of
 from converter.parity.legs.unquantize import (
@@ -67,7 +67,7 @@ class Quantized:
 def bits_of(file: Path) -> int | None:
     """Return the number of bits of a file's quantized weights; None if it has none."""
     tensors, found = {held.name: held for held in tensors_of(file)}, set[int]()
-    for node in nodes_of([onnx.load(file, load_external_data=False).graph]):
+    for node in nodes_of([onnx_file.read(file).graph]):
         if node.op_type in BITS:
             found.add(BITS[node.op_type] or attributes_of(node).get("bits", DEFAULT_BITS))
         if node.op_type == DEQUANTIZE:
@@ -79,7 +79,7 @@ def bits_of(file: Path) -> int | None:
 def quantized_of(file: Path) -> Iterator[Quantized]:
     """Yield the quantized weights of a file."""
     tensors = {held.name: held for held in tensors_of(file)}
-    nodes = list(nodes_of([onnx.load(file, load_external_data=False).graph]))
+    nodes = list(nodes_of([onnx_file.read(file).graph]))
     seen: set[str] = set()
     for node in nodes:
         for found in (*_of_operator(node, tensors), *_by_name(node, tensors)):

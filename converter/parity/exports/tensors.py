@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 from onnx import TensorProto, helper
 
+from converter import onnx_file
 from converter.parity.legs.graphs import graphs_of
 from converter.parity.legs.shipped import Numbers
 
@@ -57,7 +57,7 @@ def tensors_of(file: Path) -> list[Held]:
     Raises:
         DecodeError: the file is corrupt.
     """
-    model = onnx.load(file, load_external_data=False)
+    model = onnx_file.read(file)
     graphs = graphs_of(model.graph)
     held = [Held(tensor.name, file, tensor) for graph in graphs for tensor in graph.initializer]
     nodes = [node for graph in graphs for node in graph.node]

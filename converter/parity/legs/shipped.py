@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
+from converter import onnx_file
 from converter.checkpoint.tensor import LazyTensor
 from converter.errors import ModelFolderError
 from converter.runtime.external import data_file
@@ -97,7 +97,7 @@ class ShippedWeights(Mapping[str, LazyTensor]):
 
     def __init__(self, graph_file: Path, ledger: Ledger, precision: Precision) -> None:
         self.graph_file, self.ledger, self.precision = graph_file, ledger, precision
-        graph = onnx.load(graph_file, load_external_data=False).graph
+        graph = onnx_file.read(graph_file).graph
         self.initializers, self.numbers = {tensor.name: tensor for tensor in graph.initializer}, Numbers(graph_file)
         self.layouts = {name: layout for name, layout, _ in parameters(ledger.config)}
 

@@ -17,6 +17,7 @@ import onnx
 from numpy.polynomial.legendre import leggauss
 from onnx import AttributeProto, NodeProto, TensorProto, external_data_helper, helper, numpy_helper
 
+from converter import onnx_file
 from converter.graph.build import MAX_OPSET, MIN_OPSET, build
 from converter.parity.legs.graphs import Writer, graphs_of, rewrite
 from converter.parity.legs.shipped import Numbers
@@ -71,7 +72,7 @@ def _options(graph: onnx.GraphProto) -> SessionOptions:
 
 def graph_session(file: Path, edit: Edit = lambda graph: None, provider: str = CPU_PROVIDER) -> OpenedGraph:
     """Open the graph in ``file``, after an edit in memory."""
-    model = onnx.load(file, load_external_data=False)
+    model = onnx_file.read(file)
     edit(model.graph)
     return open_graph(model, file, provider)
 
@@ -99,7 +100,7 @@ def widened_session(file: Path, edit: Edit = lambda graph: None, config: GPT2Con
         config: tells which constants of the mathematics a graph in float16 had to round; they are replaced by the exact
             ones.
     """
-    model = onnx.load(file, load_external_data=False)
+    model = onnx_file.read(file)
     edit(model.graph)
     return open_widened(model, file, config)
 

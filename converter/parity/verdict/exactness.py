@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper
 
+from converter import onnx_file
 from converter.checkpoint import safetensors_file
 from converter.checkpoint.names import canonical
 from converter.checkpoint.tensor import LazyTensor
@@ -49,7 +49,7 @@ def compare_initializers(graph_file: Path, ledger: Ledger, precision: Precision 
         ModelFolderError: the graph cannot be read, or points at bytes that are not there.
     """
     try:
-        graph = onnx.load(graph_file, load_external_data=False).graph
+        graph = onnx_file.read(graph_file).graph
     except (DecodeError, OSError, ValueError) as error:
         raise ModelFolderError(f"{graph_file} is not an ONNX file, or a corrupt one ({error})") from error
     initializers = {tensor.name: tensor for tensor in graph.initializer}

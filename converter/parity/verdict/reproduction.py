@@ -17,9 +17,9 @@ from itertools import zip_longest
 from pathlib import Path, PurePath
 from typing import Any
 
-import onnx
 from google.protobuf.message import DecodeError
 
+from converter import onnx_file
 from converter.checkpoint.config import parse_config
 from converter.checkpoint.options import SourceOptions
 from converter.checkpoint.source import Checkpoint
@@ -279,11 +279,11 @@ def _link(out: Path, stage: Path) -> Iterator[Difference]:
 
 def _graph(ours: Path, theirs: Path, name: str) -> Iterator[Difference]:
     try:
-        found = onnx.load(ours, load_external_data=False)
+        found = onnx_file.read(ours)
     except (DecodeError, OSError, ValueError) as error:
         yield Difference(name, f"is no ONNX file ({error})")
         return
-    for text in differences(found, onnx.load(theirs, load_external_data=False)):
+    for text in differences(found, onnx_file.read(theirs)):
         yield Difference(name, text)
 
 

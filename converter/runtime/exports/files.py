@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import onnx
 from google.protobuf.message import DecodeError
 
+from converter import onnx_file
 from converter.errors import ModelFolderError
 from converter.files import read_json
 from converter.folder.staging import MANIFEST
@@ -49,7 +49,7 @@ def files_of(path: Path) -> list[Path]:
 def data_files(file: Path) -> list[Path]:
     """Return the files of its folder that an ONNX file has its weights in; none if it is damaged."""
     try:
-        named = sorted(locations(onnx.load(file, load_external_data=False)))
+        named = sorted(locations(onnx_file.read(file)))
     except (DecodeError, OSError, ValueError):
         return []
     return [file.parent / name for name in named if _is_inside(file.parent, name)]

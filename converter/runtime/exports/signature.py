@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, ValueInfoProto
 
+from converter import onnx_file
 from converter.errors import ModelFolderError
 
 Dimension = int | str  # a number, or the name of a dimension of any size
@@ -103,7 +103,7 @@ def read_signature(file: Path) -> Signature:
         ModelFolderError: it is not there, or no ONNX file.
     """
     try:
-        model = onnx.load(file, format="protobuf", load_external_data=False)
+        model = onnx_file.read(file)
     except FileNotFoundError as error:
         raise ModelFolderError(f"there is no ONNX file {file}") from error
     except (DecodeError, OSError, ValueError) as error:
