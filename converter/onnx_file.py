@@ -26,6 +26,11 @@ def read(file: str | os.PathLike[str]) -> ModelProto:
     return model
 
 
+def type_name(element: int) -> str:
+    """Return the name of an element type, such as FLOAT; of one that ONNX does not know, its number."""
+    return TensorProto.DataType.Name(element) if element in TensorProto.DataType.values() else f"number {element}"
+
+
 def names(model: ModelProto) -> Iterator[str | bytes]:
     """Yield every name of a model: of values, nodes, attributes, dimensions and files."""
     yield model.producer_name

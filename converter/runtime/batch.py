@@ -27,8 +27,7 @@ class Batch:
         self._prompts = prompts
         self._mask = np.ones((len(prompts), int(lengths.max()) + room), np.int64)
         self._next = lengths[:, None]  # the position of each row's next token
-        slots = min(self._mask.shape[1], model.config.n_positions)
-        self._cache = model.empty_cache(len(prompts), grows=True, slots=slots)
+        self._cache = model.empty_cache(len(prompts), grows=True)
 
     def prefill(self) -> np.ndarray:
         """Run the prompts; return the logits after each, ``[rows, vocab_size]`` float32."""

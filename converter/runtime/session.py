@@ -50,16 +50,15 @@ class Model(Reader):
         size = f"{self.config.n_layer} layers, {self.config.n_head} heads, width {self.config.n_embd}"
         return f"Model({str(self.folder)!r}: {size}, {self.config.n_positions} positions, on {self.device})"
 
-    def empty_cache(self, batch: int, grows: bool = False, slots: int | None = None) -> Cache:
+    def empty_cache(self, batch: int, grows: bool = False) -> Cache:
         """Return a cache of ``batch`` rows that holds no token.
 
         Args:
             batch: how many rows.
             grows: whether many steps will follow, to which a cache of 8 bits is of use.
-            slots: how many tokens a row will have at most; by default as many as there are positions.
         """
         if self.pool is not None:
-            return GpuCache(self, self.pool, batch, slots or self.config.n_positions)
+            return GpuCache(self, self.pool, batch)
         if self.export is not None:
             return self.export.empty_cache(batch)
         if self.cache == "int8" or (grows and self._rounds_cache(batch)):

@@ -219,7 +219,7 @@ class GpuSlots(Slots):
 
     def __init__(self, model: Model, pool: Pool, rows: int, slots: int) -> None:
         super().__init__(model, rows, slots)
-        self.pool, self.buffers = pool, pool.lend(model, rows, slots)
+        self.pool, self.buffers = pool, pool.lend(model, rows)
 
     def __del__(self) -> None:
         if hasattr(self, "buffers"):
@@ -248,6 +248,7 @@ class GpuSlots(Slots):
         ids[:there] = self.held[:there, 0]
         for row, token in tokens.items():
             ids[row], last[row] = token, self.used[row]
+        self.buffers.refuse_beyond(last)
         steps.feed(ids, last, last)
         return steps
 

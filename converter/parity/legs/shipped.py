@@ -43,7 +43,7 @@ class Numbers:
         if not external_data_helper.uses_external_data(tensor):
             try:
                 return numpy_helper.to_array(tensor).ravel()
-            except ValueError as error:
+            except (ValueError, KeyError, TypeError) as error:  # of another number of bytes, or of no known type
                 raise ModelFolderError(f"{self.graph_file}: initializer {tensor.name} is corrupt ({error})") from error
         where = {entry.key: entry.value for entry in tensor.external_data}
         location = where.get("location", "")
@@ -53,10 +53,10 @@ class Numbers:
                 return numpy_helper.to_array(tensor, os.fspath(self.graph_file.parent)).ravel()
             dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
             begin, size = int(where.get("offset", 0)), math.prod(tensor.dims) * dtype.itemsize
-            if not 0 <= begin <= begin + size <= len(whole):
-                raise ValueError(f"it has {len(whole)} bytes")
+            if min(tensor.dims, default=0) < 0 or not 0 <= begin <= begin + size <= len(whole):
+                raise ValueError(f"{list(tensor.dims)} at {begin} is not in {len(whole)} bytes")
             return whole[begin : begin + size].view(dtype)
-        except (OSError, ValueError, OverflowError) as error:
+        except (OSError, ValueError, OverflowError, KeyError, TypeError) as error:
             raise ModelFolderError(
                 f"{self.graph_file.parent / location} does not hold initializer {tensor.name} of {self.graph_file}: it "
                 f"is missing or truncated"

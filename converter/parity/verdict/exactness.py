@@ -90,7 +90,7 @@ def _compare_quantized(
     arrays = []
     for part, width, kind in zip(parts, widths, PART_TYPES, strict=False):
         if initializers[part].data_type != kind:
-            return f"is of another type: {part} is {TensorProto.DataType.Name(initializers[part].data_type)}"
+            return f"is of another type: {part} is {onnx_file.type_name(initializers[part].data_type)}"
         values = numbers.flat(initializers[part])
         if values.size != outputs * width:
             return f"is of another shape: {part} has {values.size} numbers, {outputs * width} are expected"
@@ -121,7 +121,7 @@ def _other_blocks(found: Rows, expected: Rows, parts: Sequence[str], first: int)
 def _compare(numbers: Numbers, tensor: TensorProto, weight: LazyTensor, dtype: str) -> str | None:
     """Return what is wrong with an initializer; None if nothing is."""
     if tuple(tensor.dims) != weight.shape or tensor.data_type != TYPES[dtype]:
-        found_type = TensorProto.DataType.Name(tensor.data_type)
+        found_type = onnx_file.type_name(tensor.data_type)
         return f"is {list(tensor.dims)} of type {found_type}; the source has {list(weight.shape)}"
     shipped = numbers.flat(tensor)
     before = 0

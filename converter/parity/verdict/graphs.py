@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from converter import onnx_file
 
 SHOWN = 60  # characters of a value; longer ones are cut
 
@@ -126,7 +127,7 @@ def _values(kind: str, found: Sequence[ValueInfoProto], expected: Sequence[Value
 def _type(value: ValueInfoProto) -> str:
     tensor = value.type.tensor_type
     dimensions = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
-    return f"{onnx.TensorProto.DataType.Name(tensor.elem_type)} {shown(dimensions)}"
+    return f"{onnx_file.type_name(tensor.elem_type)} {shown(dimensions)}"
 
 
 def _initializers(found: GraphProto, expected: GraphProto) -> Iterator[str]:
@@ -140,7 +141,7 @@ def _initializers(found: GraphProto, expected: GraphProto) -> Iterator[str]:
 
 
 def _tensor(tensor: TensorProto) -> str:
-    kind = f"{TensorProto.DataType.Name(tensor.data_type)} {list(tensor.dims)}"
+    kind = f"{onnx_file.type_name(tensor.data_type)} {list(tensor.dims)}"
     if tensor.external_data:
         return f"{kind} at {shown({entry.key: entry.value for entry in tensor.external_data})}"
     return f"{kind} {shown(_numbers(tensor))}"

@@ -1,23 +1,27 @@
 """Keys and values of several rows in the memory of a GPU, and the steps that are captured over them.
 
-A CUDA graph is launched at once and reads and writes where it did when it was captured. So buffers are of a fixed
-length, are lent to one cache after another (``Pool``), and a step is captured for each power of two of rows.
+A CUDA graph is launched at once and reads and writes where it did when it was captured. So buffers are as long as the
+model has positions, are lent to one cache after another (``Pool``), and a step is captured for each power of two of
+rows.
+
+Nothing else may run on the device while a graph is captured, and what was captured belongs to its thread. So one thread
+runs at a time; each that runs steps captures them for itself.
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from converter.errors import PromptError
 from converter.runtime.decoder import Decoder
 from converter.runtime.gpu.graph import KEPT, NEXT, STATE
 from converter.runtime.ort import NOT_CAPTURED, Binding, Tensor, device_of
-
-LEAST_SLOTS = 128  # shorter buffers save nothing worth a capture of their own
 
 GATHERED = "indices"
 
@@ -33,23 +37,36 @@ class Buffers:
     Args:
         model: what runs them.
         rows: how many rows there are, a power of two.
-        slots: how many tokens a row has room for.
         numbers: of CUDA graphs that there are not yet.
+        lock: held by the thread that runs.
+
+    Attributes:
+        slots: how many tokens a row has room for.
     """
 
-    def __init__(self, model: Decoder, rows: int, slots: int, numbers: itertools.count[int]) -> None:
-        self.model, self.rows, self.slots = model, rows, slots
+    def __init__(self, model: Decoder, rows: int, numbers: itertools.count[int], lock: threading.RLock) -> None:
+        self.model, self.rows, self.slots, self.lock = model, rows, model.config.n_positions, lock
         self.device = device_of(model.device)
-        shape = (rows, model.config.n_head, slots, model.config.head_dim)
+        shape = (rows, model.config.n_head, self.slots, model.config.head_dim)
         self.values = [Tensor.empty(self.device, shape, model.cache_type) for _ in model.cache_names[0]]
         self._numbers, self._steps = numbers, dict[int, Steps]()
 
     def steps(self, rows: int) -> Steps:
         """Return the steps of the first rows, of at least so many."""
         rows = power_of_two(rows)
-        if rows not in self._steps:
-            self._steps[rows] = Steps(self, rows, [next(self._numbers) for _ in range(2)])
-        return self._steps[rows]
+        with self.lock:
+            if rows not in self._steps:
+                self._steps[rows] = Steps(self, rows, [next(self._numbers) for _ in range(2)])
+            return self._steps[rows]
+
+    def refuse_beyond(self, last: np.ndarray) -> None:
+        """Refuse tokens for which there is no slot; on a GPU nothing else would.
+
+        Raises:
+            PromptError: the slot of a row's last token is none.
+        """
+        if len(last) and last.max() >= self.slots:
+            raise PromptError(f"a row would have {last.max() + 1} tokens, more than the model's {self.slots} positions")
 
     def run(self, begin: int, ids: np.ndarray, positions: np.ndarray, last: np.ndarray, kept: np.ndarray) -> np.ndarray:
         """Run new tokens of some rows: prompts, or several tokens of one row on top of others.
@@ -63,7 +80,11 @@ class Buffers:
 
         Returns:
             Logits ``[kept, vocab_size]`` float32.
+
+        Raises:
+            PromptError: a row would have more tokens than there are slots.
         """
+        self.refuse_beyond(last)
         pasts, presents = self.model.cache_names
         held = [value.rows(begin, begin + len(ids)) for value in self.values]
         fed: dict[str, Any] = {
@@ -74,9 +95,10 @@ class Buffers:
             KEPT: np.ascontiguousarray(kept, np.int64),
         }
         fetched = {"logits": None} | dict(zip(presents, held, strict=True))
-        run = Binding(self.model.session, self.device, fed | dict(zip(pasts, held, strict=True)), fetched)
-        run.run()
-        logits: np.ndarray = run.outputs()[0].numpy()
+        with self.lock:
+            run = Binding(self.model.session, self.device, fed | dict(zip(pasts, held, strict=True)), fetched)
+            run.run()
+            logits: np.ndarray = run.outputs()[0].numpy()
         return logits
 
     def take(self, source: Buffers, rows: Sequence[int] | np.ndarray, begin: int = 0) -> None:
@@ -92,8 +114,9 @@ class Buffers:
 
         # In between they are elsewhere, as a row may be read after it was written.
         shape, dtype = (len(rows), *self.values[0].shape[1:]), self.values[0].dtype
-        found = [Tensor(value, shape, dtype) for value in gathered(rows, source.values, [None] * len(names))]
-        gathered(range(len(rows)), found, [value.rows(begin, begin + len(rows)) for value in self.values])
+        with self.lock:
+            found = [Tensor(value, shape, dtype) for value in gathered(rows, source.values, [None] * len(names))]
+            gathered(range(len(rows)), found, [value.rows(begin, begin + len(rows)) for value in self.values])
 
 
 class Steps:
@@ -109,7 +132,7 @@ class Steps:
 
     def __init__(self, buffers: Buffers, rows: int, numbers: Sequence[int]) -> None:
         model, device = buffers.model, buffers.device
-        self.rows, self._turn = rows, 0
+        self.rows, self.lock, self._turn = rows, buffers.lock, 0
         shapes = ([rows, 1], np.int64), ([rows, 1], np.int64), ([rows], np.int32)
         self._states = [[Tensor.empty(device, *each) for each in shapes] for _ in numbers]
         self._logits = Tensor.empty(device, [rows, model.config.vocab_size], np.float32)
@@ -130,38 +153,40 @@ class Steps:
 
     def feed(self, ids: np.ndarray, positions: np.ndarray, last: np.ndarray) -> None:
         """Set what the next step runs: a token of each row, its position, and its slot, each ``[rows]``."""
-        for value, given in zip(self._states[self._turn], (ids, positions, last), strict=True):
-            value.write(given)
+        with self.lock:
+            for value, given in zip(self._states[self._turn], (ids, positions, last), strict=True):
+                value.write(given)
 
     def run(self) -> np.ndarray:
         """Run a step; return the likeliest next token of each row, ``[rows]`` int64, which the next step runs."""
-        self._bindings[self._turn].run()
-        self._turn = 1 - self._turn
-        return self._states[self._turn][0].read()[:, 0]
+        with self.lock:
+            self._bindings[self._turn].run()
+            self._turn = 1 - self._turn
+            return self._states[self._turn][0].read()[:, 0]
 
     def logits(self) -> np.ndarray:
         """Return the logits of the step that was run last, ``[rows, vocab_size]`` float32."""
-        return self._logits.read()
+        with self.lock:
+            return self._logits.read()
 
 
 class Pool:
-    """Buffers that no cache uses at present."""
+    """Buffers that no cache uses at present. They are kept, as what was captured over them is."""
 
     def __init__(self) -> None:
-        self._free, self._lock, self._numbers = list[Buffers](), threading.Lock(), itertools.count(1)
+        self._free, self._lock, self._numbers = list[Buffers](), threading.RLock(), itertools.count(1)
 
-    def lend(self, model: Decoder, rows: int, slots: int) -> Buffers:
-        """Return buffers with room for so many rows and tokens."""
-        rows, slots = power_of_two(rows), min(max(power_of_two(slots), LEAST_SLOTS), model.config.n_positions)
+    def lend(self, model: Decoder, rows: int) -> Buffers:
+        """Return buffers with room for so many rows, the smallest that are free."""
         with self._lock:
-            for buffers in self._free:
-                if buffers.rows >= rows and buffers.slots >= slots:
-                    self._free.remove(buffers)
-                    return buffers
-            self._free.clear()  # what comes has room for whoever used them
-        return Buffers(model, rows, slots, self._numbers)
+            fitting = [buffers for buffers in self._free if buffers.rows >= rows]
+            if fitting:
+                smallest = min(fitting, key=lambda buffers: buffers.rows)
+                self._free.remove(smallest)
+                return smallest
+            # The model has the pool, and is gone before it.
+            return Buffers(weakref.proxy(model), power_of_two(rows), self._numbers, self._lock)
 
     def take_back(self, buffers: Buffers) -> None:
-        """Keep buffers for the next cache."""
-        with self._lock:
-            self._free.append(buffers)
+        """Keep buffers for the next cache. No lock is taken, as a cache may end wherever memory is swept."""
+        self._free.append(buffers)

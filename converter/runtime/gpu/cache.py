@@ -12,16 +12,17 @@ from converter.runtime.gpu.buffers import Pool
 class GpuCache(Cache):
     """Rows without padding, whatever the mask says: each row's tokens are behind one another, from its first slot on.
 
+    What the mask says of a token when it is run holds for good.
+
     Args:
         model: what runs them.
         pool: where buffers are.
         batch: how many rows.
-        slots: how many tokens a row may have.
     """
 
-    def __init__(self, model: Decoder, pool: Pool, batch: int, slots: int) -> None:
+    def __init__(self, model: Decoder, pool: Pool, batch: int) -> None:
         self.model, self.pool, self.batch = model, pool, batch
-        self.buffers = pool.lend(model, batch, slots)
+        self.buffers = pool.lend(model, batch)
         self._mask = np.zeros((batch, 0), bool)
         self._left: list[np.ndarray] = []  # what the last step left behind: tokens, positions, slots
 
@@ -41,6 +42,7 @@ class GpuCache(Cache):
             self._advance(ids, positions)
             logits = self.buffers.steps(self.batch).logits()[: self.batch, None]
         else:
+            self._left = []
             run = self._run_rows if self.used else self._run_prompts
             logits = run(ids, positions, real, range(new)[-keep:])
             self._note(real)
@@ -52,7 +54,9 @@ class GpuCache(Cache):
     def _advance(self, ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Run a token of each row, ``[batch, 1]``; return the likeliest next ones, ``[batch]``."""
         steps, wanted = self.buffers.steps(self.batch), [ids[:, 0], positions[:, 0], self.lengths]
-        if not (self._left and all(map(np.array_equal, self._left, wanted))):
+        self.buffers.refuse_beyond(wanted[2])
+        left, self._left = self._left, []  # a step that fails leaves nothing behind
+        if not (left and all(map(np.array_equal, left, wanted))):
             rest = (0, steps.rows - self.batch)
             steps.feed(*(np.pad(each, rest) for each in wanted))
         tokens = steps.run()[: self.batch]
@@ -92,7 +96,7 @@ class GpuCache(Cache):
     def keep_rows(self, rows: np.ndarray) -> None:
         before = self.buffers
         if len(rows) > before.rows:
-            self.buffers = self.pool.lend(self.model, len(rows), before.slots)
+            self.buffers = self.pool.lend(self.model, len(rows))
         if self.buffers is not before or (rows != np.arange(len(rows))).any():
             self.buffers.take(before, rows)
         if self.buffers is not before:

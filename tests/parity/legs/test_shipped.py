@@ -16,7 +16,7 @@ from converter.checkpoint.options import SourceOptions
 from converter.errors import ModelFolderError
 from converter.parity.legs import leg as legs
 from converter.parity.legs.cases import grid, shapes
-from converter.parity.legs.shipped import ShippedWeights, as_shipped
+from converter.parity.legs.shipped import Numbers, ShippedWeights, as_shipped
 from converter.parity.legs.truth import truths
 from converter.parity.legs.widen import widened_session
 from converter.parity.report.report import Report
@@ -95,6 +95,40 @@ def by_onnx_runtime(weight: np.ndarray, precision: str) -> np.ndarray:
     )
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, {"x": np.eye(inputs, dtype=np.float32)})[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "dims", "offset"),
+    [
+        (99, [2], 0),
+        (TensorProto.UNDEFINED, [2], 0),
+        (TensorProto.STRING, [2], 0),
+        (TensorProto.FLOAT, [-2, -1], 0),
+        (TensorProto.FLOAT, [2], -8),
+        (TensorProto.FLOAT, [2], 1 << 70),
+        (TensorProto.FLOAT, [3], 4),
+    ],
+)
+def test_numbers_that_are_not_there_are_said(tmp_path: Path, kind: int, dims: list[int], offset: int) -> None:
+    (tmp_path / "data").write_bytes(bytes(12))
+    tensor = TensorProto(name="w", data_type=kind, dims=dims, data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", "data"), ("offset", str(offset))):
+        tensor.external_data.add(key=key, value=value)
+    with pytest.raises(ModelFolderError, match="data does not hold initializer w of .*: it is missing or truncated"):
+        Numbers(tmp_path / "model.onnx").shaped(tensor)
+
+
+def test_an_unknown_type_of_a_weight_is_told_by_its_number(save: Save, tmp_path: Path) -> None:
+    source = save()
+    convert(source, tmp_path / "out")
+
+    def spoil(graph: onnx.GraphProto) -> None:
+        next(tensor for tensor in graph.initializer if tensor.name == "wpe.weight").data_type = 99
+
+    edit_graph(tmp_path / "out" / "onnx" / "model.onnx", spoil)
+    assert (
+        "wpe.weight is [24, 12] of type number 99; the source has [24, 12]" in check(source, tmp_path / "out").verdict
+    )
 
 
 def test_a_weight_that_is_not_there_is_said(save: Save, tmp_path: Path) -> None:
