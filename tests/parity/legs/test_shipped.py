@@ -114,7 +114,7 @@ def test_numbers_that_are_not_there_are_said(tmp_path: Path, kind: int, dims: li
     tensor = TensorProto(name="w", data_type=kind, dims=dims, data_location=TensorProto.EXTERNAL)
     for key, value in (("location", "data"), ("offset", str(offset))):
         tensor.external_data.add(key=key, value=value)
-    with pytest.raises(ModelFolderError, match="data does not hold initializer w of .*: it is missing or truncated"):
+    with pytest.raises(ModelFolderError, match=r"data does not hold initializer w of .*: it is missing or truncated"):
         Numbers(tmp_path / "model.onnx").shaped(tensor)
 
 
