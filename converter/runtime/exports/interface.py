@@ -59,13 +59,15 @@ class Exporter:
     needs: tuple[str, ...] = ("input_ids",)
 
 
+ANY_NAME = r"(?s:.*)"  # line feeds too
+
 EXPORTERS: tuple[Exporter, ...] = (
     Exporter("gpt2onnx", r"past_key_values\.\d+\.(key|value)", ("input_ids", "num_logits_to_keep")),
     Exporter("Optimum, merged", r"past_key_values\.\d+\.(key|value)", ("input_ids", "use_cache_branch")),
     Exporter("Optimum, with cache", r"past_key_values\.\d+\.(key|value)"),
     Exporter("transformers' OnnxExporter, decode", r"input\.past_key_values\.layers\.\d+\.(keys|values)"),
     Exporter("onnxruntime's convert_to_onnx", r"past_\d+"),
-    Exporter("with cache", r".+"),
+    Exporter("with cache", ANY_NAME),
     Exporter("without cache", ""),
 )
 
@@ -319,7 +321,7 @@ def _exporter(signature: Signature, pasts: Sequence[Value]) -> str:
         row.name
         for row in EXPORTERS
         if bool(row.past) == bool(pasts)
-        and (row.past == r".+" or not row.past or names.issuperset(row.needs))
+        and (row.past == ANY_NAME or not row.past or names.issuperset(row.needs))
         and all(re.fullmatch(row.past, value.name) for value in pasts)
     )
 

@@ -55,6 +55,12 @@ KNOWN: dict[str, tuple[Values, Values, str, int]] = {
     ),
     "no cache": (PLAIN, LOGITS, "without cache", 0),
     "ids alone, of any name": ({"x": (INT, IDS)}, {"y": (FLOAT, ["b", "s", 61])}, "without cache", 0),
+    "names of nothing that is printed": (
+        PLAIN | cache("a\n{i}{part}"),
+        LOGITS | cache("b\n{i}{part}"),
+        "with cache",
+        4,
+    ),
     "the old exporter's names": ({"input.1": (INT, IDS)}, {"1234": (FLOAT, ["b", "s", 61])}, "without cache", 0),
     "transformers' decode": (
         {"input_ids": (INT, ["b", 1]), "position_ids": (INT, ["b", 1])}
