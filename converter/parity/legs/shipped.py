@@ -28,7 +28,8 @@ class Numbers:
     """The numbers of the initializers of a graph. Each of its data files is mapped once."""
 
     def __init__(self, graph_file: Path) -> None:
-        self.graph_file, self._mapped = graph_file, dict[str, np.ndarray]()
+        self.graph_file = graph_file
+        self._files, self._mapped = dict[str, Path](), dict[Path, np.ndarray]()
 
     def shaped(self, tensor: TensorProto) -> np.ndarray:
         """Return an initializer's numbers in its dimensions; see ``flat``."""
@@ -46,9 +47,9 @@ class Numbers:
             except (ValueError, KeyError, TypeError) as error:  # of another number of bytes, or of no known type
                 raise ModelFolderError(f"{self.graph_file}: initializer {tensor.name} is corrupt ({error})") from error
         where = {entry.key: entry.value for entry in tensor.external_data}
-        location = where.get("location", "")
+        file = self._file(where.get("location", ""))
         try:
-            whole = self._file(location)
+            whole = self._bytes(file)
             if tensor.data_type in PACKED:
                 return numpy_helper.to_array(tensor, os.fspath(self.graph_file.parent)).ravel()
             dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
@@ -58,16 +59,20 @@ class Numbers:
             return whole[begin : begin + size].view(dtype)
         except (OSError, ValueError, OverflowError, KeyError, TypeError) as error:
             raise ModelFolderError(
-                f"{self.graph_file.parent / location} does not hold initializer {tensor.name} of {self.graph_file}: it "
-                f"is missing or truncated"
+                f"{file} does not hold initializer {tensor.name} of {self.graph_file}: it is missing or truncated"
             ) from error
 
-    def _file(self, location: str) -> np.ndarray:
-        """Return the bytes of a data file."""
-        if location not in self._mapped:
-            file = data_file(self.graph_file.parent, location)
-            self._mapped[location] = np.asarray(np.memmap(file, np.uint8, mode="r"))
-        return self._mapped[location]
+    def _file(self, location: str) -> Path:
+        """Return a data file, looked up once."""
+        if location not in self._files:
+            self._files[location] = data_file(self.graph_file.parent, location)
+        return self._files[location]
+
+    def _bytes(self, file: Path) -> np.ndarray:
+        """Return the bytes of a data file, mapped once."""
+        if file not in self._mapped:
+            self._mapped[file] = np.asarray(np.memmap(file, np.uint8, mode="r"))
+        return self._mapped[file]
 
 
 @dataclass(frozen=True)
