@@ -1,4 +1,4 @@
-"""Reads ONNX files, of strangers too."""
+"""Reads ONNX files, of strangers too, and walks through what is in them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from converter.errors import ModelFolderError
 
@@ -31,58 +31,65 @@ def type_name(element: int) -> str:
     return TensorProto.DataType.Name(element) if element in TensorProto.DataType.values() else f"number {element}"
 
 
+def branches(node: NodeProto) -> list[GraphProto]:
+    """Return the graphs inside a node: the branches of an If, the body of a Loop."""
+    return [
+        graph
+        for attribute in node.attribute
+        for graph in ((attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs)
+    ]
+
+
+def graphs_of(graph: GraphProto) -> list[GraphProto]:
+    """Return a graph and all graphs inside it."""
+    found = [graph]
+    for each in found:
+        found.extend(inner for node in each.node for inner in branches(node))
+    return found
+
+
+def nodes_of(graphs: Iterable[GraphProto]) -> Iterator[NodeProto]:
+    """Yield every node, those of branches too."""
+    for graph in graphs:
+        for each in graphs_of(graph):
+            yield from each.node
+
+
+def every_graph(model: ModelProto) -> list[GraphProto]:
+    """Return the graph of a model, its functions as graphs, and all graphs inside these."""
+    functions = (GraphProto(name=each.name, node=each.node) for each in model.functions)
+    return [inner for outer in (model.graph, *functions) for inner in graphs_of(outer)]
+
+
+def tensors_of(model: ModelProto) -> Iterator[TensorProto]:
+    """Yield every tensor of a model, those of attributes, branches and functions too."""
+    for graph in every_graph(model):
+        yield from graph.initializer
+        sparse = [*graph.sparse_initializer]
+        for attribute in (attribute for node in graph.node for attribute in node.attribute):
+            yield from ((attribute.t, *attribute.tensors) if attribute.HasField("t") else attribute.tensors)
+            sparse += [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+            sparse += attribute.sparse_tensors
+        for each in sparse:
+            yield from (each.values, each.indices)
+
+
 def names(model: ModelProto) -> Iterator[str | bytes]:
     """Yield every name of a model: of values, nodes, attributes, dimensions and files."""
     yield model.producer_name
     for opset in model.opset_import:
         yield opset.domain
-    yield from _of_graph(model.graph)
     for function in model.functions:
-        yield from (function.name, function.domain, *function.input, *function.output, *function.attribute)
-        yield from _of_nodes(function.node)
-        yield from _of_values(function.value_info)
-
-
-def _of_graph(graph: GraphProto) -> Iterator[str | bytes]:
-    yield graph.name
-    yield from _of_values((*graph.input, *graph.output, *graph.value_info))
-    yield from _of_tensors(graph.initializer)
-    for sparse in graph.sparse_initializer:
-        yield from _of_tensors((sparse.values, sparse.indices))
-    yield from _of_nodes(graph.node)
-
-
-def _of_values(values: Iterable[ValueInfoProto]) -> Iterator[str | bytes]:
-    for value in values:
-        yield value.name
-        for dimension in value.type.tensor_type.shape.dim:
-            yield dimension.dim_param
-
-
-def _of_tensors(tensors: Iterable[TensorProto]) -> Iterator[str | bytes]:
-    for tensor in tensors:
+        yield from (function.domain, *function.input, *function.output, *function.attribute)
+    for graph in every_graph(model):
+        yield graph.name
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            yield value.name
+            yield from (dimension.dim_param for dimension in value.type.tensor_type.shape.dim)
+        for node in graph.node:
+            yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+            yield from (attribute.name for attribute in node.attribute)
+    for tensor in tensors_of(model):
         yield tensor.name
         for entry in tensor.external_data:
             yield from (entry.key, entry.value)
-
-
-def _of_nodes(nodes: Iterable[NodeProto]) -> Iterator[str | bytes]:
-    for node in nodes:
-        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
-        for attribute in node.attribute:
-            yield attribute.name
-            if attribute.type not in PLAIN:
-                yield from _of_tensors((attribute.t, *attribute.tensors))
-                for graph in (attribute.g, *attribute.graphs):
-                    yield from _of_graph(graph)
-
-
-# Attributes that hold numbers, or bytes that are no names.
-PLAIN = {
-    AttributeProto.FLOAT,
-    AttributeProto.FLOATS,
-    AttributeProto.INT,
-    AttributeProto.INTS,
-    AttributeProto.STRING,
-    AttributeProto.STRINGS,
-}

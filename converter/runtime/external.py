@@ -5,11 +5,10 @@ ONNX Runtime refuses others itself only since 1.24. The version before read any 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import ModelProto
 
 from converter import onnx_file
 from converter.errors import CheckpointError, ModelFolderError
@@ -33,7 +32,7 @@ def refuse_outside(graph: str | bytes, folder: Path) -> None:
 
 def locations(model: ModelProto) -> set[str]:
     """Return the names of the files in which a model has tensors, those of branches and functions too."""
-    tensors = [*_in_graph(model.graph), *(t for function in model.functions for t in _in_nodes(function.node))]
+    tensors = onnx_file.tensors_of(model)
     return {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
 
 
@@ -55,19 +54,3 @@ def data_file(folder: Path, location: str) -> Path:
     if not inside:
         raise ModelFolderError(f"a graph in {folder} has weights outside its folder, at {location!r}: not opened")
     return file
-
-
-def _in_graph(graph: GraphProto) -> Iterator[TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    yield from _in_nodes(graph.node)
-
-
-def _in_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
-    for attribute in (attribute for node in nodes for attribute in node.attribute):
-        yield from (attribute.t, *attribute.tensors)
-        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-            yield from (sparse.values, sparse.indices)
-        for graph in (attribute.g, *attribute.graphs):
-            yield from _in_graph(graph)

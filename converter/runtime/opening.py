@@ -31,6 +31,7 @@ from converter.runtime.ort import (
     CUDA_PROVIDER,
     ORT_VERSION,
     InferenceSession,
+    device_for,
     open_session,
     provider_name,
     untiled,
@@ -122,9 +123,10 @@ def load(
     config = config_of(folder)
     if not config.head_spec.predicts:
         raise ModelFolderError(f"{folder} has the head {config.head} and generates nothing: gpt2onnx run {folder} TEXT")
-    device = "cuda" if provider.lower() == "cuda" else "cpu"
     if cuda_graphs:
-        return _open_captured(folder, file, config, name, device, threads, cache)
+        if cache is not None:
+            raise _not_as_cuda_graphs(file, name)
+        return _open_captured(folder, file, config, name, threads)
     before = regions()
     quantized = any(row.scheme and file.match(row.model) for row in PRECISIONS.values())
     graph = rewritten(file) if in_place and name == CPU_PROVIDER else None
@@ -144,7 +146,7 @@ def load(
         folder,
         config,
         session,
-        device,
+        device_for(name),
         second=second,
         eight=eight,
         steady=steady and quantized,
@@ -178,22 +180,14 @@ def _open_eight(file: Path, threads: int | None, prepack: bool, integers: bool) 
         return whole or open_session(file, CPU_PROVIDER, threads, prepack, graph)
 
 
-def _open_captured(
-    folder: Path,
-    file: Path,
-    config: GPT2Config,
-    provider: str,
-    device: str,
-    threads: int | None,
-    cache: CacheType | None,
-) -> Model:
+def _open_captured(folder: Path, file: Path, config: GPT2Config, provider: str, threads: int | None) -> Model:
     """Open the graph in ``file`` for steps that are captured."""
-    graph = for_gpu(file) if provider in CAPTURING and cache is None else None
+    graph = for_gpu(file) if provider in CAPTURING else None
     if graph is None:
         raise _not_as_cuda_graphs(file, provider)
     session = open_session(file, provider, threads, graph=graph, settings=CAPTURING[provider])
     _refuse_another_graph(file, session, config, GPU_FED)
-    return Model(folder, config, session, device, in_place=True, pool=Pool())
+    return Model(folder, config, session, device_for(provider), in_place=True, pool=Pool())
 
 
 def _not_as_cuda_graphs(path: Path, provider: str) -> ConfigError:

@@ -101,6 +101,11 @@ def provider_name(provider: str) -> str:
     return offered[provider.lower()]
 
 
+def device_for(provider: str) -> str:
+    """Return where caches are kept, ``cpu`` or ``cuda``, with a provider of ONNX Runtime's name."""
+    return "cuda" if provider == CUDA_PROVIDER else "cpu"
+
+
 @cache
 def attributes_of(operator: str) -> frozenset[str]:
     """Return the attributes of an operator in the installed version; none if there is no such operator."""

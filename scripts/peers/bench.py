@@ -149,7 +149,4 @@ class Bench:
         with row.noting(f"batch {shape.batch}, context {shape.context}"):
             time.sleep(PAUSE_SECONDS)
             done = worker.generate(random_prompts(shape.batch, shape.context, seed=number), new_tokens)
-            row.prefill.setdefault(shape, []).append(done["first"])
-            if new_tokens > 1:
-                rate = shape.batch * (new_tokens - 1) / (done["last"] - done["first"])
-                row.decode.setdefault(shape, []).append(rate)
+            row.add(shape, new_tokens, done)

@@ -52,9 +52,7 @@ def _measure(worker: Worker, row: Row, rounds: int) -> None:
             for number in range(rounds + 1):
                 done = worker.generate(random_prompts(shape.batch, shape.context, seed=number), NEW_TOKENS)
                 if number:
-                    rate = shape.batch * (NEW_TOKENS - 1) / (done["last"] - done["first"])
-                    row.prefill.setdefault(shape, []).append(done["first"])
-                    row.decode.setdefault(shape, []).append(rate)
+                    row.add(shape, NEW_TOKENS, done)
 
 
 def tables(rows: dict[str, Row]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,13 @@ class Row:
     prefill: dict[Shape, list[float]] = field(default_factory=dict)  # seconds until the first token
     decode: dict[Shape, list[float]] = field(default_factory=dict)  # tokens a second after it, of all rows together
     notes: list[str] = field(default_factory=list)
+
+    def add(self, shape: Shape, new_tokens: int, done: Mapping[str, float]) -> None:
+        """Keep a measurement: the seconds until the ``first`` and the ``last`` of the new tokens."""
+        self.prefill.setdefault(shape, []).append(done["first"])
+        if new_tokens > 1:
+            rate = shape.batch * (new_tokens - 1) / (done["last"] - done["first"])
+            self.decode.setdefault(shape, []).append(rate)
 
     def note(self, what: str, error: PeerError) -> None:
         """Record a failure, once."""

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from converter.onnx_file import nodes_of
 from converter.parity.diagnosis.diagnose import FLOAT64_LIMIT, Diagnosis, diagnose
 from converter.parity.diagnosis.operations import Operations
 from converter.parity.diagnosis.taps import (
@@ -32,7 +33,6 @@ from converter.parity.exports.cases import Expressed
 from converter.parity.exports.legs import open_as_is, open_in_float64
 from converter.parity.exports.suspects import TELLS_SIZE
 from converter.parity.legs.cases import Case
-from converter.parity.legs.graphs import nodes_of
 from converter.parity.legs.widen import expose, open_graph, open_widened
 from converter.parity.verdict.metrics import FLOAT32_EPSILON
 from converter.runtime.exports.feeding import Export, ExportCache

@@ -11,7 +11,7 @@ import onnx
 from onnx import FunctionProto, GraphProto, NodeProto, TensorProto, helper, inliner, numpy_helper
 
 from converter import onnx_file
-from converter.parity.legs.graphs import nodes_of
+from converter.onnx_file import nodes_of
 from converter.parity.legs.widen import expose
 
 THEN, ELSE = "then_branch", "else_branch"

@@ -24,8 +24,7 @@ from converter.parity.verdict import metrics
 from converter.parity.verdict.judge import MeasuredLeg
 from converter.runtime.exports.feeding import Export, Part
 from converter.runtime.exports.interface import Interface
-from converter.runtime.exports.open import device_for
-from converter.runtime.ort import CPU_PROVIDER, OPEN_ERRORS
+from converter.runtime.ort import CPU_PROVIDER, OPEN_ERRORS, device_for
 from reference.config import GPT2Config
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from onnx import NodeProto
 
 from converter import onnx_file
+from converter.onnx_file import nodes_of
 from converter.parity.exports.tensors import Held, tensors_of
-from converter.parity.legs.graphs import nodes_of
 from converter.parity.legs.unquantize import (
     DEFAULT_BITS,
     WEIGHTS,

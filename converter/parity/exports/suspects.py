@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
+from converter.onnx_file import branches
 from converter.parity.exports.branches import read_model
-from converter.parity.legs.graphs import branches
 from converter.parity.legs.shipped import Numbers
 
 # Operators that decide, or bend a value at a limit.

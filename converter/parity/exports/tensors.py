@@ -9,7 +9,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from converter import onnx_file
-from converter.parity.legs.graphs import graphs_of
+from converter.onnx_file import graphs_of
 from converter.parity.legs.shipped import Numbers
 
 

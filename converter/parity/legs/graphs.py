@@ -1,37 +1,12 @@
-"""Walk through ONNX graphs and those inside them, and write nodes in the place of others."""
+"""Write nodes of ONNX graphs in the place of others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from onnx import AttributeProto, GraphProto, NodeProto, helper, numpy_helper
-
-
-def branches(node: NodeProto) -> list[GraphProto]:
-    """Return the graphs inside a node: the branches of an If, the body of a Loop."""
-    return [
-        graph
-        for attribute in node.attribute
-        if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS)
-        for graph in ([attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs)
-    ]
-
-
-def graphs_of(graph: GraphProto) -> list[GraphProto]:
-    """Return a graph and all graphs inside it."""
-    found = [graph]
-    for each in found:
-        found.extend(inner for node in each.node for inner in branches(node))
-    return found
-
-
-def nodes_of(graphs: Iterable[GraphProto]) -> Iterator[NodeProto]:
-    """Yield every node, those of branches too."""
-    for graph in graphs:
-        for each in graphs_of(graph):
-            yield from each.node
+from onnx import GraphProto, NodeProto, helper, numpy_helper
 
 
 class Writer:

@@ -13,7 +13,8 @@ import ml_dtypes
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 
-from converter.parity.legs.graphs import Writer, graphs_of, rewrite
+from converter.onnx_file import graphs_of
+from converter.parity.legs.graphs import Writer, rewrite
 from converter.parity.legs.shipped import Numbers
 from converter.weights.quantize import unpack
 

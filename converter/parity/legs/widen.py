@@ -19,7 +19,8 @@ from onnx import AttributeProto, NodeProto, TensorProto, external_data_helper, h
 
 from converter import onnx_file
 from converter.graph.build import MAX_OPSET, MIN_OPSET, build
-from converter.parity.legs.graphs import Writer, graphs_of, rewrite
+from converter.onnx_file import graphs_of
+from converter.parity.legs.graphs import Writer, rewrite
 from converter.parity.legs.shipped import Numbers
 from converter.parity.legs.unquantize import inputs_of, unquantize
 from converter.runtime.given import give, outside

@@ -11,7 +11,7 @@ from converter.errors import ModelFolderError
 from converter.runtime.exports.feeding import Export, Part
 from converter.runtime.exports.files import find
 from converter.runtime.exports.interface import JOINED, SEPARATE, Interface, read_interface
-from converter.runtime.ort import open_session
+from converter.runtime.ort import device_for, open_session
 from reference.config import GPT2Config
 
 
@@ -66,8 +66,3 @@ def open_export(
         for each in interfaces
     )
     return Export(config, parts, device_for(provider))
-
-
-def device_for(provider: str) -> str:
-    """Return where caches are kept, ``cpu`` or ``cuda``, with a provider of ONNX Runtime's name."""
-    return "cuda" if provider.startswith("CUDA") else "cpu"

@@ -21,9 +21,7 @@ import numpy as np
 from converter.errors import PromptError
 from converter.runtime.decoder import Decoder
 from converter.runtime.gpu.graph import KEPT, NEXT, STATE
-from converter.runtime.ort import NOT_CAPTURED, Binding, Tensor, device_of
-
-GATHERED = "indices"
+from converter.runtime.ort import Binding, Tensor, device_of
 
 
 def power_of_two(count: int) -> int:
@@ -107,8 +105,8 @@ class Buffers:
         gather = self.model.gather(0)
 
         def gathered(indices: Sequence[int] | np.ndarray, values: Sequence[Any], into: Sequence[Any]) -> list[Any]:
-            fed = {GATHERED: np.array(indices, np.int64)} | dict(zip(names, values, strict=True))
-            run = Binding(gather, self.device, fed, dict(zip(presents, into, strict=True)), NOT_CAPTURED)
+            fed = {"indices": np.array(indices, np.int64)} | dict(zip(names, values, strict=True))
+            run = Binding(gather, self.device, fed, dict(zip(presents, into, strict=True)))
             run.run()
             return run.outputs()
 
