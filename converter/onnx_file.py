@@ -57,7 +57,7 @@ def nodes_of(graphs: Iterable[GraphProto]) -> Iterator[NodeProto]:
 
 def every_graph(model: ModelProto) -> list[GraphProto]:
     """Return the graph of a model, its functions as graphs, and all graphs inside these."""
-    functions = (GraphProto(name=each.name, node=each.node) for each in model.functions)
+    functions = (GraphProto(node=each.node) for each in model.functions)
     return [inner for outer in (model.graph, *functions) for inner in graphs_of(outer)]
 
 
@@ -80,7 +80,7 @@ def names(model: ModelProto) -> Iterator[str | bytes]:
     for opset in model.opset_import:
         yield opset.domain
     for function in model.functions:
-        yield from (function.domain, *function.input, *function.output, *function.attribute)
+        yield from (function.name, function.domain, *function.input, *function.output, *function.attribute)
     for graph in every_graph(model):
         yield graph.name
         for value in (*graph.input, *graph.output, *graph.value_info):
