@@ -9,6 +9,7 @@
     python scripts/benchmark.py gpu
     python scripts/benchmark.py peers --write docs/benchmarks.md
     python scripts/benchmark.py serve
+    python scripts/benchmark.py stream-cost
 
 Checkpoints of the real sizes are made on first use and kept in --work. Figures are medians of --runs, after one run
 that warms the page cache. "copy" is the time of cp(1) for the same weights in the same minute.
@@ -40,7 +41,8 @@ from peers.machine import machine
 from peers.page import page as page_of
 from peers.plan import Plan
 from peers.ratios import ratios
-from peers.serve import as_json, measure_servers, page_of_servers, serving_ratios
+from peers.serve import as_json, beside_generate, measure_servers, page_of_servers, serving_ratios
+from peers.servers import SERVERS
 from peers.tokenizer import TOKENIZER_HELP, add_tokenizer
 from processes import Run, measure
 
@@ -252,6 +254,23 @@ def serve(
         json_file.write_text(json.dumps({"machine": machine(), **as_json(found)}, indent=1) + "\n", encoding="utf-8")
     if page is not None:
         page.write_text(text, encoding="utf-8")
+
+
+@main.command("stream-cost")
+@click.option("--prompts", default=12, show_default=True, help="How many; each is run by both.")
+@click.pass_obj
+def stream_cost(settings: tuple[Path, int], prompts: int) -> None:
+    """Compare one stream of the server with generate."""
+    work = settings[0].resolve()
+    for server in SERVERS:
+        if server.name.startswith("ours"):
+            pairs = list(beside_generate(work, checkpoint(work, "gpt2"), server, prompts))
+            ratios = sorted(stream / alone for stream, alone in pairs)
+            served, alone = (sum(times) for times in zip(*pairs, strict=True))
+            click.echo(
+                f"{server.name}: {served:.1f} s served, {alone:.1f} s by generate; "
+                f"ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f}–{ratios[-1]:.3f})"
+            )
 
 
 @main.command("first-token")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,25 @@ def measure_one(work: Path, source: Path, server: Server, levels: Sequence[int],
                 found.resident = max(found.resident, resident(process))
     except PeerError as error:
         found.notes.append(str(error))
+
+
+def beside_generate(work: Path, source: Path, server: Server, rounds: int) -> Iterator[tuple[float, float]]:
+    """Yield for each of some prompts the seconds of one stream, and those of ``generate`` in this process, in turn.
+
+    Args:
+        server: one of ours.
+    """
+    from converter import load as open_folder
+
+    prepare(work, source, server)
+    precision = server.name.split()[-1]
+    model = open_folder(work / "models" / server.model, threads=THREADS, precision=precision, large_pages=True)
+    with started(work, source, server) as (port, _):
+        for number, ids in enumerate([*prompts(1, seed=-1) * 2, *prompts(rounds, seed=0)]):
+            stream = load(port, server.body, 1, [ids]).done[0]
+            alone = model.generate(ids, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS)
+            if number > 1:  # the first two prepare everything, large pages too
+                yield stream.came[-1] - stream.sent, alone.prefill_seconds + alone.decode_seconds
 
 
 def texts(source: Path, prompts: Sequence[list[int]]) -> list[str]:
