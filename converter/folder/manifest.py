@@ -90,6 +90,8 @@ def fingerprint(ledger: Ledger) -> str:
     return digest.hexdigest()
 
 
+LARGEST = 2**63 - 1  # of any size or count; Python reads integers that no float can hold
+
 # What values a manifest may have: a type, several, a list of one kind, or keys. ``...`` stands for any key.
 NUMBER = (int, float, type(None))
 QUALITY = {f"{key}{end}": NUMBER for key in ("kl_mean", "top_1", "perplexity_ratio") for end in ("", "_error")}
@@ -146,7 +148,8 @@ def _fault(value: Any, shape: Any, path: str) -> str | None:
         keys = (value if ... in shape else value.keys() & shape.keys()) if whole else ()
         rows = [(value[key], shape.get(..., shape.get(key)), f"{path}: {key}") for key in keys]
     else:
-        return None if isinstance(value, shape) else path
+        fits = not isinstance(value, int) or abs(value) <= LARGEST
+        return None if isinstance(value, shape) and fits else path
     return next((found for row in rows if (found := _fault(*row)) is not None), None) if whole else path
 
 
