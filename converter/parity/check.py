@@ -109,7 +109,9 @@ def check(
     require()
     from converter.parity.exports.asked import ask, refuse_unknown
     from converter.parity.legs.cases import Level
+    from converter.parity.legs.leg import on_threads
     from converter.parity.legs.memory import LARGE_MODEL, keep_large_blocks
+    from converter.parity.legs.widen import threads_for
     from converter.parity.verdict.limits import Limits
     from converter.parity.verdict.reproduction import parse_allowed
     from converter.runtime.exports.files import is_export
@@ -133,10 +135,11 @@ def check(
     export = ask(target, config, inputs, runs_on) if is_export(target) else None
     refuse_unknown(inputs or {}, [one for one in (export, *others) if one is not None])
     opened = Opened(checkpoint, ledger, None if text is None else Path(text), *judged, others, progress)
-    if export is not None:
-        report = check_export(opened, export, files, began)
-    else:
-        report = check_folder(opened, target, provider, files, allowed, layers)
+    with on_threads(threads_for(ledger.parameters)):
+        if export is not None:
+            report = check_export(opened, export, files, began)
+        else:
+            report = check_folder(opened, target, provider, files, allowed, layers)
     report = replace(report, source=os.fspath(source), seconds=time.monotonic() - began)
     return _certified(report, opened, target, certify and files, certificate, signs)
 

@@ -42,7 +42,7 @@ from converter.parity.legs.settings import describe, settings_of
 from converter.parity.legs.shipped import as_shipped
 from converter.parity.legs.steps import Steps
 from converter.parity.legs.truth import truths
-from converter.parity.legs.widen import widened_session
+from converter.parity.legs.widen import threads_for, widened_session
 from converter.parity.outputs import OutputReport, compare_outputs
 from converter.parity.report.report import Details, Report
 from converter.parity.verdict.beside import compare_config, compare_tokenizer
@@ -232,15 +232,15 @@ def folder_rows(ledger: Ledger, limits: Limits, level: Level, out: Path, asked: 
     """Return the legs of the shipped graphs and of other files."""
     config, settings = ledger.config, settings_of(provider_name(asked.provider))
     graphs = graphs_of(out, config.head)
-    several = len(graphs) > 1
+    several, threads = len(graphs) > 1, threads_for(ledger.parameters)
 
     def runtime(precision: str, in_place: bool = False, **layout: Any) -> legs.Leg:
         named = precision if several else None
         if config.head != LM:
-            model = load_head(out, asked.provider, precision=named)
+            model = load_head(out, asked.provider, threads, named)
             settings.update(describe(model.session))
             return legs.shipped_head(model)
-        generating = load(out, asked.provider, precision=named, in_place=in_place, **layout)
+        generating = load(out, asked.provider, threads, named, in_place=in_place, **layout)
         settings.update(describe(generating.session))
         return legs.shipped(generating)
 

@@ -28,7 +28,7 @@ from converter.parity.legs import leg as legs
 from converter.parity.legs.cases import Case
 from converter.parity.legs.huggingface import HuggingFace
 from converter.parity.legs.shipped import as_shipped
-from converter.parity.legs.widen import OpenedGraph, widened_session
+from converter.parity.legs.widen import OpenedGraph, threads_for, widened_session
 from converter.parity.verdict.limits import Limits
 from converter.parity.verdict.metrics import FLOAT32_EPSILON
 from converter.runtime import heads, opening
@@ -127,16 +127,16 @@ def compare_outputs(
         if name not in there
     ]
     if compared := [name for name in there if name in known]:
-        shipped = _open(out, config, provider, named)
+        shipped = _open(out, config, provider, named, threads_for(baseline.ledger.parameters))
         reports += _compare(baseline, file, precision, compared, shipped)
     return reports, [f"{file} also returns {name}, which was not compared" for name in there if name not in known]
 
 
-def _open(out: Path, config: GPT2Config, provider: str, precision: str | None) -> OpenedGraph:
+def _open(out: Path, config: GPT2Config, provider: str, precision: str | None, threads: int | None) -> OpenedGraph:
     """Open a graph as it is shipped, as ``run`` opens it."""
     if config.head == LM:
-        return OpenedGraph(opening.load(out, provider, precision=precision, in_place=False).session, [])
-    return OpenedGraph(heads.load(out, provider, precision=precision).session, [])
+        return OpenedGraph(opening.load(out, provider, threads, precision, in_place=False).session, [])
+    return OpenedGraph(heads.load(out, provider, threads, precision).session, [])
 
 
 def _compare(

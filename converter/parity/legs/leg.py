@@ -79,17 +79,17 @@ def single_threaded(leg: Leg) -> Leg:
     """Return a leg of torch that runs on one thread. It splits sums in other places, and so rounds differently."""
 
     def alone(case: Case) -> np.ndarray:
-        with one_thread():
+        with on_threads(1):
             return leg(case)
 
     return alone
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Run torch on one thread in a ``with`` block."""
+def on_threads(count: int | None) -> Iterator[None]:
+    """Run torch on so many threads in a ``with`` block; None changes nothing."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads if count is None else count)
     try:
         yield
     finally:

@@ -10,7 +10,6 @@ import tempfile
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,9 @@ from converter.folder.staging import files_in
 from converter.parity.baseline import Baseline, measure_source
 from converter.parity.examine import Examination, TapCache, compare_files, examine, graphs_of
 from converter.parity.legs.cases import Level
-from converter.parity.legs.leg import one_thread
+from converter.parity.legs.leg import on_threads
 from converter.parity.legs.steps import Steps
-from converter.parity.legs.widen import SMALL_MODEL
+from converter.parity.legs.widen import threads_for
 from converter.parity.report.report import Report
 from converter.parity.seeded.beside import BESIDE, of_blocks
 from converter.parity.seeded.mutation import Copy, Mutation
@@ -210,9 +209,8 @@ def prove(
     known = defects(config)
     possible = [mutation for mutation in known if mutation.possible(config)]
     done = iter(range(len(possible) + 3))
-    small = ledger.parameters < SMALL_MODEL
     with (
-        one_thread() if small else nullcontext(),
+        on_threads(threads_for(ledger.parameters)),
         tempfile.TemporaryDirectory(prefix="gpt2onnx-prove-") as folder,
     ):
         total = len(possible) + 2

@@ -15,10 +15,11 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load_file, save_file
 from transformers import GPT2LMHeadModel
 
-from converter import convert
+from converter import check, convert
 from converter.checkpoint.open import open_checkpoint
 from converter.parity.baseline import source_rows
 from converter.parity.legs import leg as legs
+from converter.parity.legs import widen
 from converter.parity.legs.cases import Case, Level, grid
 from converter.parity.legs.huggingface import HuggingFace
 from converter.parity.legs.widen import OpenedGraph, graph_session
@@ -207,6 +208,26 @@ def test_a_leg_on_one_thread_gives_the_threads_back_even_if_it_fails(set_threads
 
     with pytest.raises(RuntimeError, match="out of luck"):
         legs.single_threaded(leg)(fed())
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(("limit", "threads"), [(10**9, 1), (0, 2)], ids=["small", "large"])
+def test_a_small_model_is_checked_on_one_thread(
+    save: Save,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    set_threads: Callable[[int], None],
+    limit: int,
+    threads: int,
+) -> None:
+    monkeypatch.setattr("converter.runtime.ort.SessionOptions", onnxruntime.SessionOptions)  # outside of these tests
+    monkeypatch.setattr(widen, "SMALL_MODEL", limit)
+    set_threads(2)
+    source = save()
+    convert(source, tmp_path / "out")
+    settings = check(source, tmp_path / "out").settings
+    assert settings["torch_threads"] == threads
+    assert settings["threads"] == (1 if limit else "one a core")
     assert torch.get_num_threads() == 2
 
 
