@@ -136,8 +136,9 @@ def test_a_longer_context_is_told_by_its_shape(save: Save) -> None:
     assert account(open_checkpoint(folder)).weights
 
 
-def test_labels_that_the_config_counts_otherwise_are_told_by_their_shape(save: Save) -> None:
-    folder = save(head="sequence-classification", num_labels=3)
+@pytest.mark.parametrize("head", ["sequence-classification", "token-classification"])
+def test_labels_that_the_config_counts_otherwise_are_told_by_their_shape(save: Save, head: str) -> None:
+    folder = save(head=head, num_labels=3)
     set_in_config(folder, id2label=None, num_labels=5)
     assert refusal(folder).endswith(": set num_labels to 3 there, and let id2label name as many or none")
     set_in_config(folder, num_labels=3)
@@ -192,6 +193,21 @@ def test_pruned_heads_are_told_by_the_config_or_by_a_shape(save: Save) -> None:
         open_checkpoint(folder)
     set_in_config(folder, pruned_heads={})
     assert account(open_checkpoint(save())).weights
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("attn.c_attn", (12, 48)),  # a head more than the config has
+        ("attn.c_attn", (12, 32)),  # no whole heads
+        ("attn.c_attn", (10, 24)),
+        ("mlp.c_fc", (12, 12)),
+    ],
+)
+def test_of_shapes_that_no_pruning_leaves_none_is_told(save: Save, name: str, shape: tuple[int, int]) -> None:
+    folder = put(save(), lambda state: state.update({f"transformer.h.0.{name}.weight": torch.ones(shape)}))
+    asked = {"attn.c_attn": [12, 36], "mlp.c_fc": [12, 20]}[name]
+    assert refusal(folder).endswith(f"h.0.{name}.weight is {list(shape)}; config.json asks for {asked}")
 
 
 def test_a_name_that_is_there_twice_is_omitted_once_as_advised(save: Save) -> None:

@@ -292,8 +292,18 @@ def test_a_missing_tensor_is_named_with_its_shape(alter: Alter, name: str) -> No
     checkpoint = alter(lambda state: {n: t for n, t in state.items() if canonical(n) != name})
     shape = expected_shapes(checkpoint)[name]
     refused(
-        checkpoint, re.escape(f"source/model.safetensors has no tensor {name} {list(shape)}, which config.json asks")
+        checkpoint,
+        re.escape(f"source/model.safetensors has no tensor {name} {list(shape)}, which config.json asks for; the ")
+        + r"checkpoint is incomplete or config\.json is not its own$",
     )
+
+
+def test_beside_a_head_of_its_own_only_a_missing_embedding_is_tied(alter: Alter) -> None:
+    def without(name: str) -> Checkpoint:
+        return alter(lambda state: {n: t for n, t in state.items() if canonical(n) != name}, tie_word_embeddings=False)
+
+    refused(without("wte.weight"), r"; if lm_head\.weight is both, set tie_word_embeddings to true there$")
+    refused(without("wpe.weight"), r"; the checkpoint is incomplete or config\.json is not its own$")
 
 
 def test_a_head_that_the_config_announces_and_the_source_lacks_is_missing(alter: Alter) -> None:

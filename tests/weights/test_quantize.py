@@ -17,6 +17,7 @@ from converter.checkpoint.tensor import LazyTensor
 from converter.weights.precisions import Blocks
 from converter.weights.quantize import (
     PIECE_BYTES,
+    Rows,
     dequantize,
     not_nearest,
     pack,
@@ -66,6 +67,41 @@ def test_a_number_that_is_not_the_nearest_is_found(blocks: Blocks) -> None:
     at = (1, 17)
     numbers[at] = numbers[at] + 1 if numbers[at] < blocks.middle else numbers[at] - 1
     assert not_nearest(type(rows)(pack(numbers, blocks.bits), rows.scales, rows.zero_points), values, blocks) == at
+
+
+def any_rows(blocks: Blocks, width: int, seed: int) -> Rows:
+    """Rows of arbitrary numbers, zero points and scales, the extreme ones often among them."""
+    rng, count = np.random.default_rng(seed), blocks.count(width)
+    extremes = [0, 1, blocks.most - 1, blocks.most]
+
+    def some(columns: int) -> np.ndarray:
+        there = rng.integers(0, blocks.most + 1, (2, columns))
+        return np.where(rng.random(there.shape) < 0.4, rng.choice(extremes, there.shape), there)
+
+    # An operator that reads whole bytes may find anything in the half that is left over.
+    zero_points = None if blocks.symmetric else pack(some(count + count % 2), blocks.bits)
+    scales = rng.uniform(-2, 2, (2, count)).astype(np.float32)
+    return Rows(pack(some(count * blocks.size_for(width)), blocks.bits), scales, zero_points)
+
+
+@settings(deadline=None)
+@given(blocks=st.sampled_from(KINDS), width=st.integers(1, 40), seed=st.integers(0, 2**32 - 1))
+def test_nearest_is_what_is_nearest_among_all_numbers(blocks: Blocks, width: int, seed: int) -> None:
+    rows, rng = any_rows(blocks, width, seed), np.random.default_rng(seed)
+    size, count = blocks.size_for(width), blocks.count(width)
+    zeros = np.full((2, count), blocks.middle)
+    if rows.zero_points is not None:
+        zeros = unpack(rows.zero_points, blocks.bits, count).astype(int)
+    steps = np.repeat(rows.scales.astype(float), size, axis=1)[:, :width]
+    every = np.arange(blocks.most + 1)
+    offered = (every - np.repeat(zeros, size, axis=1)[:, :width, None]) * steps[..., None]  # [rows, width, numbers]
+    numbers = unpack(rows.numbers, blocks.bits, count * size)[:, :width].astype(int)
+    held = np.take_along_axis(offered, numbers[..., None], axis=-1)[..., 0]
+    away = rng.choice([0, 0, 0, 0.25, 0.45, 0.55, 1.2, 3, -0.25, -0.45, -0.55, -1.2, -3], held.shape)
+    source = (held + away * steps).astype(np.float32)
+    nearest = np.abs(offered - source[..., None]).argmin(axis=-1)
+    wrong = [(int(row), int(column)) for row, column in np.argwhere(nearest != numbers)]
+    assert not_nearest(rows, source, blocks) == (wrong[0] if wrong else None)
 
 
 @every_kind
