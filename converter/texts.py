@@ -24,6 +24,11 @@ def one_line(text: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
+def is_text(name: str) -> bool:
+    """Tell whether a name is text: one of a file may have bytes that are not UTF-8."""
+    return not any("\ud800" <= each <= "\udfff" for each in name)
+
+
 def markdown(text: str) -> str:
     """Return Markdown that shows a text as it is, in one line: no link, no markup, no HTML comes of it."""
     return MARKUP.sub(r"\\\g<0>", one_line(text))

@@ -23,7 +23,7 @@ from converter.folder.durable import sync, sync_entry
 from converter.folder.listing import Listing, counts, listing, listing_of
 from converter.folder.signature import Sign, is_signed
 from converter.folder.staging import MANIFEST, OURS, settle, stage_name, sweep, together
-from converter.texts import one_line
+from converter.texts import is_text, one_line
 from converter.version import VERSION
 
 KEY = "certificate"
@@ -170,6 +170,7 @@ def _covered(there: Listing, values: Mapping[str, Any], leave: Path | None = Non
     """
     _refuse(there, {link for link in there.links if counts(link) and there.leads_out(link)})
     _refuse(there, set(filter(counts, there.others)))
+    _refuse_names(filter(counts, there.names))
     kept = set(filter(counts, there.files)) - {MANIFEST} - _same_file(there, leave)
     return {
         "files": _hashes(there, kept),
@@ -193,6 +194,7 @@ def _covered_of_export(there: Listing, names: set[str], leave: Path) -> dict[str
     home = os.path.realpath(there.home)
     targets = {Path(os.path.realpath(there.home / link)).relative_to(home).as_posix() for link in links}
     kept = names - links | targets
+    _refuse_names(filter(counts, there.names))
     beside = {name for name in there.names if counts(name)} - kept - links - _same_file(there, leave)
     return {
         "files": _hashes(there, kept),
@@ -205,9 +207,16 @@ def _refuse(there: Listing, odd: set[str]) -> None:
     """Refuse names that cannot be certified."""
     if odd:
         raise OutputError(
-            f"{one_line(str(there.home / min(odd)))} leads out of the folder, or is no regular file: copy all files "
-            f"into one folder, with cp -rL"
+            f"{one_line(str(there.home / min(odd)))} leads out of the folder or to a hidden file, or is no regular "
+            f"file: copy all files into one folder, with cp -rL"
         )
+
+
+def _refuse_names(names: Iterable[str]) -> None:
+    """Refuse names that JSON cannot hold."""
+    odd = [name for name in names if not is_text(name)]
+    if odd:
+        raise OutputError(f"{one_line(min(odd))} has a name that is not UTF-8: rename it")
 
 
 def _hashes(there: Listing, names: Iterable[str]) -> dict[str, str]:

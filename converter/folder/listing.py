@@ -37,8 +37,11 @@ class Listing:
         return {*self.files, *self.links, *self.others}
 
     def leads_out(self, link: str) -> bool:
-        """Tell whether a link points to something outside the folder."""
-        return not Path(os.path.realpath(self.home / link)).is_relative_to(os.path.realpath(self.home))
+        """Tell whether a link points to something outside the folder, or inside to what does not count: no certificate
+        hashes that.
+        """
+        target, home = Path(os.path.realpath(self.home / link)), os.path.realpath(self.home)
+        return not target.is_relative_to(home) or not counts(target.relative_to(home).as_posix())
 
 
 def counts(name: str) -> bool:

@@ -94,12 +94,13 @@ LARGEST = 2**63 - 1  # of any size or count; Python reads integers that no float
 
 # What values a manifest may have: a type, several, a list of one kind, or keys. ``...`` stands for any key.
 NUMBER = (int, float, type(None))
-QUALITY = {f"{key}{end}": NUMBER for key in ("kl_mean", "top_1", "perplexity_ratio") for end in ("", "_error")}
+MEASURED = ("kl_mean", "kl_999", "kl_maximum", "top_1", "dp_rms", "perplexity", "positions", "scored")
+QUALITY = dict.fromkeys((*MEASURED, "perplexity_ratio", "perplexity_ratio_error"), NUMBER) | {"text": str}
 PRECISION = {"model": str, "heads": {...: str}, "data": str, "bytes": int}  # which every precision has
 MORE = {"opset": int, "quantized": NUMBER, OUTPUTS: [str], "quality": QUALITY}
 SHAPE = {
     "versions": {...: str},
-    "source": {"name": str, "fingerprint": str, "adapter": str},
+    "source": {"name": str, "fingerprint": str, "adapter": str, "weight_file": str},
     "model": str,
     "heads": {...: str},
     "precisions": {...: PRECISION | MORE},
@@ -115,7 +116,7 @@ def read(folder: Path) -> dict[str, Any]:
         ModelFolderError: it is malformed.
     """
     values = content(folder)
-    fault = _fault(values, SHAPE, MANIFEST)
+    fault = fault_of(values)
     for name, facts in values.get("precisions", {}).items() if fault is None else ():
         where = f"{MANIFEST}: precisions: {name}"
         fault = next((f"{where}: {key}" for key in PRECISION if key not in facts), fault)
@@ -126,6 +127,11 @@ def read(folder: Path) -> dict[str, Any]:
             f"{folder}: {fault} is not what gpt2onnx writes there; convert the source again, with --force"
         )
     return values
+
+
+def fault_of(values: Mapping[str, Any]) -> str | None:
+    """Return where a value of a manifest is of another kind than those that gpt2onnx writes; None if none is."""
+    return _fault(values, SHAPE, MANIFEST)
 
 
 def content(folder: Path) -> dict[str, Any]:

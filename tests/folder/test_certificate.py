@@ -171,6 +171,38 @@ def test_a_link_that_leads_out_is_not_certified(save: Save, tmp_path: Path) -> N
     assert any("notes.txt leads out of the folder" in note for note in report.notes), report.notes
 
 
+@pytest.mark.parametrize("hidden", [".cache", ".git", ".gpt2onnx-1-ab"])
+def test_a_link_to_what_no_certificate_hashes_is_not_certified(save: Save, tmp_path: Path, hidden: str) -> None:
+    source, out = save(), tmp_path / "out"
+    convert(source, out)
+    weights = out / "onnx" / "model.onnx_data"
+    (out / "onnx" / hidden).mkdir()
+    weights.rename(out / "onnx" / hidden / "weights")
+    weights.symlink_to(f"{hidden}/weights")
+    report = check(source, out)
+    assert any("leads out of the folder or to a hidden file" in note for note in report.notes), report.notes
+    with pytest.raises(GPT2Error, match="has no certificate"):
+        verify(out)
+
+
+def test_a_link_that_came_to_lead_to_what_no_certificate_hashes_is_noticed(checked: Path) -> None:
+    (checked / ".cache").mkdir()
+    (checked / "onnx" / "model.onnx_data").rename(checked / ".cache" / "model.onnx_data")
+    (checked / "onnx" / "model.onnx_data").symlink_to("../.cache/model.onnx_data")
+    assert set(verify(checked).changed) >= {"onnx/model.onnx_data"}
+
+
+def test_a_name_that_is_no_text_is_not_certified(save: Save, tmp_path: Path) -> None:
+    source, out = save(), tmp_path / "out"
+    convert(source, out)
+    try:
+        Path(os.fsdecode(os.fsencode(out) + b"/\xff")).touch()
+    except OSError:
+        pytest.skip("this file system has no such names")
+    report = check(source, out, allow=["\udcff"])
+    assert any("has a name that is not UTF-8: rename it" in note for note in report.notes), report.notes
+
+
 def test_a_folder_that_moved_is_still_what_it_was(checked: Path) -> None:
     assert verify(checked.rename(checked.with_name("elsewhere"))).passed
 

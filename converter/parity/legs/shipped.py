@@ -47,6 +47,8 @@ class Numbers:
             except (ValueError, KeyError, TypeError) as error:  # of another number of bytes, or of no known type
                 raise ModelFolderError(f"{self.graph_file}: initializer {tensor.name} is corrupt ({error})") from error
         where = {entry.key: entry.value for entry in tensor.external_data}
+        if not where.get("offset", "0").isdecimal():
+            raise ModelFolderError(f"{self.graph_file}: initializer {tensor.name} has no place in a file: {where}")
         file = self._file(where.get("location", ""))
         try:
             whole = self._bytes(file)

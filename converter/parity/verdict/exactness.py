@@ -158,6 +158,6 @@ def _compare_headers(graph_file: Path, tensors: list[TensorProto], sources: Mapp
         except CheckpointError as error:
             return [f"{location} is no longer a safetensors file: {error}"]
         known = headers[location]
-        if known.get(tensor.name, known.get(sources[tensor.name])) != int(where.get("offset", 0)):
+        if str(known.get(tensor.name, known.get(sources[tensor.name]))) != where.get("offset", "0"):
             faults.append(f"{tensor.name} has another place in the header of {location} than in the graph")
     return faults

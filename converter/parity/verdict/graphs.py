@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    external_data_helper,
+    helper,
+    numpy_helper,
+)
 
 from converter import onnx_file
 
@@ -34,7 +45,7 @@ def differences(found: ModelProto, expected: ModelProto) -> Iterator[str]:
 def _parts(found: ModelProto, expected: ModelProto) -> Iterator[str]:
     for name, read in MODEL_PARTS.items():
         if read(found) != read(expected):
-            yield f"{name} {shown(read(found))}; the source gives {shown(read(expected))}"
+            yield f"{name} {contrasted(read(found), read(expected))}"
 
 
 def _graph(found: GraphProto, expected: GraphProto) -> Iterator[str]:
@@ -67,10 +78,13 @@ def _node(found: NodeProto, expected: NodeProto) -> Iterator[str]:
     for what in ("input", "output"):
         ours, theirs = list(getattr(found, what)), list(getattr(expected, what))
         if ours != theirs:
-            yield f"{found.op_type} {what}s {shown(ours)}; the source gives {shown(theirs)}"
+            yield f"{found.op_type} {what}s {contrasted(ours, theirs)}"
     has_all, given_all = _attributes(found), _attributes(expected)
     for name in sorted(has_all.keys() | given_all.keys(), key=str):  # a name that is not UTF-8 is bytes
         if has_all.get(name) != given_all.get(name):
+            if name in given_all and name in has_all:
+                yield f"{found.op_type} {name} {contrasted(has_all[name].value, given_all[name].value)}"
+                continue
             given = shown(given_all[name].value) if name in given_all else "none"
             has = shown(has_all[name].value) if name in has_all else "left out"
             yield f"{found.op_type} {name} {has}; the source gives {given}"
@@ -106,9 +120,11 @@ def _value(attribute: AttributeProto) -> Any:
 
 
 def _numbers(tensor: TensorProto) -> Any:
+    if external_data_helper.uses_external_data(tensor):
+        return "in another file"
     try:
         return numpy_helper.to_array(tensor).tolist()
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, KeyError):  # KeyError: of no known type
         return "a damaged tensor"
 
 
@@ -136,18 +152,38 @@ def _initializers(found: GraphProto, expected: GraphProto) -> Iterator[str]:
         if name not in ours:
             yield f"{name}: the weight is missing"
         elif ours[name] != theirs[name]:
-            yield f"{name}: {_tensor(ours[name])}; the source gives {_tensor(theirs[name])}"
+            (kind, value), (given_kind, given) = _tensor(ours[name]), _tensor(theirs[name])
+            has, gives = _apart(repr(value), repr(given))
+            yield f"{name}: {kind} {has}; the source gives {given_kind} {gives}"
     yield from (f"{name}: a weight that the source does not give" for name in ours if name not in theirs)
 
 
-def _tensor(tensor: TensorProto) -> str:
+def _tensor(tensor: TensorProto) -> tuple[str, Any]:
+    """Return type and dimensions of an initializer, and its numbers or their place."""
     kind = f"{onnx_file.type_name(tensor.data_type)} {list(tensor.dims)}"
     if tensor.external_data:
-        return f"{kind} at {shown({entry.key: entry.value for entry in tensor.external_data})}"
-    return f"{kind} {shown(_numbers(tensor))}"
+        return f"{kind} at", {entry.key: entry.value for entry in tensor.external_data}
+    return kind, _numbers(tensor)
+
+
+def contrasted(found: Any, expected: Any) -> str:
+    """Return two values for a message, each cut around the first place where they differ."""
+    has, gives = _apart(repr(found), repr(expected))
+    return f"{has}; the source gives {gives}"
+
+
+def _apart(*texts: str) -> list[str]:
+    """Return texts, cut so that the first place where they differ is in sight."""
+    at = len(os.path.commonprefix(texts))  # noqa: RUF071 - texts, not paths
+    begin = 0 if at < SHOWN or max(map(len, texts)) <= SHOWN else at - SHOWN // 2
+    return [_cut(text, begin) for text in texts]
+
+
+def _cut(text: str, begin: int = 0) -> str:
+    end = begin + SHOWN
+    return f"{'…' if begin else ''}{text[begin:end]}{'…' if len(text) > end else ''}"
 
 
 def shown(value: Any) -> str:
     """Return a value for a message, cut if it is long."""
-    text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    return _cut(repr(value))

@@ -27,11 +27,11 @@ from converter.errors import CheckError, ConfigError
 from converter.files import read_json, write_json
 from converter.folder import card, manifest
 from converter.folder.certificate import KEY as CERTIFICATE
-from converter.folder.content import MODEL_IN_PLACE, WEIGHTS_LINK, derive, versions
+from converter.folder.content import MODEL_IN_PLACE, WEIGHTS_LINK, derive, graph_files, versions
 from converter.folder.staging import MANIFEST, files_in
 from converter.graph.build import MAX_OPSET, MIN_OPSET
 from converter.graph.outputs import refuse_unknown
-from converter.parity.verdict.graphs import differences, shown
+from converter.parity.verdict.graphs import contrasted, differences, shown
 from converter.weights import write
 from converter.weights.data_file import Plan
 from converter.weights.ledger import Ledger, read_source
@@ -40,6 +40,7 @@ from reference.config import GPT2Config
 
 CARD = "README.md"
 QUALITY = "quality"  # what a check writes into the manifest
+SIZE = "bytes"  # of weights and graphs, in the manifest
 
 # Files that --allow refuses: the graph and the weights are the model.
 MODEL_SUFFIXES = (".onnx", ".onnx_data", ".safetensors")
@@ -111,8 +112,6 @@ def reproduce(
         GPT2Error: a file of the source is damaged.
     """
     values = manifest.content(out)
-    if "precisions" not in values or manifest.TARGET in values:
-        return Reproduction(notes=(f"{out} has no {MANIFEST} of a conversion, so its files were not compared",))
     wrong = _unusable(values, [part.config for part in ledger.per_graph])
     if wrong:
         return Reproduction((f"{MANIFEST}: {wrong}",), files=1)
@@ -120,27 +119,37 @@ def reproduce(
     if head != ledger.config.head:
         return Reproduction(unproven=f"files not compared, as their head is {head}, not {ledger.config.head}")
     found = list(_compared(out, checkpoint, ledger, values))
-    made_of, given = (_object(values, "source").get("weight_file"), checkpoint.weight_file)
+    source = values["source"]
+    made_of, given = (source.get("weight_file"), checkpoint.weight_file)
     unproven, notes = "", []
+    if source.get("name") != checkpoint.name:
+        notes.append(f"{MANIFEST} says that it was made of {shown(source.get('name'))}")
     if made_of != given:
         unproven = f"files beside the graph not compared, as they were made with {made_of} and not with {given}"
         found = [difference for difference in found if difference.file.endswith(MODEL_SUFFIXES)]
     judged = [difference for difference in found if not _is_allowed(difference, allowed)]
     accepted = tuple(str(difference) for difference in found if _is_allowed(difference, allowed))
-    writer = _writer(values)
-    faults = [difference for difference in judged if difference.carried or not writer]
+    others = _others(values)
+    faults = [difference for difference in judged if difference.carried or not _may_differ(difference, others)]
     otherwise = sorted({difference.file for difference in judged} - {difference.file for difference in faults})
     if otherwise:
-        notes.append(f"{writer} wrote {', '.join(otherwise)} in another form than this version; the numbers decide")
+        writer = ", ".join(f"{name} {version}" for name, version in others.items())
+        notes.append(f"by its manifest {writer} wrote {', '.join(otherwise)}, which this version writes otherwise")
         unproven = f"files of {writer}, which this version writes otherwise"
     return Reproduction(tuple(map(str, faults)), accepted, tuple(notes), unproven, len(files_in(out)))
 
 
 def _unusable(values: Mapping[str, Any], configs: Sequence[GPT2Config]) -> str:
     """Return what in a manifest no conversion can have written; empty if a folder can be derived from it."""
-    there = values["precisions"]
+    there = values.get("precisions")
     if not isinstance(there, dict) or not there:
         return f"precisions {shown(there)}; expected some of {', '.join(PRECISIONS)}"
+    if manifest.TARGET in values:
+        return f"{manifest.TARGET} {shown(values[manifest.TARGET])}, which no folder with a graph has"
+    if fault := manifest.fault_of(values):
+        return f"{fault.removeprefix(f'{MANIFEST}: ')} is not what gpt2onnx writes there"
+    if "gpt2onnx" not in values.get("versions", ()) or "source" not in values:
+        return "it lacks the versions that wrote it, or the source"
     for name, facts in there.items():
         row = PRECISIONS.get(name)
         if row is None or not isinstance(facts, dict):
@@ -163,14 +172,13 @@ def _compared(out: Path, checkpoint: Checkpoint, ledger: Ledger, values: Mapping
     """Derive the folder again, and yield each difference."""
     there: dict[str, Any] = values["precisions"]
     in_place = any(facts["model"] == MODEL_IN_PLACE for facts in there.values())
-    source = _object(values, "source")
+    source = values["source"]
     called = replace(
         checkpoint,
-        name=str(source.get("name", checkpoint.name)),
-        adapter_name=str(source.get("adapter", checkpoint.adapter_name)),
+        name=source.get("name", checkpoint.name),
+        adapter_name=source.get("adapter", checkpoint.adapter_name),
     )
-    keep = files_in(out) - set(map(str, values.get("files", ()))) - {MANIFEST} if in_place else set()
-    places = {}
+    keep, places = _kept(out, checkpoint, ledger, values) if in_place else set(), {}
     for name in there:
         if in_place:
             places[name] = _places_in_place(out, checkpoint, ledger)
@@ -191,36 +199,72 @@ def _compared(out: Path, checkpoint: Checkpoint, ledger: Ledger, values: Mapping
         earned = {CERTIFICATE: values[CERTIFICATE]} if CERTIFICATE in values else {}
         write_json(stage / MANIFEST, expected | earned)
         yield from _files(out, stage, keep, checkpoint)
+    if not _is_source(out, checkpoint):
+        yield from _companions(out, keep, checkpoint)
+
+
+def _is_source(out: Path, checkpoint: Checkpoint) -> bool:
+    """Tell whether a folder is its own source: a conversion in place, compared with the folder that it lies in."""
+    return os.path.realpath(out) == os.path.realpath(checkpoint.folder)
+
+
+def _kept(out: Path, checkpoint: Checkpoint, ledger: Ledger, values: Mapping[str, Any]) -> set[str]:
+    """Return the files of a folder converted in place that are the source's own, and that a conversion leaves alone.
+
+    The manifest tells them from ours, and nobody vouches for it. So the graphs are never among them, nor, beside
+    another source, what that does not have.
+    """
+    kept = files_in(out) - set(values.get("files", ())) - {MANIFEST} - set(graph_files(ledger, MODEL_IN_PLACE).values())
+    if _is_source(out, checkpoint):
+        return kept
+    weights = {str(weight.file.relative_to(out)) for weight in read_source(out, SourceOptions())[1].weights.values()}
+    return kept & (files_in(checkpoint.folder) | weights)
+
+
+def _companions(out: Path, keep: set[str], checkpoint: Checkpoint) -> Iterator[Difference]:
+    """Compare what a folder converted in place kept of its source with what another folder of that source has."""
+    theirs = checkpoint.companions | {"config.json": checkpoint.folder / "config.json"}
+    for name in sorted(keep & theirs.keys()):
+        if theirs[name].is_file():
+            yield from (replace(one, carried=True) for one in _file(out / name, theirs[name], name))
 
 
 def _places_in_place(out: Path, checkpoint: Checkpoint, ledger: Ledger) -> dict[str, tuple[str, int, int]]:
     """Return where the graph of a folder converted in place finds its weights: in the folder's own files."""
-    if os.path.realpath(out) != os.path.realpath(checkpoint.folder):
+    if not _is_source(out, checkpoint):
         _, ledger = read_source(out, SourceOptions(head=ledger.config.head))
     return {name: (weight.file.name, weight.offset, weight.nbytes) for name, weight in ledger.weights.items()}
 
 
 def _take_measured(expected: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """Copy what a check measured and the versions that wrote the folder: neither follows from the source."""
-    if isinstance(values.get("versions"), dict):
-        expected["versions"] = values["versions"]
+    """Copy what does not follow from the source: what a check measured, the versions that wrote the folder, and the
+    size of a graph that another version of a library wrote.
+    """
+    others = _others(values)
+    expected["versions"] = values["versions"]
     for name, facts in expected["precisions"].items():
-        if QUALITY in values["precisions"][name]:
-            facts[QUALITY] = values["precisions"][name][QUALITY]
+        there = values["precisions"][name]
+        facts |= {key: there[key] for key in (QUALITY, *([SIZE] if others else [])) if key in there}
 
 
-def _object(values: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Return the object at a key; empty if something else is there."""
-    value = values.get(key)
-    return value if isinstance(value, dict) else {}
+def _others(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the versions that wrote a folder, by name, where this process has others."""
+    wrote, ours = values["versions"], versions()
+    return {name: wrote[name] for name in ours if name in wrote and wrote[name] != ours[name]}
 
 
-def _writer(values: Mapping[str, Any]) -> str:
-    """Return the versions that wrote a folder, if this process has others."""
-    wrote, ours = values.get("versions"), versions()
-    if not isinstance(wrote, dict):
-        return ""
-    return ", ".join(f"{name} {wrote[name]}" for name in ours if name in wrote and wrote[name] != ours[name])
+# What each program writes, by the ends of the files' names. gpt2onnx itself writes all of them.
+WRITTEN_BY = {
+    "gpt2onnx": ("",),
+    "onnx": (".onnx",),
+    "onnxscript": (".onnx",),
+    "tokenizers": ("tokenizer.json", "vocab.json", "merges.txt"),
+}
+
+
+def _may_differ(difference: Difference, others: Iterable[str]) -> bool:
+    """Tell whether other versions of the programs in ``others`` may be the reason of a difference."""
+    return any(difference.file.endswith(WRITTEN_BY[name]) for name in others)
 
 
 def _data_header(file: Path, layout: Plan) -> tuple[int, list[str]]:
@@ -289,24 +333,32 @@ def _graph(ours: Path, theirs: Path, name: str) -> Iterator[Difference]:
 
 def _file(ours: Path, theirs: Path, name: str) -> Iterator[Difference]:
     """Compare a file: JSON key by key, anything else line by line; yields each difference."""
+    if not ours.is_file():  # a pipe, which would never end, or a link that leads nowhere
+        yield Difference(name, "is no regular file")
+        return
     found, wanted = ours.read_bytes(), theirs.read_bytes()
     if found == wanted:
         return
     if ours.suffix == ".json":
         try:
-            values = json.loads(found, object_pairs_hook=_once)
+            values = json.loads(found.decode("utf-8"), object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
             yield Difference(name, f"cannot be read as JSON ({error})")
             return
         yield from _json(name, values, json.loads(wanted))
         return
-    lines = zip_longest(found.splitlines(), wanted.splitlines())
-    at, (line, given) = next((i, pair) for i, pair in enumerate([*lines, (found, wanted)], 1) if pair[0] != pair[1])
-    yield Difference(name, f"line {at} is {_text(line)}; the source gives {_text(given)}")
+    lines = enumerate(zip_longest(_lines(found), _lines(wanted)), 1)
+    at, (line, given) = next((at, pair) for at, pair in lines if pair[0] != pair[1])
+    if line is None or given is None:
+        has, gives = ("the end" if each is None else shown(each) for each in (line, given))
+        yield Difference(name, f"line {at} is {has}; the source gives {gives}")
+    else:
+        yield Difference(name, f"line {at} is {contrasted(line, given)}")
 
 
-def _text(line: bytes | None) -> str:
-    return "the end" if line is None else shown(line.decode("utf-8", errors="replace"))
+def _lines(content: bytes) -> list[str]:
+    """Return the lines of a text with their ends; bytes that are not UTF-8 stay apart from each other."""
+    return content.decode("utf-8", errors="surrogateescape").splitlines(keepends=True)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -336,7 +388,7 @@ def _json(file: str, ours: Any, theirs: Any, key: str = "") -> Iterator[Differen
         if isinstance(ours, list) and isinstance(theirs, list):
             yield Difference(file, f"{key} has {len(ours)} entries; the source gives {len(theirs)}", key)
         else:
-            yield Difference(file, f"{key} {shown(ours)}; the source gives {shown(theirs)}", key)
+            yield Difference(file, f"{key} {contrasted(ours, theirs)}", key)
 
 
 def _is_allowed(difference: Difference, allowed: Iterable[tuple[str, str]]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -159,10 +160,35 @@ FILES: dict[str, tuple[Edit, str]] = {
         lambda out: (out / "genai_config.json").write_text('{"search": {}, "search": {}}'),
         "genai_config.json: cannot be read as JSON (the key 'search' occurs twice)",
     ),
+    "another encoding": (
+        lambda out: (out / "genai_config.json").write_text((out / "genai_config.json").read_text(), encoding="utf-16"),
+        "genai_config.json: cannot be read as JSON ('utf-8' codec can't decode",
+    ),
+    "a byte order mark": (
+        lambda out: (out / "genai_config.json").write_text((out / "genai_config.json").read_text(), "utf-8-sig"),
+        "genai_config.json: cannot be read as JSON (Unexpected UTF-8 BOM",
+    ),
     "the card": (
         lambda out: append(out / "README.md"),
         "README.md: line ",
     ),
+    "line ends": (
+        lambda out: (out / "README.md").write_bytes((out / "README.md").read_bytes().replace(b"\n", b"\r\n")),
+        r"README.md: line 1 is '---\r\n'; the source gives '---\n'",
+    ),
+    "no last line end": (
+        lambda out: (out / "README.md").write_bytes((out / "README.md").read_bytes()[:-1]),
+        "README.md: line ",
+    ),
+    "a link that leads nowhere": (
+        lambda out: relink(out / "README.md", "nowhere"),
+        "README.md: is no regular file",
+    ),
+    "a link in a circle": (
+        lambda out: relink(out / "genai_config.json", "genai_config.json"),
+        "genai_config.json: is no regular file",
+    ),
+    "a link to a folder": (lambda out: relink(out / "README.md", "onnx"), "README.md: is no regular file"),
     "a file more": (
         lambda out: add_template(out / "chat_template.jinja"),
         "chat_template.jinja: is no file of the conversion: remove it, or accept it with --allow chat_template.jinja",
@@ -183,6 +209,34 @@ FILES: dict[str, tuple[Edit, str]] = {
     "an output more": (
         lambda out: edit_graph(out / "onnx" / "model.onnx", lambda graph: add_output(graph, "h.0.mlp.act")),
         "onnx/model.onnx: the output h.0.mlp.act is not one that the source gives",
+    ),
+    "a far end of a long value": (
+        lambda out: edit_graph(out / "onnx" / "model.onnx", add_checksum),
+        "onnx/model.onnx: wte.weight: FLOAT [2048, 192] at …",
+    ),
+    "a type that there is not": (
+        lambda out: edit_graph(out / "onnx" / "model.onnx", lambda graph: setattr(inline(graph), "data_type", 99)),
+        "onnx/model.onnx: num_logits_to_keep: number 99 [] 'a damaged tensor'; the source gives INT64 [] 0",
+    ),
+    "numbers in a file without a name": (
+        lambda out: put_elsewhere(out / "onnx" / "model.onnx"),
+        "onnx/model.onnx: num_logits_to_keep: INT64 [] 'in another file'; the source gives INT64 [] 0",
+    ),
+    "a manifest of something else": (
+        lambda out: edit_json(out / "gpt2onnx.json", lambda values: values.update(target="hf")),
+        "gpt2onnx.json: target 'hf', which no folder with a graph has",
+    ),
+    "an empty manifest": (
+        lambda out: edit_json(out / "gpt2onnx.json", lambda values: values.clear()),
+        "gpt2onnx.json: precisions None; expected some of fp32",
+    ),
+    "no version": (
+        lambda out: edit_json(out / "gpt2onnx.json", lambda values: values.update(versions={})),
+        "gpt2onnx.json: it lacks the versions that wrote it",
+    ),
+    "a number for a text": (
+        lambda out: edit_json(out / "gpt2onnx.json", lambda v: v["precisions"]["int8"].update(quality={"text": 5})),
+        "gpt2onnx.json: precisions: int8: quality: text is not what gpt2onnx writes there",
     ),
     "the manifest's figures": (
         lambda out: edit_json(out / "gpt2onnx.json", lambda values: values.update(parameters=7)),
@@ -221,6 +275,21 @@ def epsilon(graph: onnx.GraphProto, output: str) -> None:
     next(attribute for attribute in node.attribute if attribute.name == "epsilon").f = 0.5
 
 
+def add_checksum(graph: onnx.GraphProto) -> None:
+    entry = next(tensor for tensor in graph.initializer if tensor.name == "wte.weight").external_data.add()
+    entry.key, entry.value = "checksum", "x"
+
+
+def put_elsewhere(file: Path) -> None:
+    model = onnx.load(file, load_external_data=False)
+    inline(model.graph).data_location = onnx.TensorProto.EXTERNAL
+    file.write_bytes(model.SerializeToString())
+
+
+def inline(graph: onnx.GraphProto) -> onnx.TensorProto:
+    return next(tensor for tensor in graph.initializer if tensor.name == "num_logits_to_keep")
+
+
 def add_output(graph: onnx.GraphProto, name: str) -> None:
     graph.output.append(onnx.ValueInfoProto(name=name))
 
@@ -230,6 +299,14 @@ def test_an_edit_is_said_with_its_file_and_key(folder: Path, edit: str) -> None:
     change, sentence = FILES[edit]
     change(folder)
     assert any(fault.startswith(sentence) for fault in held(folder).faults), held(folder).faults
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes")
+@pytest.mark.parametrize("name", ["README.md", "genai_config.json", "tokenizer.json", "LICENSE-PSF.txt"])
+def test_a_pipe_in_the_place_of_a_file_is_not_read(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    assert f"{name}: is no regular file" in held(folder).faults
 
 
 def end_of_text(out: Path) -> None:
@@ -280,6 +357,56 @@ def test_a_folder_that_another_version_writes_otherwise_is_judged_by_its_numbers
     edit_json(folder / "gpt2onnx.json", lambda values: values["versions"].update(gpt2onnx="0.0.9"))
     FILES["a merge less"][0](folder)
     assert any(fault.startswith("tokenizer.json") for fault in held(folder).faults)
+
+
+def test_a_library_of_another_version_is_the_reason_only_for_what_it_writes(folder: Path) -> None:
+    edit_json(folder / "gpt2onnx.json", lambda values: values["versions"].update(onnx="1.0"))
+    assert held(folder).faults == ()
+    edit_graph(folder / "onnx" / "model.onnx", lambda graph: setattr(graph, "doc_string", "more"))
+    found = held(folder)
+    assert found.faults == ()
+    assert found.unproven == "files of onnx 1.0, which this version writes otherwise"
+    append(folder / "README.md")
+    (folder / "genai_config.json").unlink()
+    (folder / "model.py").write_text("import os", encoding="utf-8")
+    assert [fault.partition(":")[0] for fault in held(folder).faults] == ["genai_config.json", "model.py", "README.md"]
+
+
+def test_another_name_of_the_source_is_said(folder: Path) -> None:
+    edit_json(folder / "gpt2onnx.json", lambda values: values["source"].update(name="someone/else"))
+    assert held(folder).notes == ("gpt2onnx.json says that it was made of 'someone/else'",)
+
+
+@pytest.fixture
+def in_place(save: Save, tmp_path: Path) -> tuple[Path, Path]:
+    """A source with a generation config, and a copy of it that was converted in place."""
+    source = save()
+    copy = Path(shutil.copytree(source, tmp_path / "in-place"))
+    convert(copy, in_place=True)
+    assert held(copy, source=source).faults == ()
+    return source, copy
+
+
+def test_in_place_what_is_the_sources_own_is_compared_with_it(in_place: tuple[Path, Path]) -> None:
+    source, out = in_place
+    edit_json(out / "generation_config.json", lambda values: values.update(temperature=9.0))
+    edit_json(out / "config.json", lambda values: values.update(eos_token_id=7))
+    (out / "evil.py").write_text("import os", encoding="utf-8")
+    said = " ".join(held(out, source=source).faults)
+    assert "generation_config.json: temperature 9.0; the source gives none" in said
+    assert "config.json: eos_token_id 7; the source gives 0" in said
+    assert "evil.py: is no file of the conversion" in said
+    assert held(out, source=out).faults == ()  # there, they are the source
+
+
+@pytest.mark.parametrize("itself", [True, False], ids=["beside itself", "beside its source"])
+def test_in_place_no_manifest_hides_a_graph(in_place: tuple[Path, Path], itself: bool) -> None:
+    source, out = in_place
+    edit_json(out / "gpt2onnx.json", lambda values: values.update(files=[]))
+    edit_graph(out / "model.onnx", lambda graph: epsilon(graph, "h.1.ln_1"))
+    said = " ".join(held(out, source=out if itself else source).faults)
+    assert "model.onnx: h.1.ln_1: LayerNormalization epsilon 0.5" in said
+    assert "gpt2onnx.json: files has 0 entries" in said
 
 
 def test_a_check_against_another_form_of_the_source_compares_the_graph_and_says_so(
