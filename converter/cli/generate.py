@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,7 +167,7 @@ def generate(
     Several prompts run as one batch. Text streams as it is generated; figures go to standard error. What is not given
     is as OUT's generation_config.json says. docs/generate.md says what each option does, precisely.
     """
-    from converter.cli import generation, progress, prompt_files
+    from converter.cli import generation, jsonl_output, progress, prompt_files
     from converter.runtime.generation import generate_together, options_of
     from converter.runtime.opening import load
 
@@ -186,7 +187,10 @@ def generate(
     if file is not None:
         lines = prompt_files.read(file)
         with choice.opened(threads, {"provider": provider, "precision": precision, **layout}) as workers:
-            prompt_files.run(*opened(), file, lines, batch_size, output, quiet, workers)
+            model, asked = opened()
+            told = asdict(asked) | layout | {"speculate": None}  # which changes no text, like the size of a batch
+            run = jsonl_output.run_of(out, precision, told)
+            prompt_files.run(model, asked, file, lines, batch_size, output, quiet, workers, run)
         return
     texts = prompts or (standard_input("a prompt"),)
     model, asked = opened()

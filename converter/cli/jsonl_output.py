@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,26 @@ from typing import Any, BinaryIO
 
 import click
 
-from converter.errors import OutputError
+from converter.errors import CheckpointError, OutputError
+from converter.files import refuse_special
+
+RUN = "run"  # the key of a line that tells what made it
+RUN_DIGITS = 8  # a chance of 1 in 4,000 million that two runs are taken for one
+
+
+def run_of(out: Path, precision: str | None, options: Mapping[str, Any]) -> str:
+    """Return what tells a model and its options from others: some digits of a hash.
+
+    Args:
+        out: the model folder.
+        options: those that decide what comes out, but for the precision.
+    """
+    from converter.folder import manifest
+
+    values = manifest.read(out)
+    model = values.get("source", {}).get("fingerprint"), precision or values.get("precision")
+    told = json.dumps([*model, dict(options)], sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()[:RUN_DIGITS]
 
 
 @dataclass(frozen=True)
@@ -26,6 +46,7 @@ class Expected:
         steps: how many lines are written at once, step after step.
         name: tells what a line should be of, by its number from 0.
         others: what else it may be of.
+        run: what makes the lines; see ``run_of``.
     """
 
     key: str
@@ -33,6 +54,7 @@ class Expected:
     steps: Sequence[int]
     name: Callable[[int], str]
     others: str
+    run: str
 
     @cached_property
     def count(self) -> int:
@@ -49,12 +71,13 @@ class Expected:
             found = json.loads(line)
         except ValueError:
             found = None
-        if number < self.count and isinstance(found, dict) and found.get(self.key) == self.value(number):
-            return
-        raise OutputError(
-            f"{output}, line {number + 1}, is not of {self.name(number)}: it comes from {self.others}; "
-            f"give another --output, or remove it"
-        )
+        mend = "give another --output, or remove it"
+        if number >= self.count or not isinstance(found, dict) or found.get(self.key) != self.value(number):
+            raise OutputError(
+                f"{output}, line {number + 1}, is not of {self.name(number)}: it comes from {self.others}; {mend}"
+            )
+        if found.get(RUN) != self.run:
+            raise OutputError(f"{output}, line {number + 1}, was not made by this model with these options; {mend}")
 
 
 @contextmanager
@@ -71,6 +94,8 @@ def opened(output: Path | None, expected: Expected) -> Iterator[tuple[int, Calla
         yield 0, lambda text: click.echo(text, nl=False)
         return
     try:
+        if output.exists():
+            refuse_special(output)
         with output.open("a+b") as to:
             done, end = whole(to, output, expected)
             to.truncate(end)
@@ -80,6 +105,8 @@ def opened(output: Path | None, expected: Expected) -> Iterator[tuple[int, Calla
                 to.flush()
 
             yield done, write
+    except CheckpointError as error:
+        raise OutputError(f"{error}; omit --output for standard output") from error
     except OSError as error:
         raise OutputError(f"{output} cannot be written: {error.strerror or error}") from error
 

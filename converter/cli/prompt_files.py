@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from converter.cli import generation, progress, terminal
-from converter.cli.jsonl_output import Expected, opened
+from converter.cli.jsonl_output import RUN, Expected, opened
 from converter.cli.options import standard_input
 from converter.errors import PromptError
 from converter.texts import PromptLine, prompts_in, read_prompts
@@ -33,12 +33,14 @@ def run(
     output: Path | None,
     quiet: bool,
     workers: Workers | None,
+    run: str,
 ) -> None:
     """Continue every prompt; write a line of JSON for each text, with whatever else the prompt's line holds.
 
     Args:
         output: where the lines go; None for standard output. Prompts whose lines it holds already are left out.
         workers: what continues them; None for this process.
+        run: see ``jsonl_output.run_of``.
 
     Raises:
         PromptError: a prompt cannot be continued. Nothing has been generated then.
@@ -51,18 +53,18 @@ def run(
     copies, logprobs = Copies(asked.seed), asked.logprobs is not None
     with (
         progress.amounts(f"continuing {file}", show=not quiet and not terminal.is_terminal()) as counted,
-        opened(output, expected(lines, asked.best)) as (done, write),
+        opened(output, expected(lines, asked.best, run)) as (done, write),
     ):
         for ids in encoded[:done]:
             copies.skip(ids, asked.best)
         for texts in continue_each(model, encoded[done:], asked, batch_size, copies):
-            write(json_lines(model, lines[done:], texts, logprobs))
+            write(json_lines(model, lines[done:], texts, logprobs, run))
             done += len(texts.texts) // texts.best
             if counted is not None:
                 counted(done, len(lines))
 
 
-def expected(lines: Sequence[PromptLine], best: int) -> Expected:
+def expected(lines: Sequence[PromptLine], best: int, run: str) -> Expected:
     """Return what the lines of an output are of."""
     return Expected(
         "prompt",
@@ -70,6 +72,7 @@ def expected(lines: Sequence[PromptLine], best: int) -> Expected:
         [best] * len(lines),
         lambda number: f"text {number % best + 1} of prompt {number // best + 1}",
         "other prompts, or from another --best",
+        run,
     )
 
 
@@ -89,11 +92,12 @@ def encode(model: Model, file: Path, line: PromptLine, asked: GenerationOptions)
     return ids
 
 
-def json_lines(model: Model, lines: Sequence[PromptLine], done: Generation, logprobs: bool) -> str:
+def json_lines(model: Model, lines: Sequence[PromptLine], done: Generation, logprobs: bool, run: str) -> str:
     """Return a line of JSON for each text of a generation, whose prompts are the first of ``lines``."""
     written = []
     for number in range(len(done.texts)):
         line = lines[number // done.best]
-        facts = line.others | {"prompt": line.prompt} | generation.row_facts(model, done, number, logprobs)
+        found = generation.row_facts(model, done, number, logprobs)
+        facts = line.others | {"prompt": line.prompt} | found | {RUN: run}
         written.append(terminal.to_json(facts, indent=None) + "\n")
     return "".join(written)

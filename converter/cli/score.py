@@ -12,7 +12,7 @@ import click
 
 from converter.cli import engines, terminal
 from converter.cli.group import cli
-from converter.cli.jsonl_output import Expected, opened
+from converter.cli.jsonl_output import RUN, Expected, opened, run_of
 from converter.cli.options import (
     OUTPUT_GROUP,
     RUNTIME_GROUP,
@@ -86,24 +86,26 @@ def score(
         with progress.line(f"opening {out}", not quiet):
             model = load(out, provider, threads, precision, large_pages=True)
         groups = groups_of(model, model.encode(texts), stride, batch_size)
+        run = run_of(out, precision, {"stride": stride})
         with (
-            opened(output, expected([group.ids for group in groups])) as (done, write),
+            opened(output, expected([group.ids for group in groups], run)) as (done, write),
             progress.amounts(f"reading {file}", not quiet) as counted,
         ):
             scores = read_back(output) if done else []
             read_all = partial(workers.log_probs, model) if workers else None
             for part in score_each(model, groups[done:], read_all=read_all, progress=counted):
-                write("".join(terminal.to_json(score_facts(one), indent=None) + "\n" for one in part))
+                facts = [score_facts(one) | {RUN: run} for one in part]
+                write("".join(terminal.to_json(one, indent=None) + "\n" for one in facts))
                 scores += part
     if not quiet:
         terminal.say(score_line(scores))
 
 
-def expected(groups: Sequence[list[list[int]]]) -> Expected:
+def expected(groups: Sequence[list[list[int]]], run: str) -> Expected:
     """Return what the lines of an output are of: the texts of one group after another."""
     ids = [row for group in groups for row in group]
     return Expected(
-        "token_ids", ids.__getitem__, [*map(len, groups)], lambda number: f"text {number + 1}", "another FILE"
+        "token_ids", ids.__getitem__, [*map(len, groups)], lambda number: f"text {number + 1}", "another FILE", run
     )
 
 

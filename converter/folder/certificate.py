@@ -289,6 +289,8 @@ def verify(
             mend = "write one with gpt2onnx check --certificate"
             raise ModelFolderError(f"{certificate_file} holds no certificate; {mend}")
         manifest.refuse_source(folder, own)
+        if not own:
+            raise ModelFolderError(f"{folder} has no {MANIFEST}: convert did not write it; give --certificate FILE")
         raise ModelFolderError(f"{folder} has no certificate; make one with gpt2onnx check SOURCE {folder}")
     files, links = certificate["files"], certificate["links"]
     there = listing(folder) if folder.is_dir() else listing_of(folder, files)

@@ -108,7 +108,8 @@ class Sampling:
         scores = logits.astype(np.float64)
         tokens, counts = history.tokens, history.counts
         seen = scores[tokens]
-        seen = np.where(seen < 0, seen * self.repetition_penalty, seen / self.repetition_penalty)
+        with np.errstate(over="ignore"):  # minus infinity is what an absurd penalty asks for
+            seen = np.where(seen < 0, seen * self.repetition_penalty, seen / self.repetition_penalty)
         scores[tokens] = seen - self.frequency_penalty * counts - self.presence_penalty * (counts > 0)
         if self._bans:
             scores[self._banned(history, len(scores))] = -np.inf

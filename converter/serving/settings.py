@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,19 @@ class Settings:
     precision: str | None = None
     provider: str = "cpu"
     log: str = "info"
+
+    def __post_init__(self) -> None:
+        """Refuse times that are none.
+
+        Raises:
+            ServeError: there is one.
+        """
+        if not (math.isfinite(self.timeout) and self.timeout > 0):
+            raise ServeError(f"--timeout is {self.timeout}; expected a number of seconds above 0")
+        if not (math.isfinite(self.drain) and self.drain >= 0):
+            raise ServeError(f"--drain is {self.drain}; expected a number of seconds, 0 or more")
+        if self.name == "":
+            raise ServeError("--name is empty; omit it for OUT's own name")
 
     def open(self, threads: int | None = None) -> Served:
         """Open the folder.

@@ -38,7 +38,7 @@ def test_each_prompt_gets_a_line_in_its_order_with_all_that_its_own_line_has(bun
     assert [row["prompt"] for row in found] == PROMPTS
     assert [row["text"] for row in found] == expected.texts
     assert [row["new_ids"] for row in found] == expected.new_ids
-    assert set(found[0]) == {"prompt", "id", "text", "prompt_ids", "new_ids", "ended"}
+    assert set(found[0]) == {"prompt", "id", "text", "prompt_ids", "new_ids", "ended", "run"}
 
 
 def test_the_size_of_the_batch_changes_no_text_drawn_or_not(bundled: Path, file: Path) -> None:
@@ -102,7 +102,8 @@ def test_what_was_interrupted_goes_on_where_it_stopped(bundled: Path, file: Path
 
 def test_only_what_is_missing_is_generated(bundled: Path, file: Path, tmp_path: Path) -> None:
     to = tmp_path / "texts.jsonl"
-    own = [{"prompt": text, "text": "as somebody changed it"} for text in PROMPTS[:3]]
+    run_of = rows(bundled, "--prompts", file)[0]["run"]
+    own = [{"prompt": text, "text": "as somebody changed it", "run": run_of} for text in PROMPTS[:3]]
     to.write_text(lines(*own))
     assert run("generate", bundled, "--prompts", file, "-o", to, "-n", 8, "-q").exit_code == 0
     found = [json.loads(line) for line in to.read_text().splitlines()]
@@ -122,10 +123,39 @@ def test_only_what_is_missing_is_generated(bundled: Path, file: Path, tmp_path: 
 def test_a_file_of_something_else_is_left_as_it_is(
     bundled: Path, file: Path, tmp_path: Path, content: str, line: int
 ) -> None:
+    made = rows(bundled, "--prompts", file)[0]["run"]
+    content = content.replace('"}', f'", "run": "{made}"}}')
     (tmp_path / "texts.jsonl").write_text(content)
-    result = run("generate", bundled, "--prompts", file, "-o", tmp_path / "texts.jsonl")
+    result = run("generate", bundled, "--prompts", file, "-o", tmp_path / "texts.jsonl", "-n", 8)
     assert_one_sentence(result, f"texts.jsonl, line {line}, is not of text 1 of prompt {line}", "give another --output")
     assert (tmp_path / "texts.jsonl").read_text() == content
+
+
+@pytest.mark.parametrize("options", [("-n", 9), ("-n", 8, "--temperature", 1), ("-n", 8, "--precision", "int8")])
+def test_what_other_options_or_another_model_made_is_not_gone_on_with(
+    things: Path, file: Path, tmp_path: Path, options: tuple[object, ...]
+) -> None:
+    to = tmp_path / "texts.jsonl"
+    command = ("generate", things / "gpt2-onnx", "--prompts", file, "-o", to, "-q")
+    assert run(*command, "-n", 8).exit_code == 0
+    whole = to.read_bytes()
+    result = run(*command, *options)
+    assert_one_sentence(result, "texts.jsonl, line 1, was not made by this model with these options; give another")
+    assert to.read_bytes() == whole
+    assert run(*command, "-n", 8, "--threads", 1, "--batch-size", 3).exit_code == 0  # which change nothing
+
+
+def test_prompts_are_no_texts_of_themselves(bundled: Path, file: Path) -> None:
+    whole = file.read_bytes()
+    result = run("generate", bundled, "--prompts", file, "-o", file, "-n", 8)
+    assert_one_sentence(result, "prompts.jsonl, line 1, was not made by this model with these options")
+    assert file.read_bytes() == whole
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_device_is_no_output(bundled: Path, file: Path) -> None:
+    result = run("generate", bundled, "--prompts", file, "-o", "/dev/full", "-n", 8)
+    assert_one_sentence(result, "/dev/full is a pipe, a socket or a device; expected a file on a disk; omit --output")
 
 
 def test_an_output_that_cannot_be_written_is_named(bundled: Path, file: Path, tmp_path: Path) -> None:

@@ -43,3 +43,19 @@ def test_a_folder_that_is_not_proven_is_refused(run: Run, save: Save, tmp_path: 
     result = run("serve", tmp_path / "out", "--port", 0, "--require-certificate", "-q")
     assert_one_sentence(result, "has no certificate", "without --require-certificate")
     assert_one_sentence(run("serve", tmp_path / "nothing", "--port", 0, "-q"), "there is no model folder")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--timeout", "nan"), "--timeout is nan; expected a number of seconds above 0"),
+        (("--timeout", "0"), "--timeout is 0.0; expected a number of seconds above 0"),
+        (("--drain", "nan"), "--drain is nan; expected a number of seconds, 0 or more"),
+        (("--drain", "-1"), "--drain is -1.0; expected a number of seconds, 0 or more"),
+        (("--name", ""), "--name is empty; omit it for OUT's own name"),
+    ],
+)
+def test_times_and_names_that_are_none_are_refused(
+    run: Run, bundled: Path, options: tuple[str, str], said: str
+) -> None:
+    assert_one_sentence(run("serve", bundled, *options), said)

@@ -171,6 +171,10 @@ def test_scores_go_on_where_they_were_interrupted(
     again = run("-o", cut)
     assert (again.exit_code, cut.read_bytes()) == (0, whole.read_bytes())
     assert again.stderr.splitlines()[-1] == first.stderr.splitlines()[-1]
+    refused = run("-o", whole, "--stride", 8)
+    assert refused.exit_code == 2
+    assert "line 1, was not made by this model with these options" in refused.stderr
+    assert whole.read_bytes() == b"".join(lines)
     cut.write_bytes(lines[1])
     refused = run("-o", cut)
     assert refused.exit_code == 2
