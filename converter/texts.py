@@ -58,10 +58,10 @@ def read_texts(file: Path) -> list[str]:
     kind = KINDS.get(file.suffix)
     if kind is None:
         return [_content(file)]
-    return _complete(kind, str(file), "text", ((number, _text_of(values)) for number, values in kind.rows(file)))
+    return _complete(kind, str(file), "text", kind.rows(file), _text_of)
 
 
-def _text_of(values: Any) -> str | None:
+def _text_of(_number: int, values: Any) -> str | None:
     text = values.get("text") if isinstance(values, dict) else None
     return text if isinstance(text, str) else None
 
@@ -97,7 +97,7 @@ def prompts_in(content: str, name: str) -> list[PromptLine]:
 
 
 def _prompts(kind: Kind, rows: Rows, name: str) -> list[PromptLine]:
-    return _complete(kind, name, "prompt", ((number, _prompt_of(number, values)) for number, values in rows))
+    return _complete(kind, name, "prompt", rows, _prompt_of)
 
 
 def _prompt_of(number: int, values: Any) -> PromptLine | None:
@@ -112,16 +112,17 @@ def _prompt_of(number: int, values: Any) -> PromptLine | None:
     return PromptLine(number, prompt, others) if ids or isinstance(prompt, str) else None
 
 
-def _complete(kind: Kind, name: str, what: str, found: Iterable[tuple[int, Found | None]]) -> list[Found]:
-    """Return what was found in every row of a file.
+def _complete(kind: Kind, name: str, what: str, rows: Rows, find: Callable[[int, Any], Found | None]) -> list[Found]:
+    """Return what ``find`` finds in every row of a file.
 
     Raises:
         TextError: a row has none, or there is no row.
     """
     values, why = list[Found](), "it is empty"
-    for number, value in found:
+    for number, row in rows:
+        value = None if row is NO_JSON else find(number, row)
         if value is None:
-            values, why = [], f"{kind.row} {number} has no {what}"
+            values, why = [], f"{kind.row} {number} {'is no JSON' if row is NO_JSON else f'has no {what}'}"
             break
         values.append(value)
     if not values:
@@ -139,8 +140,11 @@ def _content(file: Path) -> str:
         raise TextError(f"{file} cannot be read as UTF-8 text ({error}); save it as UTF-8") from error
 
 
+NO_JSON = object()
+
+
 def _lines(content: str) -> Iterator[tuple[int, Any]]:
-    """Return what the lines hold that are not blank, by their number; None of one that is no JSON.
+    """Return what the lines hold that are not blank, by their number; ``NO_JSON`` of one that is none.
 
     Only a line feed ends a line of JSONL.
     """
@@ -149,7 +153,7 @@ def _lines(content: str) -> Iterator[tuple[int, Any]]:
             try:
                 yield number, json.loads(line)
             except ValueError:
-                yield number, None
+                yield number, NO_JSON
 
 
 def _rows_of_parquet(file: Path) -> Iterator[tuple[int, Any]]:

@@ -21,7 +21,7 @@ def test_files_are_read_as_text_or_as_jsonl(tmp_path: Path) -> None:
         ("c.jsonl", b'{"text": "one"}\n\n{"txt": 1}', "line 3 has no text"),
         ("d.jsonl", b"", "it is empty"),
         ("e.jsonl", b'{"text": 5}', "line 1 has no text"),
-        ("f.jsonl", b"not JSON", "line 1 has no text"),
+        ("f.jsonl", b"not JSON", "line 1 is no JSON"),
         ("g.txt", b"\xff", "UTF-8"),
     ):
         (tmp_path / name).write_bytes(content)

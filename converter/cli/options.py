@@ -165,12 +165,12 @@ cuda_graphs_option = click.option(
 
 
 def standard_input(what: str) -> str:
-    """Return the text on standard input."""
+    """Return the text on standard input, without the line end that ``echo`` adds."""
     mend = f"give {what}, or pipe a text into standard input"
     if sys.stdin is None or sys.stdin.isatty():
         raise click.UsageError(mend)
-    text = sys.stdin.read().rstrip("\n")
-    if not text:
+    text = sys.stdin.read().removesuffix("\n")
+    if not text.strip("\n"):
         raise click.UsageError(f"standard input is empty: {mend}")
     return text
 

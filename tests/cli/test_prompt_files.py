@@ -168,7 +168,7 @@ def test_an_output_that_cannot_be_written_is_named(bundled: Path, file: Path, tm
     [
         ("", ["prompts.jsonl cannot be read as JSONL: it is empty", '{"prompt": "…"} in every line']),
         ('{"prompt": "a"}\n\n{"x": 1}\n', ["prompts.jsonl cannot be read as JSONL: line 3 has no prompt"]),
-        ('{"prompt": "a"}\nnot json\n', ["line 2 has no prompt"]),
+        ('{"prompt": "a"}\nnot json\n', ["line 2 is no JSON; expected"]),
         ('{"prompt": 5}\n', ["line 1 has no prompt"]),
         ('{"prompt": "a"}\n{"prompt": [99999]}\n', ["prompts.jsonl, line 2: token id 99999 is not one"]),
         ('"a"\n' + json.dumps("word " * 300) + "\n", ["prompts.jsonl, line 2: a prompt has", "leave no room"]),

@@ -141,6 +141,8 @@ def test_the_command_line_prints_a_json_object_for_each_text(bundled: Path, tmp_
     piped = CliRunner().invoke(cli, ["score", str(bundled), "-", "-q"], input="The following\n")
     assert json.loads(piped.stdout)["token_ids"] == lines[0]["token_ids"]
     assert piped.stderr == ""
+    more = CliRunner().invoke(cli, ["score", str(bundled), "-", "-q"], input="The following\n\n")
+    assert json.loads(more.stdout)["token_ids"][:-1] == lines[0]["token_ids"]  # one line end is echo's
     refused = CliRunner().invoke(cli, ["score", str(bundled), str(tmp_path / "absent")])
     assert refused.exit_code == 2
 
