@@ -58,8 +58,11 @@ class Written:
         _, model = engine_of(self._served)
         offsets = list[int]()
         for each in likely:
-            offsets.append(self._offset)
-            self._offset += len(each.text if each.text is not None else model.piece(each.id))
+            piece = model.piece(each.id)
+            text = piece if each.text is None else each.text
+            # Before a token's own text may stand what is left of a character that lacks bytes.
+            offsets.append(self._offset + (len(text) - len(piece) if text.endswith(piece) else 0))
+            self._offset += len(text)
         return Logprobs(
             tokens=[name_of(model, each.id) for each in likely],
             token_logprobs=[each.log_prob for each in likely],

@@ -103,6 +103,21 @@ def test_logprobs_are_those_of_the_logits(server: Running) -> None:
     assert [text[a:b] for a, b in zip(offsets, [*offsets[1:], len(text)], strict=True)] == found["tokens"]
 
 
+def test_each_offset_is_where_its_token_begins_even_after_a_character_that_lacks_bytes(server: Running) -> None:
+    broken = 0
+    for seed in range(4):
+        asked = {"prompt": "日", "temperature": 2, "seed": seed, "max_tokens": 120, "logprobs": 0}
+        (choice,) = server.post(PATH, **asked)["choices"]
+        tokens, offsets = choice["logprobs"]["tokens"], choice["logprobs"]["text_offset"]
+        assert offsets == sorted(offsets)
+        for name, following, offset in zip(tokens, [*tokens[1:], ""], offsets, strict=True):
+            if not name.startswith("bytes:"):
+                assert choice["text"][offset : offset + len(name)] == name
+            elif following and not following.startswith("bytes:"):
+                broken += choice["text"][offset] == "\ufffd"
+    assert broken  # there were such characters
+
+
 def test_a_text_is_scored_without_a_new_token(server: Running) -> None:
     text = "The following statement"
     (choice,) = server.post(PATH, prompt=text, max_tokens=0, echo=True, logprobs=0)["choices"]
