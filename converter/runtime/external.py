@@ -5,6 +5,7 @@ ONNX Runtime refuses others itself only since 1.24. The version before read any 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
@@ -45,8 +46,9 @@ def data_file(folder: Path, location: str) -> Path:
     file = folder / location
     try:
         inside = file.resolve().is_relative_to(folder.resolve())
-        if inside and file.exists():
-            refuse_special(file)
+        if inside:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                refuse_special(file)
     except CheckpointError as error:
         raise ModelFolderError(str(error)) from error
     except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, links in a circle
