@@ -134,7 +134,7 @@ def test_weights_are_not_read(tmp_path: Path, bytes_read: Callable[[], int]) -> 
     tracemalloc.start()
     before = bytes_read()
     found = read(file)
-    assert bytes_read() - before < 100_000
+    assert bytes_read() - before < 200_000  # a buffer of Python 3.14 has 131,072
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
     assert found["wte.weight"].nbytes == nbytes
