@@ -97,6 +97,21 @@ def by_onnx_runtime(weight: np.ndarray, precision: str) -> np.ndarray:
     return session.run(None, {"x": np.eye(inputs, dtype=np.float32)})[0]
 
 
+def placed(kind: int, dims: list[int], offset: str) -> TensorProto:
+    """An initializer with numbers in the file data."""
+    tensor = TensorProto(name="w", data_type=kind, dims=dims, data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", "data"), ("offset", offset)):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+@pytest.mark.parametrize("offset", ["-8", "abc", "", "1.0"])
+def test_an_offset_that_is_none_is_said(tmp_path: Path, offset: str) -> None:
+    (tmp_path / "data").write_bytes(bytes(12))
+    with pytest.raises(ModelFolderError, match=r"model\.onnx: initializer w has no place in a file: "):
+        Numbers(tmp_path / "model.onnx").shaped(placed(TensorProto.FLOAT, [2], offset))
+
+
 @pytest.mark.parametrize(
     ("kind", "dims", "offset"),
     [
@@ -104,16 +119,13 @@ def by_onnx_runtime(weight: np.ndarray, precision: str) -> np.ndarray:
         (TensorProto.UNDEFINED, [2], 0),
         (TensorProto.STRING, [2], 0),
         (TensorProto.FLOAT, [-2, -1], 0),
-        (TensorProto.FLOAT, [2], -8),
         (TensorProto.FLOAT, [2], 1 << 70),
         (TensorProto.FLOAT, [3], 4),
     ],
 )
 def test_numbers_that_are_not_there_are_said(tmp_path: Path, kind: int, dims: list[int], offset: int) -> None:
     (tmp_path / "data").write_bytes(bytes(12))
-    tensor = TensorProto(name="w", data_type=kind, dims=dims, data_location=TensorProto.EXTERNAL)
-    for key, value in (("location", "data"), ("offset", str(offset))):
-        tensor.external_data.add(key=key, value=value)
+    tensor = placed(kind, dims, str(offset))
     with pytest.raises(ModelFolderError, match=r"data does not hold initializer w of .*: it is missing or truncated"):
         Numbers(tmp_path / "model.onnx").shaped(tensor)
 
