@@ -111,19 +111,30 @@ def test_no_answer_names_a_path(server: Running) -> None:
         assert home not in json.dumps(server.ask("GET", path)[1])
 
 
+def after(lines: list[str], name: str) -> list[dict[str, Any]]:
+    """The lines of a log from that of the request ``name`` on."""
+    found = [*map(json.loads, lines)]
+    return found[next((at for at, line in enumerate(found) if line["id"] == name), len(found)) :]
+
+
 def test_the_log_has_a_line_for_each_request_and_no_text(server: Running, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="converter.serving")
-    server.ask("POST", PATH, {"prompt": "The secret", "max_tokens": 2}, x_request_id="logged")
-    server.ask("POST", PATH, {"prompt": "The secret", "max_tokens": 2, "stream": True})
-    server.ask("POST", PATH, {"prompt": "The secret", "max_tokens": -1})
-    server.ask("GET", "/secret")
-    server.ask("GET", "/health/live")
 
     def lines() -> list[str]:
         return [Lines().format(record) for record in caplog.records if record.name == "converter.serving"]
 
-    server.until(lambda: len(lines()) >= 4)  # a line is written when its answer has been sent
-    first, streamed, *others = map(json.loads, lines())
+    asked: list[tuple[Any, ...]] = [
+        ("POST", PATH, {"prompt": "The secret", "max_tokens": 2}),
+        ("POST", PATH, {"prompt": "The secret", "max_tokens": 2, "stream": True}),
+        ("POST", PATH, {"prompt": "The secret", "max_tokens": -1}),
+        ("GET", "/secret"),
+    ]
+    for number, each in enumerate(asked):
+        server.ask(*each, **({} if number else {"x_request_id": "logged"}))
+        # A line is written when its answer has been sent. An earlier test's may come late.
+        server.until(lambda number=number: len(after(lines(), "logged")) > number)
+    server.ask("GET", "/health/live")
+    first, streamed, *others = after(lines(), "logged")
     assert first | {"time": "", "seconds": 0} == {
         "time": "", "level": "info", "event": "request", "id": "logged", "method": "POST", "route": PATH, "status": 200,
         "seconds": 0, "prompt_tokens": 4, "completion_tokens": 2, "total_tokens": 6,
