@@ -16,6 +16,7 @@ __all__ = [
     "EngineFull",
     "GPT2Error",
     "HubError",
+    "LongPromptError",
     "ModelFolderError",
     "OutputError",
     "PromptError",
@@ -53,6 +54,10 @@ class TokenizerError(GPT2Error):
 
 class PromptError(GPT2Error):
     """A prompt cannot be continued: empty, too long, or with token ids that the model does not have."""
+
+
+class LongPromptError(PromptError):
+    """A prompt leaves no position for a new token."""
 
 
 class TextError(GPT2Error):

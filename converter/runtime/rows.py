@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers.decoders import DecodeStream
 
-from converter.errors import PromptError
+from converter.errors import LongPromptError, PromptError
 from converter.runtime.history import History
 from converter.runtime.likelihood import likelihoods
 from converter.runtime.options import GenerationOptions
@@ -116,11 +116,12 @@ def room(model: Model, prompt_ids: list[int], options: GenerationOptions) -> int
     """Return how many tokens may follow a prompt.
 
     Raises:
-        PromptError: none.
+        LongPromptError: none, as the model's positions are full.
+        PromptError: none, as ``max_length`` is reached.
     """
     positions = model.config.n_positions
     if len(prompt_ids) >= positions:
-        raise PromptError(
+        raise LongPromptError(
             f"a prompt has {len(prompt_ids)} tokens; the model's {positions} positions leave no room for a new one: "
             f"shorten it"
         )

@@ -21,7 +21,7 @@ from converter.runtime.tokens import Token
 from converter.serving.calls import Call
 from converter.serving.engine import Engine, Ticket
 from converter.serving.openai import Asked, FinishReason, Usage
-from converter.serving.refusals import Refusal
+from converter.serving.refusals import TOO_LONG, Refusal
 from converter.serving.served import Served
 
 Came = tuple[int, Token]  # the number of a text, and its next token
@@ -92,7 +92,7 @@ def refuse_long(served: Served, prompts: Sequence[list[int]], param: str) -> Non
         raise Refusal(
             400,
             f"a prompt has {longest} tokens; this server reads at most {served.prompt_tokens}: shorten it",
-            code="context_length_exceeded",
+            code=TOO_LONG,
             param=param,
         )
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from http import HTTPStatus
 
-from converter.errors import EngineClosed, EngineFull, PromptError
+from converter.errors import EngineClosed, EngineFull, LongPromptError, PromptError
 
+TOO_LONG = "context_length_exceeded"  # OpenAI's word for it
 RETRY_AFTER = "1"  # seconds; of many texts that run, one has ended by then as a rule
 
 # A status → the type that OpenAI gives such errors.
@@ -54,6 +55,8 @@ def refusal_of(error: Exception, request_id: str) -> Refusal:
     match error:
         case Refusal():
             return error
+        case LongPromptError():
+            return Refusal(400, str(error), code=TOO_LONG)
         case PromptError():
             return Refusal(400, str(error))
         case EngineFull():

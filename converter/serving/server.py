@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import uvicorn
@@ -67,12 +67,12 @@ class Server(uvicorn.Server):
                 log_config=None,
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=served.limits.drain_seconds + LAST_WORDS_SECONDS,  # type: ignore[arg-type]
             )
         )
+        self._hurry = asyncio.Event()
 
     def run_on(self, listening: socket.socket) -> None:
-        """Serve until SIGTERM, SIGINT, or ``should_exit``. A second signal does not wait for requests."""
+        """Serve until SIGTERM, SIGINT, or ``should_exit``. A second signal ends the requests that are left."""
         try:
             if self.served.engine is not None:
                 self.served.engine.start()
@@ -87,10 +87,17 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more connections, let requests end, and end those that take longer than they may."""
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(self.served.limits.drain_seconds, loop.run_in_executor, None, self._close)
+        draining = asyncio.create_task(self._drain())
         await super().shutdown(sockets)
-        timer.cancel()
+        draining.cancel()
+
+    async def _drain(self) -> None:
+        """Wait for as long as requests may take to end; then answer those that are left, and at last leave them."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._hurry.wait(), self.served.limits.drain_seconds)
+        await asyncio.get_running_loop().run_in_executor(None, self._close)
+        await asyncio.sleep(LAST_WORDS_SECONDS)
+        self.force_exit = True
 
     def _close(self) -> None:
         if self.served.engine is not None:
@@ -111,8 +118,10 @@ class Server(uvicorn.Server):
                 signal.signal(each, handler)
 
     def handle_exit(self, *_: Any) -> None:
-        """Stop; at the second signal at once."""
-        self.force_exit = self.should_exit
+        """Stop; at the second signal requests are told so and ended, at the third they are left."""
+        self.force_exit = self._hurry.is_set()
+        if self.should_exit:
+            self._hurry.set()
         self.should_exit = True
 
 

@@ -187,6 +187,12 @@ def test_what_cannot_be_done_is_refused_in_a_sentence(
     assert error["type"] == "invalid_request_error"
 
 
+def test_a_prompt_that_fills_the_model_is_too_long_as_one_that_is_longer(server: Running) -> None:
+    for tokens in (256, 257):
+        error = server.refused("/v1/completions", {"prompt": [1] * tokens}, 400, f"a prompt has {tokens} tokens")
+        assert error["code"] == "context_length_exceeded"
+
+
 def test_another_model_is_not_there(server: Running) -> None:
     name = server.server.served.name
     assert server.post(PATH, prompt="a", model=name, max_tokens=1)["model"] == name

@@ -283,13 +283,17 @@ def test_sigterm_lets_every_request_end_and_then_ends_with_0(start: Any) -> None
     assert "following" not in "".join(process.lines)
 
 
-def test_what_does_not_end_in_time_is_told_so(start: Any) -> None:
-    process = start("--rows", "1", "--drain", "0.2")
+@pytest.mark.parametrize(("options", "signals"), [(("--drain", "0.2"), 1), ((), 2)], ids=["in time", "at once"])
+def test_what_does_not_end_is_told_so(start: Any, options: tuple[str, ...], signals: int) -> None:
+    process = start("--rows", "1", *options)
     streams = [raw(process.port, request({**LONG, "max_tokens": 250})) for _ in range(5)]
     assert streams[0].recv(12) == b"HTTP/1.1 200"
-    os.kill(process.process.pid, signal.SIGTERM)
+    for _ in range(signals):
+        os.kill(process.process.pid, signal.SIGTERM)
+        time.sleep(0.1)  # two that come together are one
     contents = [read_all(connection) for connection in streams]
     assert process.end() == 0
+    assert not any("raceback" in line for line in process.lines)
     ended = [content for content in contents if b"the server was shut down" in content]
     assert ended
     assert all(b"[DONE]" in content or b" 503 " in content.partition(b"\r\n")[0] for content in contents)
