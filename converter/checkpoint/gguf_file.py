@@ -1,55 +1,28 @@
-"""Read GGUF files of a GPT-2, as llama.cpp's converter writes them.
-
-The header is read here and not through the ``gguf`` package. That package builds several arrays for each of the hundred
-thousand texts of a vocabulary, and a damaged count can keep it busy forever. Here every claim of the header is compared
-with the file's length before it is believed. The format is described in ggml's ``docs/gguf.md``.
-"""
+"""Read GGUF files of a GPT-2, as llama.cpp's converter writes them."""
 
 from __future__ import annotations
 
 import math
-import mmap
 import re
-import struct
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from converter.checkpoint.gguf_header import BLOCK, MAGIC, PLAIN, Q8_0, Header, Metadata, read_header
+from converter.checkpoint.gguf_tokenizer import SPECIAL_TOKENS, no_tokenizer, write_tokenizer
 from converter.checkpoint.options import SourceOptions
 from converter.checkpoint.source import Format, Source
-from converter.checkpoint.tensor import DTYPES, Computed, LazyTensor
-from converter.errors import CheckpointError, TokenizerError
+from converter.checkpoint.tensor import Computed, LazyTensor
+from converter.errors import CheckpointError
 from converter.files import starts_with
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    pass
 
-MAGIC = b"GGUF"
-VERSIONS = (2, 3)  # version 1 counts in 32 bits
 ARCHITECTURE = "gpt2"
-DEFAULT_ALIGNMENT = 32
-MAX_ITEMS = 1 << 24  # in one array of the header; the largest vocabularies have a quarter of a million
-MAX_DIMENSIONS = 4  # ggml's own limit
-
-# Number of a type → its code in struct.
-SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-STRING, ARRAY = 8, 9
-
-# ggml's tensor types, for messages. Only those in PLAIN and Q8_0 are read.
-TYPE_NAMES = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K",
-    12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
-    20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
-    29: "IQ1_M", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4",
-}  # fmt: skip
-PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-# Q8_0: 32 neighbours in a row share a scale.
-BLOCK = 32
-Q8_0 = np.dtype([("scale", "<f2"), ("quants", "i1", (BLOCK,))])
 
 # llama.cpp's name → Hugging Face's. In INSIDE also: whether llama.cpp stores the weight transposed, as [out, in].
 OUTSIDE = {"token_embd": "wte", "position_embd": "wpe", "output_norm": "ln_f", "output": "lm_head"}
@@ -77,163 +50,6 @@ EPSILON = "attention.layer_norm_epsilon"
 # Beginnings of keys that llama.cpp ignores in a gpt2, or compares with the tensors, as we do.
 WITHOUT_EFFECT = ("rope.", "vocab_size", "tensor_data_layout")
 
-# Values of tokenizer.ggml.pre that split words as GPT-2 does. Files from before May 2024 have none.
-GPT2_WORDS = ("gpt-2", "phi-2", None)
-UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 2, 3, 4, 5  # in tokenizer.ggml.token_type
-SPECIAL_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-
-Metadata = Mapping[str, Any]
-
-
-class Header(NamedTuple):
-    """The header of a file: its metadata, and the name, type, shape and offset of each tensor."""
-
-    values: dict[str, Any]
-    tensors: list[tuple[str, str, tuple[int, ...], int]]
-
-
-class Cursor:
-    """A reader of values, one after the other. It refuses a value that is longer than the rest of the file."""
-
-    def __init__(self, file: Path, data: mmap.mmap) -> None:
-        self.file, self.data, self.at = file, data, 0
-
-    def skip(self, count: int) -> int:
-        """Move forward by ``count`` bytes; return where they begin."""
-        begin, self.at = self.at, self.at + count
-        if self.at > len(self.data):
-            raise CheckpointError(
-                f"{self.file} is truncated or corrupt: its header reaches past its {len(self.data)} bytes; "
-                f"download or write it again"
-            )
-        return begin
-
-    def scalars(self, code: str, count: int = 1) -> tuple[Any, ...]:
-        """Read ``count`` numbers of one type; ``code`` is its code in ``struct``."""
-        if count > MAX_ITEMS:
-            raise CheckpointError(f"{self.file} is corrupt: its header holds an array of {count} numbers")
-        layout = struct.Struct(f"<{count}{code}")
-        return layout.unpack_from(self.data, self.skip(layout.size))
-
-    def number(self, code: str) -> int:
-        """Read one integer."""
-        return int(self.scalars(code)[0])
-
-    def text(self) -> str:
-        """Read a text: its length, then as many bytes of UTF-8."""
-        length = self.number("Q")
-        begin = self.skip(length)
-        try:
-            return self.data[begin : begin + length].decode()
-        except UnicodeDecodeError as error:
-            raise CheckpointError(f"{self.file} is corrupt: a text in its header is not UTF-8 ({error})") from error
-
-    def value(self, kind: int) -> Any:
-        """Read a value of the metadata. Arrays may hold numbers or texts only."""
-        if kind == STRING:
-            return self.text()
-        if kind in SCALARS:
-            return self.scalars(SCALARS[kind])[0]
-        if kind != ARRAY:
-            raise CheckpointError(f"{self.file} is corrupt: its header holds a value of type {kind}")
-        inner, count = self.number("I"), self.number("Q")
-        if inner in SCALARS:
-            return self.scalars(SCALARS[inner], count)
-        if inner != STRING or count > MAX_ITEMS:
-            raise CheckpointError(f"{self.file} is corrupt: its header holds an array of {count} of type {inner}")
-        return tuple(self.text() for _ in range(count))
-
-
-def read_header(file: Path) -> Header:
-    """Read the metadata and the place of each tensor. The tensors themselves are not read.
-
-    Raises:
-        CheckpointError: the file is truncated, damaged, or of a version or type that is not read.
-    """
-    try:
-        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _read_header(Cursor(file, data))
-    except ValueError as error:  # mmap's error for an empty file
-        raise CheckpointError(f"{file} is not a GGUF file ({error})") from error
-
-
-def _read_header(cursor: Cursor) -> Header:
-    file = cursor.file
-    if cursor.data[: len(MAGIC)] != MAGIC:
-        raise CheckpointError(f"{file} is not a GGUF file: it begins with {cursor.data[: len(MAGIC)]!r}")
-    cursor.skip(len(MAGIC))
-    version = cursor.number("I")
-    if version not in VERSIONS:
-        what = "written for big-endian machines" if version & 0xFFFF == 0 else f"of version {version}"
-        raise CheckpointError(
-            f"{file} is a GGUF file {what}; expected version 2 or 3, little-endian: convert it again with llama.cpp"
-        )
-    tensor_count, value_count = cursor.number("Q"), cursor.number("Q")
-    values: dict[str, Any] = {}
-    for _ in range(value_count):
-        key = cursor.text()
-        if key in values:
-            raise CheckpointError(f"{file} is corrupt: its header sets {key} twice")
-        values[key] = cursor.value(cursor.number("I"))
-    entries = [_entry(cursor) for _ in range(tensor_count)]
-    return Header(values, _placed(cursor, entries, _alignment(file, values)))
-
-
-def _entry(cursor: Cursor) -> tuple[str, str, tuple[int, ...], int]:
-    """Read the name, type, shape and offset of one tensor. ggml stores the innermost dimension first."""
-    name, count = cursor.text(), cursor.number("I")
-    if not 0 < count <= MAX_DIMENSIONS:
-        raise CheckpointError(f"{cursor.file} is corrupt: tensor {name} has {count} dimensions")
-    shape = cursor.scalars("Q", count)[::-1]
-    kind = cursor.number("I")
-    return name, TYPE_NAMES.get(kind, f"number {kind}"), shape, cursor.number("Q")
-
-
-def _alignment(file: Path, values: Metadata) -> int:
-    alignment = values.get("general.alignment", DEFAULT_ALIGNMENT)
-    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-        raise CheckpointError(f"{file} is corrupt: general.alignment is {alignment!r}; expected a power of two")
-    return alignment
-
-
-def _placed(
-    cursor: Cursor, entries: list[tuple[str, str, tuple[int, ...], int]], alignment: int
-) -> list[tuple[str, str, tuple[int, ...], int]]:
-    """Return the entries with offsets from the start of the file. As in ggml, tensors lie in order and without gaps."""
-    file, length = cursor.file, len(cursor.data)
-    start = cursor.at + -cursor.at % alignment
-    placed, names, end = [], set(), 0
-    for name, kind, shape, offset in entries:
-        if name in names:
-            raise CheckpointError(f"{file} is corrupt: its header names tensor {name} twice")
-        if offset != end:
-            raise CheckpointError(f"{file} is corrupt: tensor {name} lies at byte {offset} of the data, not at {end}")
-        nbytes = _nbytes(file, name, kind, shape)
-        if start + offset + nbytes > length:
-            raise CheckpointError(
-                f"{file} is truncated: tensor {name} reaches to byte {start + offset + nbytes}, the file has {length}; "
-                f"download or write it again"
-            )
-        placed.append((name, kind, shape, start + offset))
-        names.add(name)
-        end += nbytes + -nbytes % alignment
-    return placed
-
-
-def _nbytes(file: Path, name: str, kind: str, shape: tuple[int, ...]) -> int:
-    if kind in PLAIN:
-        return math.prod(shape) * DTYPES[PLAIN[kind]].itemsize
-    if kind != "Q8_0":
-        raise CheckpointError(
-            f"{file}: tensor {name} is of type {kind}; expected {', '.join(PLAIN)} or Q8_0: "
-            f"convert a less quantized file of this model"
-        )
-    if len(shape) != 2 or shape[1] % BLOCK:
-        raise CheckpointError(
-            f"{file} is corrupt: tensor {name} of Q8_0 is {list(shape)}; expected rows of a multiple of {BLOCK}"
-        )
-    return math.prod(shape) // BLOCK * Q8_0.itemsize
-
 
 def read(file: Path, options: SourceOptions) -> Source:
     """Read a file of architecture ``gpt2``. Only its header is read.
@@ -250,7 +66,7 @@ def read(file: Path, options: SourceOptions) -> Source:
         notes.append(
             f"{file.name} does not record its activation; gelu_new was taken, which is what llama.cpp computes"
         )
-    why_not = _no_tokenizer(header.values)
+    why_not = no_tokenizer(header.values)
     if why_not is not None:
         notes.append(f"{file.name} gives no tokenizer: {why_not}")
     tokenizer = None if why_not is not None else partial(write_tokenizer, file, header.values)
@@ -359,95 +175,6 @@ def _floats(blocks: np.ndarray) -> np.ndarray:
     values = blocks["quants"].astype(np.float32)
     values *= blocks["scale"].astype(np.float32)[..., None]
     return values.reshape(len(blocks), -1)
-
-
-def _no_tokenizer(values: Metadata) -> str | None:
-    """Return why the metadata gives no tokenizer of GPT-2's kind; None if it gives one."""
-    model, words = values.get("tokenizer.ggml.model"), values.get("tokenizer.ggml.pre")
-    if model != "gpt2":
-        return f"tokenizer.ggml.model is {model!r}; expected 'gpt2'"
-    if words not in GPT2_WORDS:
-        return f"tokenizer.ggml.pre is {words!r}, which does not split words as GPT-2 does"
-    missing = [key for key in ("tokens", "merges") if f"tokenizer.ggml.{key}" not in values]
-    return f"tokenizer.ggml.{missing[0]} is missing" if missing else None
-
-
-def write_tokenizer(file: Path, values: Metadata, folder: Path) -> None:
-    """Write ``tokenizer.json`` and ``tokenizer_config.json`` into a folder, made from the metadata.
-
-    Raises:
-        TokenizerError: the metadata is damaged.
-    """
-    from converter.files import write_json
-
-    try:
-        tokenizer = _tokenizer(values)
-    except Exception as error:  # the library raises nothing narrower
-        raise TokenizerError(f"{file}: the tokenizer in its header cannot be used ({error})") from error
-    (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
-    named = {name: _special(values, key) for name, key in SPECIAL_TOKENS.items()}
-    settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": values["gpt2.context_length"]}
-    settings |= {name: token for name, token in named.items() if token is not None}
-    template = values.get("tokenizer.chat_template")
-    write_json(folder / "tokenizer_config.json", settings | ({"chat_template": template} if template else {}))
-
-
-def _tokenizer(values: Metadata) -> Tokenizer:
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    tokens, merges = (_texts(values, f"tokenizer.ggml.{key}") for key in ("tokens", "merges"))
-    kinds = values.get("tokenizer.ggml.token_type", (1,) * len(tokens))
-    if len(kinds) != len(tokens) or len(set(tokens)) != len(tokens):
-        raise ValueError(f"{len(tokens)} tokens, {len(set(tokens))} of them different, and {len(kinds)} types")
-    vocabulary = {token: i for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != UNUSED}
-    pairs = [_pair(merge) for merge in merges]
-    tokenizer = Tokenizer(models.BPE(vocabulary, pairs))
-    prefix_space = bool(values.get("tokenizer.ggml.add_space_prefix", False))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = _post_processor(values)
-    added = [(token, kind) for token, kind in zip(tokens, kinds, strict=True) if kind in (CONTROL, USER_DEFINED)]
-    for token, kind in added:  # in the order of their ids
-        tokenizer.add_tokens([AddedToken(token, normalized=False, special=kind == CONTROL)])
-    return tokenizer
-
-
-def _post_processor(values: Metadata) -> Any:
-    """Return the post-processor, which adds tokens before and after every text. Most GPT-2s add none."""
-    from tokenizers import processors
-
-    byte_level = processors.ByteLevel(trim_offsets=False)
-    asked = {key: values.get(f"tokenizer.ggml.add_{key}_token") is True for key in ("bos", "eos")}
-    tokens = {key: _special(values, key) for key in asked if asked[key]}
-    if not any(tokens.values()):
-        return byte_level
-    before, after = ([token] if (token := tokens.get(key)) else [] for key in ("bos", "eos"))
-    ids = {token: values[f"tokenizer.ggml.{key}_token_id"] for key, token in tokens.items() if token}
-    template = processors.TemplateProcessing(
-        single=[*before, "$A", *after], pair=[*before, "$A", "$B", *after], special_tokens=list(ids.items())
-    )
-    return processors.Sequence([byte_level, template])
-
-
-def _texts(values: Metadata, key: str) -> tuple[str, ...]:
-    found = values[key]
-    if not isinstance(found, tuple) or not all(isinstance(text, str) for text in found):
-        raise TypeError(f"{key} is not an array of texts")
-    return found
-
-
-def _pair(merge: str) -> tuple[str, str]:
-    """Split a merge such as ``Ġ t`` into its halves. In a byte-level vocabulary neither half holds a space."""
-    left, _, right = merge.partition(" ")
-    if not left or not right:
-        raise ValueError(f"the merge {merge!r} is not a pair")
-    return left, right
-
-
-def _special(values: Metadata, key: str) -> str | None:
-    """Return the token that ``tokenizer.ggml.<key>_token_id`` names; None if there is none."""
-    tokens, index = values.get("tokenizer.ggml.tokens", ()), values.get(f"tokenizer.ggml.{key}_token_id")
-    return tokens[index] if type(index) is int and 0 <= index < len(tokens) else None
 
 
 FORMAT = Format("GGUF", lambda path: starts_with(path, MAGIC), read)

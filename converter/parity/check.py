@@ -170,9 +170,10 @@ def check_folder(
 ) -> Report:
     """Compare a model folder of gpt2onnx with its source; returns the report. See ``check``."""
     from converter.parity.baseline import measure_source, source_rows
-    from converter.parity.examine import Examination, examine, folder_rows, graphs_of
+    from converter.parity.examine import examine
     from converter.parity.exports.cases import Wanted
     from converter.parity.exports.examine import STEPS
+    from converter.parity.folder_legs import Examination, folder_rows, graphs_of
     from converter.parity.legs.huggingface import HuggingFace
     from converter.parity.legs.steps import Steps
     from converter.parity.report.report import together

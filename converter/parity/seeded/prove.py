@@ -22,7 +22,9 @@ from converter.errors import CheckError, GPT2Error
 from converter.folder.convert import convert
 from converter.folder.staging import files_in
 from converter.parity.baseline import Baseline, measure_source
-from converter.parity.examine import Examination, TapCache, compare_files, examine, graphs_of
+from converter.parity.examine import compare_files, examine
+from converter.parity.explain import TapCache
+from converter.parity.folder_legs import Examination, graphs_of
 from converter.parity.legs.cases import Level
 from converter.parity.legs.leg import on_threads
 from converter.parity.legs.steps import Steps

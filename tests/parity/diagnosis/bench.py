@@ -14,7 +14,9 @@ from onnx import GraphProto
 
 from converter.parity.baseline import Baseline
 from converter.parity.diagnosis.diagnose import Finding
-from converter.parity.examine import Examination, TapCache, examine
+from converter.parity.examine import examine
+from converter.parity.explain import TapCache
+from converter.parity.folder_legs import Examination
 from converter.parity.legs.steps import Steps
 from converter.parity.report.report import Report
 

@@ -14,7 +14,7 @@ import transformers
 from converter import convert
 from converter.checkpoint.open import open_checkpoint
 from converter.parity.baseline import measure_source
-from converter.parity.examine import TapCache
+from converter.parity.explain import TapCache
 from converter.parity.legs.cases import Level
 from converter.parity.legs.steps import Steps
 from converter.parity.verdict.limits import Limits

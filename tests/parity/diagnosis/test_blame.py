@@ -13,7 +13,8 @@ from converter.parity.baseline import measure_source
 from converter.parity.diagnosis.diagnose import FLOAT64_LIMIT, Diagnosis, diagnose
 from converter.parity.diagnosis.operations import Operations
 from converter.parity.diagnosis.taps import Localisation, graph_taps
-from converter.parity.examine import Examination, examine
+from converter.parity.examine import examine
+from converter.parity.folder_legs import Examination
 from converter.parity.legs import truth
 from converter.parity.legs.cases import Case, Level
 from converter.parity.legs.steps import Steps
