@@ -5,6 +5,7 @@ Nothing else imports it (ruff sees to that), so that nothing is sent to anybody.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import threading
@@ -107,6 +108,18 @@ def device_for(provider: str) -> str:
 
 
 @cache
+def _operators() -> frozenset[tuple[str, str]]:
+    return frozenset((schema.domain, schema.name) for schema in ort_state.get_all_operator_schema())
+
+
+def is_operator(domain: str, name: str) -> bool:
+    """Tell whether the installed version has an operator of its own with this name. A file's function is not used
+    then (seen in 1.32).
+    """
+    return (domain, name) in _operators()
+
+
+@cache
 def attributes_of(operator: str) -> frozenset[str]:
     """Return the attributes of an operator in the installed version; none if there is no such operator."""
     schemas = ort_state.get_all_operator_schema()
@@ -161,7 +174,11 @@ def _find_cuda() -> None:
     """Load CUDA's libraries from where pip puts them, which the system does not search. ONNX Runtime prints what is
     missing; the session says it better.
     """
+    packages = importlib.util.find_spec("nvidia")  # of several folders, only some of which ONNX Runtime looks into
+    places = packages.submodule_search_locations if packages is not None else None
     with redirect_stdout(io.StringIO()):
+        for folder in sorted(folder for place in places or () for folder in Path(place).glob("*/lib")):
+            onnxruntime.preload_dlls(directory=os.fspath(folder))
         onnxruntime.preload_dlls()
 
 

@@ -19,10 +19,11 @@ def python_of(work: Path, environment: str) -> Path:
 
 def surroundings(environment: str) -> dict[str, str]:
     """Return a process's environment variables: our modules for ours only, equal threads for all, and no Hub."""
-    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    inherited = dict(os.environ)
+    before = inherited.pop("PYTHONPATH", "")  # may lead to what this process itself has
     return {
         **inherited,
-        **({"PYTHONPATH": str(ROOT)} if environment == HERE else {}),
+        **({"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), before)))} if environment == HERE else {}),
         "OMP_NUM_THREADS": str(THREADS),
         "HF_HUB_OFFLINE": "1",
         "ORT_DISABLE_TELEMETRY": "1",

@@ -23,6 +23,9 @@ from converter.runtime.decoder import Decoder
 from converter.runtime.gpu.graph import KEPT, NEXT, STATE
 from converter.runtime.ort import Binding, Tensor, device_of
 
+# Held by the thread that runs. All models share it, as any of them would disturb another's capture.
+DEVICE = threading.RLock()
+
 
 def power_of_two(count: int) -> int:
     """Return the least power of two that is not below ``count``."""
@@ -36,14 +39,13 @@ class Buffers:
         model: what runs them.
         rows: how many rows there are, a power of two.
         numbers: of CUDA graphs that there are not yet.
-        lock: held by the thread that runs.
 
     Attributes:
         slots: how many tokens a row has room for.
     """
 
-    def __init__(self, model: Decoder, rows: int, numbers: itertools.count[int], lock: threading.RLock) -> None:
-        self.model, self.rows, self.slots, self.lock = model, rows, model.config.n_positions, lock
+    def __init__(self, model: Decoder, rows: int, numbers: itertools.count[int]) -> None:
+        self.model, self.rows, self.slots = model, rows, model.config.n_positions
         self.device = device_of(model.device)
         shape = (rows, model.config.n_head, self.slots, model.config.head_dim)
         self.values = [Tensor.empty(self.device, shape, model.cache_type) for _ in model.cache_names[0]]
@@ -52,7 +54,7 @@ class Buffers:
     def steps(self, rows: int) -> Steps:
         """Return the steps of the first rows, of at least so many."""
         rows = power_of_two(rows)
-        with self.lock:
+        with DEVICE:
             if rows not in self._steps:
                 self._steps[rows] = Steps(self, rows, [next(self._numbers) for _ in range(2)])
             return self._steps[rows]
@@ -93,7 +95,7 @@ class Buffers:
             KEPT: np.ascontiguousarray(kept, np.int64),
         }
         fetched = {"logits": None} | dict(zip(presents, held, strict=True))
-        with self.lock:
+        with DEVICE:
             run = Binding(self.model.session, self.device, fed | dict(zip(pasts, held, strict=True)), fetched)
             run.run()
             logits: np.ndarray = run.outputs()[0].numpy()
@@ -112,7 +114,7 @@ class Buffers:
 
         # In between they are elsewhere, as a row may be read after it was written.
         shape, dtype = (len(rows), *self.values[0].shape[1:]), self.values[0].dtype
-        with self.lock:
+        with DEVICE:
             found = [Tensor(value, shape, dtype) for value in gathered(rows, source.values, [None] * len(names))]
             gathered(range(len(rows)), found, [value.rows(begin, begin + len(rows)) for value in self.values])
 
@@ -130,7 +132,7 @@ class Steps:
 
     def __init__(self, buffers: Buffers, rows: int, numbers: Sequence[int]) -> None:
         model, device = buffers.model, buffers.device
-        self.rows, self.lock, self._turn = rows, buffers.lock, 0
+        self.rows, self._turn = rows, 0
         shapes = ([rows, 1], np.int64), ([rows, 1], np.int64), ([rows], np.int32)
         self._states = [[Tensor.empty(device, *each) for each in shapes] for _ in numbers]
         self._logits = Tensor.empty(device, [rows, model.config.vocab_size], np.float32)
@@ -151,20 +153,20 @@ class Steps:
 
     def feed(self, ids: np.ndarray, positions: np.ndarray, last: np.ndarray) -> None:
         """Set what the next step runs: a token of each row, its position, and its slot, each ``[rows]``."""
-        with self.lock:
+        with DEVICE:
             for value, given in zip(self._states[self._turn], (ids, positions, last), strict=True):
                 value.write(given)
 
     def run(self) -> np.ndarray:
         """Run a step; return the likeliest next token of each row, ``[rows]`` int64, which the next step runs."""
-        with self.lock:
+        with DEVICE:
             self._bindings[self._turn].run()
             self._turn = 1 - self._turn
             return self._states[self._turn][0].read()[:, 0]
 
     def logits(self) -> np.ndarray:
         """Return the logits of the step that was run last, ``[rows, vocab_size]`` float32."""
-        with self.lock:
+        with DEVICE:
             return self._logits.read()
 
 
@@ -172,18 +174,18 @@ class Pool:
     """Buffers that no cache uses at present. They are kept, as what was captured over them is."""
 
     def __init__(self) -> None:
-        self._free, self._lock, self._numbers = list[Buffers](), threading.RLock(), itertools.count(1)
+        self._free, self._numbers = list[Buffers](), itertools.count(1)
 
     def lend(self, model: Decoder, rows: int) -> Buffers:
         """Return buffers with room for so many rows, the smallest that are free."""
-        with self._lock:
+        with DEVICE:
             fitting = [buffers for buffers in self._free if buffers.rows >= rows]
             if fitting:
                 smallest = min(fitting, key=lambda buffers: buffers.rows)
                 self._free.remove(smallest)
                 return smallest
             # The model has the pool, and is gone before it.
-            return Buffers(weakref.proxy(model), power_of_two(rows), self._numbers, self._lock)
+            return Buffers(weakref.proxy(model), power_of_two(rows), self._numbers)
 
     def take_back(self, buffers: Buffers) -> None:
         """Keep buffers for the next cache. No lock is taken, as a cache may end wherever memory is swept."""

@@ -18,22 +18,21 @@ class GpuCache(Cache):
         model: what runs them.
         pool: where buffers are.
         batch: how many rows.
+
+    Attributes:
+        lengths: how many tokens each row has, ``[batch]``.
     """
 
     def __init__(self, model: Decoder, pool: Pool, batch: int) -> None:
         self.model, self.pool, self.batch = model, pool, batch
         self.buffers = pool.lend(model, batch)
         self._mask = np.zeros((batch, 0), bool)
+        self.lengths = np.zeros(batch, np.int64)
         self._left: list[np.ndarray] = []  # what the last step left behind: tokens, positions, slots
 
     def __del__(self) -> None:
         if hasattr(self, "buffers"):
             self.pool.take_back(self.buffers)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Return how many tokens each row has, ``[batch]``."""
-        return self._mask.sum(axis=1)
 
     def step(self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, keep: int) -> np.ndarray:
         new = ids.shape[1]
@@ -91,6 +90,7 @@ class GpuCache(Cache):
     def _note(self, real: np.ndarray) -> None:
         """Note new tokens, ``[batch, new]``, and padding among them."""
         self._mask = np.concatenate((self._mask, real), axis=1)
+        self.lengths = self.lengths + real.sum(axis=1)  # a new array: a step may remember the last one
         self.used = self._mask.shape[1]
 
     def keep_rows(self, rows: np.ndarray) -> None:
@@ -101,11 +101,13 @@ class GpuCache(Cache):
             self.buffers.take(before, rows)
         if self.buffers is not before:
             self.pool.take_back(before)
-        self._mask, self.batch, self._left = self._mask[rows], len(rows), []
+        self._mask, self.lengths = self._mask[rows], self.lengths[rows]
+        self.batch, self._left = len(rows), []
 
     def keep_slots(self, slots: np.ndarray) -> None:
         """Keep these slots. The others hold padding, or the last tokens of their rows."""
         self._mask = self._mask[:, slots]
+        self.lengths = self._mask.sum(axis=1)
         self.used = len(slots)
         self._left = []
 

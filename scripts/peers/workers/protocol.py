@@ -7,6 +7,7 @@ A worker opens the model and says how long that took. It answers requests one at
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -59,12 +60,23 @@ def serve(open_model: Open, *packages: str) -> None:
         began = time.perf_counter()
         opened.append(open_model(folder, variant, threads))
         seconds = time.perf_counter() - began
-        return {"seconds": seconds, "versions": {name: metadata.version(name) for name in packages}}
+        return {"seconds": seconds, "versions": {name: version_of(name) for name in packages}}
 
     answer(answers, load)
     for line in sys.stdin if opened else ():
         request = json.loads(line)
         answer(answers, lambda: generated(opened[0], request["prompts"], request["new_tokens"]))  # noqa: B023
+
+
+def version_of(package: str) -> str:
+    """Return the version of a package, which may be installed in its form for GPUs."""
+    imported = getattr(sys.modules.get(package.replace("-", "_")), "__version__", None)
+    if imported:
+        return str(imported)
+    for name in (package, f"{package}-gpu", f"{package}-cuda"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    return "unknown"
 
 
 def generated(generate: Generate, prompts: Prompts, new_tokens: int) -> Reply:

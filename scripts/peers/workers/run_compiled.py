@@ -20,7 +20,7 @@ def open_model(folder: Path, variant: str, threads: int) -> Generate:
         out = model(input_ids=ids, position_ids=positions, past_key_values=cache, logits_to_keep=1)
         return out.logits[:, -1:].argmax(dim=-1)
 
-    step = torch.compile(forward, mode="reduce-overhead", fullgraph=True)
+    step = torch.compile(forward, mode="reduce-overhead", fullgraph=True, dynamic=False)
 
     @torch.inference_mode()
     def generate(prompts: Prompts, new_tokens: int, watch: Stopwatch) -> Prompts:
