@@ -63,9 +63,14 @@ def usual(case: Case) -> bool:
     return not case.shape
 
 
-def but_vocabulary(case: Case) -> bool:
-    """Tell whether a case is no part of the vocabulary. Every shape has its own tokens, and so its own noise."""
-    return usual(case) or not case.long
+def with_noise(case: Case) -> bool:
+    """Tell whether noise is measured on a case: it has its own tokens, and is no part of the vocabulary."""
+    return case.part_of is None and (usual(case) or not case.long)
+
+
+def sample(case: Case) -> bool:
+    """Tell whether a case is a row that is fed at once, or the padded batch: enough to tell two models apart."""
+    return short(case) and (len(case.chunks) == 1 or not case.attention_mask.all())
 
 
 def prefill(case: Case) -> bool:
@@ -103,7 +108,7 @@ class Baseline:
     @property
     def judge(self) -> Judge:
         """Return the judge that compares legs with the measured noise."""
-        return Judge.from_legs(self.scale, self.legs, self.limits)
+        return Judge.from_legs(self.scale, self.legs, self.limits, self.cases)
 
     def measure(self, row: LegSpec, step: Steps | None = None) -> MeasuredLeg:
         """Run a leg; returns its distances from the truth.
@@ -207,8 +212,8 @@ def source_rows(huggingface: HuggingFace, ledger: Ledger, limits: Limits, level:
     rows = [
         replace(eager, note=lambda: huggingface.note),  # once for all of its legs
         replace(eager, name=f"{eager.name}, 1 thread", open=one_thread, cases=prefill),
-        hf("float32", "sdpa", LegKind.NOISE, cases=but_vocabulary),
-        hf("float64", "eager", LegKind.SEMANTICS, limit=exact, **asked),
+        hf("float32", "sdpa", LegKind.NOISE, cases=with_noise),
+        hf("float64", "eager", LegKind.SEMANTICS, limit=exact, cases=usual if full else sample),
     ]
     if full:
         rows.append(hf("float64", "sdpa", LegKind.SEMANTICS, limit=exact, cases=usual))

@@ -78,10 +78,13 @@ class Budget:
     Attributes:
         kl_mean: nats a token.
         perplexity_ratio: the leg's perplexity over the truth's.
+        rms: the RMS error, as a share of the logits' scale. A head that gives numbers and no probabilities has nothing
+            else.
     """
 
     kl_mean: float
     perplexity_ratio: float
+    rms: float
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ FULL = "fp32"
 
 # Trained models were seen at 4e-5 to 9.4e-4 nats. Two thirds of that come from activations of 8 bits, which cost the
 # more, the further a model's logits lie apart. Ratios of perplexities stayed within 1.0005.
-INT8_BUDGET = Budget(kl_mean=2e-3, perplexity_ratio=1.005)
+INT8_BUDGET = Budget(kl_mean=2e-3, perplexity_ratio=1.005, rms=0.1)
 
 # float16 keeps 11 bits, of weights and of every intermediate result. What integers cost depends on the blocks. Users
 # notice the perplexity ratio: a twentieth is about what a model of the next smaller size loses.
@@ -143,7 +146,7 @@ PRECISIONS = {
             FULL, "", "float32", None, None, "", "ink", "fp32", "float32, bit for bit the source's", effort=1
         ),
         Precision(
-            "fp16", "_fp16", "float16", None, Budget(kl_mean=1e-5, perplexity_ratio=1.001), "float16", "half-1",
+            "fp16", "_fp16", "float16", None, Budget(1e-5, perplexity_ratio=1.001, rms=0.01), "float16", "half-1",
             "fp16", "float16; logits and softmax in float32", effort=2,
         ),
         Precision(
@@ -151,7 +154,7 @@ PRECISIONS = {
             "int8", "whole numbers of 8 bits", effort=3,
         ),
         Precision(
-            "int4", "_q4", "float32", INT4, Budget(kl_mean=1e-1, perplexity_ratio=1.05), "int4", "lossy-2",
+            "int4", "_q4", "float32", INT4, Budget(1e-1, perplexity_ratio=1.05, rms=0.5), "int4", "lossy-2",
             "q4", "whole numbers of 4 bits, embedding and head of 8", effort=4,
         ),
     )
@@ -159,7 +162,7 @@ PRECISIONS = {
 
 # bfloat16 keeps 8 bits. No graph is written in it, but Hugging Face's own bfloat16 is measured.
 BUDGETS = {
-    "bfloat16": Budget(kl_mean=1e-2, perplexity_ratio=1.02),
+    "bfloat16": Budget(kl_mean=1e-2, perplexity_ratio=1.02, rms=0.1),
     **{row.budget_name: row.budget for row in PRECISIONS.values() if row.budget},
 }
 

@@ -69,6 +69,8 @@ class Case:
         shape: whether it is there for its shape, which only a graph can get wrong.
         last: for a head that pools, the position that answers in each row, ``[batch]``.
         positions: ``[batch, tokens]``, the position of each token, if padding counts too.
+        part_of: a case that has the same tokens, and which of its compared positions they are. Rounding is measured
+            there; None if it is measured on this case.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Case:
     shape: bool = False
     last: np.ndarray | None = None
     positions: np.ndarray | None = None
+    part_of: tuple[str, np.ndarray] | None = None
 
     @cached_property
     def position_ids(self) -> np.ndarray:
@@ -118,6 +121,9 @@ class Case:
         return self.kept(np.pad(self.input_ids[:, 1:], ((0, 0), (0, 1)), constant_values=-1))
 
 
+PREFILL = "prefill"  # of the first tokens of the text, all of which are compared
+
+
 def grid(config: GPT2Config, tokens: np.ndarray, level: Level = Level.QUICK) -> list[Case]:
     """Return the cases of a language model: prefill, decode steps, chunked prefill, a left-padded batch, full length.
 
@@ -134,7 +140,7 @@ def grid(config: GPT2Config, tokens: np.ndarray, level: Level = Level.QUICK) -> 
     ones = np.ones_like(short)
     # The long case scores its last positions only. The first tokens are scored here, if they are not among those.
     alone = config.n_positions <= length or config.n_positions - FULL_LENGTH_KEPT >= length
-    cases = [Case("prefill", short, ones, (length,), scored=alone)]
+    cases = [Case(PREFILL, short, ones, (length,), scored=alone)]
     if length > 1:
         steps = min(DECODE_STEPS, length - 1)
         cases.append(Case("decode", short, ones, (length - steps, *[1] * steps)))
@@ -176,14 +182,15 @@ def shapes(config: GPT2Config, tokens: np.ndarray, special: Sequence[int], level
     if config.head != LM:
         return []
     length = min(config.n_positions, SHORT_TOKENS)
-    cases = [_row(f"last {kept} logits", tokens[: min(length, 5)], kept) for kept in KEPT]
+    cases = [_beginning(f"last {kept} logits", config, tokens, min(length, 5), kept) for kept in KEPT]
     known = [token for token in dict.fromkeys(special) if token < config.vocab_size][:SPECIAL_TOKENS]
     between = np.array([[token, tokens[at]] for at, token in enumerate(known)], np.int64).reshape(-1)[:length]
     cases += [_row("special tokens", between)] if len(between) else []
     cases += [_short_rows(config, tokens, rows) for rows in BATCHES]
     powers = FULL_POWERS if level is Level.FULL else POWERS
     lengths = sorted({2**power + off for power in powers for off in (-1, 0, 1)})
-    cases += [_row(f"length {size}", tokens[:size], 1) for size in lengths if 0 < size <= config.n_positions]
+    sizes = [size for size in lengths if 0 < size <= config.n_positions]
+    cases += [_beginning(f"length {size}", config, tokens, size, 1) for size in sizes]
     return [*cases, *(vocabulary(config) if level is Level.FULL else ())]
 
 
@@ -201,8 +208,15 @@ def vocabulary(config: GPT2Config) -> list[Case]:
 
 def _row(name: str, tokens: np.ndarray, keep: int = 0) -> Case:
     """Return a case that feeds one row at once."""
-    ids = tokens[None]
-    return Case(name, ids, np.ones_like(ids), (len(tokens),), min(keep, len(tokens)), shape=True)
+    ids, size = tokens[None], len(tokens)
+    return Case(name, ids, np.ones_like(ids), (size,), min(keep, size), shape=True)
+
+
+def _beginning(name: str, config: GPT2Config, tokens: np.ndarray, size: int, keep: int) -> Case:
+    """Return a case that feeds the beginning of the text at once, and keeps the last logits."""
+    case = _row(name, tokens[:size], keep)
+    inside = size <= min(config.n_positions, SHORT_TOKENS)
+    return replace(case, part_of=(PREFILL, np.arange(size - case.keep, size)) if inside else None)
 
 
 def _short_rows(config: GPT2Config, tokens: np.ndarray, rows: int) -> Case:
@@ -216,7 +230,9 @@ def _short_rows(config: GPT2Config, tokens: np.ndarray, rows: int) -> Case:
         size = width - row % width
         ids[row, width - size :] = np.roll(tokens, -7 * row)[:size]
         mask[row, width - size :] = 1
-    return Case(f"batch of {rows}", ids, mask, (width - 1, 1) if width > 1 else (1,), shape=True)
+    chunks, most = (width - 1, 1) if width > 1 else (1,), max(BATCHES)
+    part_of = (f"batch of {most}", np.arange(mask.sum())) if rows < most else None  # whose first rows are the same
+    return Case(f"batch of {rows}", ids, mask, chunks, shape=True, part_of=part_of)
 
 
 def _head_grid(config: GPT2Config, tokens: np.ndarray) -> list[Case]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 
 import numpy as np
 
+from converter.parity.legs.cases import Case
 from converter.parity.legs.identity import FLOAT32, LOSSY, Identity, LegKind
 from converter.parity.verdict.limits import Limits
 from converter.parity.verdict.metrics import FLOAT32_EPSILON, Distance, joined
@@ -139,17 +140,30 @@ class Judge:
     limits: Limits = field(default_factory=Limits)
 
     @classmethod
-    def from_legs(cls, scale: float, legs: Iterable[MeasuredLeg], limits: Limits) -> Judge:
+    def from_legs(cls, scale: float, legs: Iterable[MeasuredLeg], limits: Limits, cases: Sequence[Case] = ()) -> Judge:
         """Return a judge with the noise of these legs, but no less than float32's epsilon.
 
         Legs that are not finite give no noise; they are faults themselves.
+
+        Args:
+            cases: some of which are parts of others, whose noise is theirs.
         """
+        parts = {case.name: case.part_of for case in cases if case.part_of is not None}
         noise: dict[str, tuple[float, float]] = {}
-        for leg in legs:
+
+        def add(case: str, rms: np.ndarray, maximum: np.ndarray) -> None:
+            if np.isfinite(maximum).all():
+                least = noise.get(case, (FLOAT32_EPSILON * scale,) * 2)
+                found = math.sqrt(float(np.mean(rms**2))), float(maximum.max())
+                noise[case] = max(least[0], found[0]), max(least[1], found[1])
+
+        for leg in (leg for leg in legs if leg.kind is LegKind.NOISE):
             for case, distance in leg.distances.items():
-                if leg.kind is LegKind.NOISE and math.isfinite(distance.total_maximum):
-                    rms, maximum = noise.get(case, (FLOAT32_EPSILON * scale,) * 2)
-                    noise[case] = max(rms, distance.total_rms), max(maximum, distance.total_maximum)
+                add(case, distance.rms, distance.maximum)
+            for case, (whole, at) in parts.items():
+                if case not in leg.distances and whole in leg.distances and not leg.distances[whole].misshapen:
+                    distance = leg.distances[whole]
+                    add(case, distance.rms[at], distance.maximum[at])
         return cls(scale, noise, limits)
 
     def floor(self, cases: Mapping[str, Distance]) -> tuple[float, float]:
@@ -208,6 +222,10 @@ class Judge:
         if not kl <= budget.kl_mean:
             allowed = f"its budget, {leg.budget}.kl_mean, is {budget.kl_mean:.0e}"
             return f"is {kl:.1e} nats a token from the truth (KL); {allowed}"
+        rms = leg.total.total_rms / self.scale
+        if not rms <= budget.rms:
+            allowed = f"its budget, {leg.budget}.rms, is {budget.rms:g}"
+            return f"is {rms:.1e} of the logits' scale from the truth in RMS; {allowed}"
         ratio, error = self.perplexity_ratio(leg)
         if ratio - 2 * (0.0 if math.isnan(error) else error) > budget.perplexity_ratio:
             return (

@@ -16,9 +16,11 @@ from converter.parity.legs.cases import (
     FULL_LENGTH_KEPT,
     FULL_WINDOWS,
     SHORT_TOKENS,
+    Case,
     Level,
     grid,
     held_out_tokens,
+    shapes,
     tokens_of,
 )
 from converter.tokenizer import load
@@ -200,3 +202,24 @@ def test_an_unknown_level_is_refused_by_name() -> None:
     assert Level.parse("full") is Level.FULL
     with pytest.raises(CheckError, match="there is no level 'slow'; expected one of quick, full"):
         Level.parse("slow")
+
+
+@pytest.mark.parametrize("n_positions", [1, 2, 3, 7, 24, 33, 48, 49, 300])
+@pytest.mark.parametrize("level", list(Level))
+def test_a_part_of_a_case_has_the_same_tokens_after_the_same(n_positions: int, level: Level) -> None:
+    config, tokens = GPT2Config(vocab_size=61, n_positions=n_positions), np.random.default_rng(1).integers(61, size=999)
+    cases = {case.name: case for case in [*grid(config, tokens, level), *shapes(config, tokens, [60], level)]}
+
+    def texts(case: Case) -> list[tuple[int, ...]]:
+        """Each compared token with all before it, row by row."""
+        found = []
+        for ids, mask, real in zip(case.input_ids, case.attention_mask > 0, case.real, strict=True):
+            compared = np.arange(len(ids))[-case.keep :][real]
+            found += [tuple(ids[: end + 1][mask[: end + 1]]) for end in compared]
+        return found
+
+    parts = [case for case in cases.values() if case.part_of is not None]
+    assert {case.name for case in parts} >= {"length 1", "batch of 1", "batch of 17"}
+    for case in parts:
+        whole, at = case.part_of
+        assert texts(case) == [texts(cases[whole])[each] for each in at]

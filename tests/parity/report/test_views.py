@@ -68,7 +68,7 @@ def test_every_view_says_the_same_of_a_leg(
 
 
 def test_the_page_prints_the_budget_that_is_in_force(report: Report) -> None:
-    allowed = Budget(kl_mean=3e-7, perplexity_ratio=1.25)
+    allowed = Budget(kl_mean=3e-7, perplexity_ratio=1.25, rms=0.2)
     shown = with_leg(report, kind=LegKind.LOSSY, budget="int8", allowed=allowed)
     assert "int8: KL ≤ 3e-07, ratio ≤ 1.25" in text_of(page.render(shown, "gpt2onnx check"))
 

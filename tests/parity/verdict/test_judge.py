@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from converter.errors import CheckError
+from converter.parity.legs.cases import Case
 from converter.parity.legs.identity import LOSSY, LegKind
-from converter.parity.verdict.judge import Judge, MeasuredLeg
+from converter.parity.verdict.judge import Judge, LegReport, MeasuredLeg, Status
 from converter.parity.verdict.limits import BUDGETS, Limits
 from converter.parity.verdict.metrics import FLOAT32_EPSILON, Distance, compare
 
@@ -92,6 +93,25 @@ def test_the_floor_is_no_lower_than_float32s_step() -> None:
     assert judge.floor({"prefill": apart(0)}) == (least, least)
     assert judge.floor({"never measured": apart(0)}) == (least, least)
     assert judge.floor({}) == (least, least)
+
+
+def test_a_part_of_a_case_has_the_noise_of_that_part_unless_it_was_measured() -> None:
+    figures = {"rms": np.array([8e-3, 1e-3, 3e-3, 4e-3]), "maximum": np.array([9e-3, 1e-3, 5e-3, 6e-3])}
+    whole = replace(apart(1e-3), **figures)
+    row = np.zeros((1, 1), int)
+    parts = [
+        Case("first", row, row, (1,), part_of=("prefill", np.array([0]))),
+        Case("last two", row, row, (1,), part_of=("prefill", np.array([2, 3]))),
+        Case("measured", row, row, (1,), part_of=("prefill", np.array([0]))),
+        Case("of another", row, row, (1,), part_of=("never run", np.array([0]))),
+    ]
+    judge = Judge.from_legs(SCALE, [leg(LegKind.NOISE, {"prefill": whole, "measured": apart(1e-4)})], Limits(), parts)
+    assert judge.noise["first"] == (8e-3, 9e-3)
+    assert judge.noise["last two"] == pytest.approx((math.sqrt((3e-3**2 + 4e-3**2) / 2), 6e-3))
+    assert judge.noise["measured"] == (1e-4, 1e-4)
+    assert "of another" not in judge.noise
+    misshapen = leg(LegKind.NOISE, replace(apart(1e-3, positions=1), misshapen=True))
+    assert "first" not in Judge.from_legs(SCALE, [misshapen], Limits(), parts).noise
 
 
 @given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=5), seed=st.integers(0, 999))
@@ -337,6 +357,18 @@ def test_a_budget_is_kept_up_to_its_divergence_and_its_perplexity_and_not_beyond
     assert not within(budget.kl_mean * 1.001, 0.0)
     assert not within(0.0, ratio * 1.001)
     assert within(0.0, -1.0)  # a perplexity below the truth's costs nothing
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_numbers_without_probabilities_keep_a_budget_by_their_error(name: str) -> None:
+    def judged(rms: float) -> LegReport:
+        return JUDGE.report(leg(LegKind.LOSSY, apart(rms * SCALE, kl=np.zeros(4)), budget=name))
+
+    budget = BUDGETS[name].rms
+    assert judged(budget).within_budget
+    beyond = judged(budget * MORE)
+    assert beyond.status is Status.OVER_BUDGET
+    assert f"its budget, {name}.rms, is {budget:g}" in beyond.fault
 
 
 def test_a_budget_is_kept_where_nothing_is_scored_only_by_its_divergence() -> None:
