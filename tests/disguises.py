@@ -39,6 +39,17 @@ def last_only(graph: GraphProto) -> None:
     graph.output[0].type.tensor_type.shape.dim[1].dim_value = 1
 
 
+def fixed(value: str, axis: int, size: int) -> Edit:
+    """Return an edit that fixes a dimension of an input; ``value`` is how its name begins."""
+
+    def edit(graph: GraphProto) -> None:
+        for each in graph.input:
+            if each.name.startswith(value):
+                each.type.tensor_type.shape.dim[axis].dim_value = size
+
+    return edit
+
+
 def renamed(graph: GraphProto) -> None:
     """Give every weight and every value inside a name that says nothing."""
     outer = {value.name for value in (*graph.input, *graph.output)}

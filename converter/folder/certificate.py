@@ -30,6 +30,7 @@ KEY = "certificate"
 DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 SEAL = "sha256"  # the key of the certificate's own hash
 SIGNATURE = "signature"  # of that hash
+UNPROVEN = "unproven"  # the key of what the check could not compare, in words of its verdict
 NOT_COMPARED = "not_compared"  # the key of the files beside an export that the check did not look at
 
 
@@ -88,7 +89,8 @@ class Verification:
             others = f" and {several} more" if several else ""
             said = f"{self.files} of its files: a match; {self.not_compared[0]}{others} not compared"
             return one_line(f"{self.folder} is what was checked on {when}, {said}")
-        return one_line(f"{self.folder} is what was checked on {when}, all {self.files} files: a match")
+        but = f", {unproven}" if isinstance(unproven := self.certificate.get(UNPROVEN), str) else ""
+        return one_line(f"{self.folder} is what was checked on {when}, all {self.files} files: a match{but}")
 
 
 def write(
@@ -296,7 +298,8 @@ def verify(
     there = listing(folder) if folder.is_dir() else listing_of(folder, files)
     beside = certificate.get(NOT_COMPARED, [])
     vouched = {*files, *links, *({MANIFEST} if MANIFEST in certificate else ())}
-    known = {*vouched, *beside}
+    asked = {folder.name} if folder.is_file() else set()
+    known = {*vouched, *beside} - (asked - vouched)  # a file by itself must be one that was compared
     if certificate_file is not None:
         known |= _same_file(there, Path(certificate_file))
     return Verification(

@@ -15,6 +15,7 @@ from converter.checkpoint.options import SourceOptions
 from converter.checkpoint.source import Checkpoint
 from converter.errors import CheckError, OutputError
 from converter.folder import certificate as certificates
+from converter.folder import manifest
 from converter.folder.signature import Sign, signer
 from converter.folder.staging import MANIFEST, settle
 from converter.weights.ledger import Ledger, read_source
@@ -103,7 +104,8 @@ def check(
         progress: called before each step, and within long ones.
 
     Raises:
-        CheckError: torch or transformers is missing, ``sign`` holds no key, or ``out`` is a model of other dimensions.
+        CheckError: torch or transformers is missing, ``sign`` holds no key, options do not go together, or ``out`` is
+            a model of other dimensions.
         GPT2Error: the source or ``out`` cannot be opened, its interface is unknown, or the manifest cannot be read.
     """
     require()
@@ -118,6 +120,8 @@ def check(
     from converter.runtime.ort import provider_name
 
     began, target = time.monotonic(), Path(out)
+    if certificate is not None and not files:
+        raise CheckError("a check of the logits alone compares no files, so that none can be certified: omit one")
     judged = Limits.from_settings(limits or {}), Level.parse(level)
     allowed = parse_allowed(allow)
     runs_on = provider_name(provider)
@@ -134,6 +138,10 @@ def check(
     others = tuple(ask(Path(other), config, inputs, runs_on) for other in also)
     export = ask(target, config, inputs, runs_on) if is_export(target) else None
     refuse_unknown(inputs or {}, [one for one in (export, *others) if one is not None])
+    if export is not None and (allowed or layers):
+        raise CheckError(f"allow and layers are for model folders of gpt2onnx, and {target} is another's: omit them")
+    if sign is not None and not (certificate or (certify and files and export is None)):
+        raise CheckError("sign needs a certificate, and none is written: add --certificate FILE, or omit sign")
     opened = Opened(checkpoint, ledger, None if text is None else Path(text), *judged, others, progress)
     with on_threads(threads_for(ledger.parameters)):
         if export is not None:
@@ -178,10 +186,12 @@ def check_folder(
     from converter.parity.legs.steps import Steps
     from converter.parity.report.report import together
     from converter.parity.verdict.beside import compare_config
+    from converter.parity.verdict.reproduction import other_versions
 
     checkpoint, ledger, limits, level = opened.checkpoint, opened.ledger, opened.limits, opened.level
     graphs_of(folder, ledger.per_graph[0].config.head)
     compare_config(folder, checkpoint, ledger)
+    by_others = files and bool(other_versions(manifest.content(folder)))
     examination = Examination(provider, files, allowed=allowed, layers=layers, also=opened.also)
     # Exports of others are compared with the first graph only.
     first, *others = ledger.per_graph
@@ -189,11 +199,14 @@ def check_folder(
     of_source = [source_rows(HuggingFace(checkpoint, part), part, limits, level) for part, _ in parts]
     of_folder = [folder_rows(part, limits, level, folder, each) for part, each in parts]
     total = sum(map(len, of_source)) + sum(len(rows.legs) for rows in of_folder) + len(parts) * BESIDE_LEGS
-    step, reports = Steps(opened.progress, total + len(opened.also) * len(STEPS)), []
+    step = Steps(opened.progress, total + len(opened.also) * len(STEPS))
+    reports: list[Report] = []
     for (part, each), its_source, its_folder in zip(parts, of_source, of_folder, strict=True):
-        wanted = Wanted(tuple(other.interfaces for other in each.also), part.config)
+        graphs = tuple(graphs_of(folder, part.config.head).values()) if by_others else ()
+        wanted = Wanted(tuple(other.interfaces for other in each.also), part.config, graphs)
         baseline = measure_source(checkpoint, part, opened.text, limits, level, step, its_source, wanted)
-        reports.append(examine(baseline, folder, each, step, rows=its_folder))
+        edited = any(report.exactness_faults or report.reproduction_faults for report in reports)
+        reports.append(examine(baseline, folder, replace(each, edited=edited), step, rows=its_folder))
     return together(reports, [part.config.head for part, _ in parts])
 
 
@@ -239,6 +252,7 @@ def _certified(
     legs = [{"name": leg.name, "rms": leg.rms, "maximum": leg.maximum, "fault": leg.fault} for leg in report.legs]
     facts = {"level": report.level, "limits": dict(report.limits), "legs": legs}
     facts |= {"allowed": list(report.allowed)} if report.allowed else {}
+    facts |= {certificates.UNPROVEN: report.unproven} if report.unproven else {}
     said = read, report.matches, report.verdict, facts
     try:
         if file is not None:

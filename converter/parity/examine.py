@@ -53,7 +53,9 @@ def examine(
     beside, exactness, reproduction = compare_files(baseline, out, graphs, asked, step)
     if rows is None:
         rows = folder_rows(baseline.ledger, baseline.limits, baseline.level, out, asked)
-    edited = bool(reproduction.faults or exactness.faults)
+    edited: bool | None = asked.edited or bool(reproduction.faults or exactness.faults)
+    if not edited and not asked.files:
+        edited = None  # nobody compared them
     legs_of_folder, notes, unrunnable = _legs(baseline, rows.legs, step, edited, asked.until_fault)
     others = [examine_export(baseline, other, step, asked.files, also=True) for other in asked.also]
     notes += [note for other in others for note in other.notes]
@@ -134,13 +136,13 @@ def _legs(
     baseline: Baseline,
     rows: Sequence[tuple[Path, LegSpec]],
     step: Steps,
-    edited: bool,
+    edited: bool | None,
     until_fault: bool,
 ) -> tuple[list[MeasuredLeg], list[str], list[str]]:
     """Measure legs; returns them, sentences that qualify the verdict, and a sentence for each graph that cannot be run.
 
     Args:
-        edited: whether the files of the folder are known to differ from what a conversion writes.
+        edited: whether the files of the folder differ from what a conversion writes; None if it is not known.
         until_fault: stop after the first leg that fails.
     """
     measured, notes, unrunnable = [], [], []
@@ -159,7 +161,7 @@ def _legs(
 
 
 def _outputs(
-    baseline: Baseline, out: Path, graphs: Mapping[str, Path], provider: str, edited: bool, unrunnable: list[str]
+    baseline: Baseline, out: Path, graphs: Mapping[str, Path], provider: str, edited: bool | None, unrunnable: list[str]
 ) -> tuple[list[OutputReport], list[str]]:
     """Compare what the graphs return beside their answers; returns reports, and sentences that qualify the verdict.
 
@@ -178,15 +180,16 @@ def _outputs(
     return reports, notes
 
 
-def _cannot_be_run(file: Path, error: Exception, edited: bool, how: str) -> str:
+def _cannot_be_run(file: Path, error: Exception, edited: bool | None, how: str) -> str:
     """Return the sentence about a graph that cannot be run.
 
     Raises:
-        CheckError: nobody edited the graph, so there is no verdict.
+        CheckError: nobody is known to have edited the graph, so there is no verdict.
+        Exception: nobody has edited it, so the error is ours.
     """
     said = f"{file} cannot be run{how} by ONNX Runtime ({error})"
     if edited:
         return said
-    if isinstance(error, REFUSED):
+    if edited is None or isinstance(error, REFUSED):
         raise CheckError(said) from error
     raise error

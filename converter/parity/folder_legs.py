@@ -44,6 +44,7 @@ class Examination:
         files: also compare the files; otherwise the logits alone decide.
         whole: the ledger of the whole model, from which every file of the folder is derived and compared. None for the
             second graph of a model, as the files were compared with the first.
+        edited: whether files of the folder are known to differ from what a conversion writes.
         allowed: files and keys that may differ, as ``parse_allowed`` returns them.
         layers: compare every operation, even on a match.
         until_fault: stop after the first leg that fails, which is enough to prove that a defect is caught.
@@ -54,6 +55,7 @@ class Examination:
     provider: str = "cpu"
     files: bool = True
     whole: Ledger | None = None
+    edited: bool = False
     allowed: tuple[tuple[str, str], ...] = ()
     layers: bool = False
     until_fault: bool = False

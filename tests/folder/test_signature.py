@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from converter import check, convert
 from converter.errors import CheckError
 from converter.files import read_json
 from converter.folder.certificate import verify, write
@@ -87,3 +89,13 @@ def test_what_is_no_key_is_refused_by_name(tmp_path: Path) -> None:
         is_signed("", "", private)
     with pytest.raises(CheckError, match="absent cannot be read: No such file"):
         signer(tmp_path / "absent")
+
+
+def test_a_check_that_writes_no_certificate_signs_none(save: Callable[..., Path], tmp_path: Path) -> None:
+    source, (private, _) = save(), pair(tmp_path)
+    convert(source, tmp_path / "ours")
+    for options in ({"certify": False}, {"files": False}):
+        with pytest.raises(CheckError, match="sign needs a certificate, and none is written"):
+            check(source, tmp_path / "ours", sign=private, **options)
+    with pytest.raises(CheckError, match="sign needs a certificate, and none is written"):
+        check(source, tmp_path / "ours" / "onnx" / "model.onnx", sign=private)

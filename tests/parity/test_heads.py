@@ -21,7 +21,7 @@ from converter import check, convert
 from converter.cli import cli
 from converter.errors import CheckError, ModelFolderError
 from converter.folder import certificate
-from converter.parity import examine as folder_module
+from converter.parity import explain
 from converter.parity.legs.cases import Level, grid
 from converter.parity.report.report import Report
 from converter.parity.verdict.metrics import scale
@@ -506,6 +506,6 @@ def test_outputs_of_two_models_agree_only_where_it_is_no_padding(save: Save) -> 
     case = grid(config, np.arange(60), Level.QUICK)[1]
     a = {"logits": np.zeros((16, 24, 2))}
     b = {"logits": np.where(case.attention_mask[..., None] > 0, 0.0, np.nan) * np.ones(2)}
-    assert folder_module._agree(a, b, "logits", case, 1e-9)
-    assert not folder_module._agree(a, {"logits": a["logits"] + 1}, "logits", case, 1e-9)
-    assert not folder_module._agree(a, {}, "logits", case, 1e-9)
+    assert explain._agree(a, b, "logits", case, 1e-9)
+    assert not explain._agree(a, {"logits": a["logits"] + 1}, "logits", case, 1e-9)
+    assert not explain._agree(a, {}, "logits", case, 1e-9)

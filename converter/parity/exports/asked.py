@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from converter.errors import ModelFolderError
@@ -12,7 +12,7 @@ from converter.parity.legs import leg as legs
 from converter.runtime.exports.files import find
 from converter.runtime.exports.interface import Interface
 from converter.runtime.exports.open import read_export
-from converter.runtime.exports.signature import read_signature
+from converter.runtime.exports.signature import Signature, Value, read_signature
 from converter.runtime.ort import CPU_PROVIDER
 from reference.config import GPT2Config
 from reference.head import HEADS, LM
@@ -27,12 +27,16 @@ class Asked:
         files: its ONNX files.
         interfaces: of its files; none for another head than the language model's.
         provider: what runs it, by ONNX Runtime's name.
+        inputs: what the graph of another head takes.
+        unjudged: outputs that are not compared, by file.
     """
 
     path: Path
     files: tuple[Path, ...]
     interfaces: tuple[Interface, ...]
     provider: str = CPU_PROVIDER
+    inputs: tuple[Value, ...] = ()
+    unjudged: Mapping[Path, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -52,16 +56,34 @@ def ask(path: Path, config: GPT2Config, given: Mapping[str, str] | None = None, 
     """
     if config.head == LM:
         interfaces = read_export(path, config, given)
-        return Asked(path, tuple(each.file for each in interfaces), interfaces, provider)
+        cached = any(each.pasts for each in interfaces)
+        unjudged = {
+            each.file: _besides(
+                read_signature(each.file), {each.logits.name, *(value.name for value in each.presents if cached)}
+            )
+            for each in interfaces
+        }
+        return Asked(path, tuple(each.file for each in interfaces), interfaces, provider, unjudged=unjudged)
     files = find(path)
-    for file in files:
-        signature = read_signature(file)
+    signatures = [read_signature(file) for file in files]
+    for signature in signatures:
         names = {value.name for value in signature.outputs}
         if lacking := [name for name in HEADS[config.head].outputs if name not in names]:
-            raise ModelFolderError(f"{file} lacks the output {lacking[0]} of the head {config.head}; it {signature}")
+            raise ModelFolderError(
+                f"{signature.file} lacks the output {lacking[0]} of the head {config.head}; it {signature}"
+            )
         if odd := [value.name for value in signature.inputs if value.name not in legs.KNOWN]:
-            raise ModelFolderError(f"{file} takes {odd[0]}, which is none of a GPT-2's inputs; it {signature}")
-    return Asked(path, files, (), provider)
+            raise ModelFolderError(
+                f"{signature.file} takes {odd[0]}, which is none of a GPT-2's inputs; it {signature}"
+            )
+    answers = set(HEADS[config.head].outputs)
+    unjudged = {signature.file: _besides(signature, answers) for signature in signatures}
+    return Asked(path, files, (), provider, signatures[0].inputs, unjudged)
+
+
+def _besides(signature: Signature, used: Set[str]) -> tuple[str, ...]:
+    """Return the outputs of a file that nothing uses."""
+    return tuple(value.name for value in signature.outputs if value.name not in used)
 
 
 def refuse_unknown(given: Mapping[str, str], exports: Sequence[Asked]) -> None:

@@ -13,6 +13,7 @@ from onnx import FunctionProto, GraphProto, NodeProto, TensorProto, helper, inli
 from converter import onnx_file
 from converter.onnx_file import nodes_of
 from converter.parity.legs.widen import expose
+from converter.runtime.ort import is_operator
 
 THEN, ELSE = "then_branch", "else_branch"
 SIDES = {True: THEN, False: ELSE}
@@ -21,27 +22,39 @@ TAKEN = "/taken"  # what is added to a condition's name for the output that watc
 NOT_RUN = -1  # what such an output gives where the If is in a branch that does not run; else 0 or 1
 
 
-def read_model(file: Path) -> onnx.ModelProto:
-    """Read a graph without its weights. Its own functions become nodes, so that every operation can be seen."""
+def read_model(file: Path, as_run: bool = False) -> onnx.ModelProto:
+    """Read a graph without its weights. Its own functions become nodes, so that every operation can be seen.
+
+    Args:
+        as_run: leave out each function that ONNX Runtime does not use, as it has an operator of that name itself. Else
+            it is taken for what the operator computes; in float64 there often is no other.
+    """
     model = onnx_file.read(file)
-    _drop_outgrown(model)
-    return inliner.inline_local_functions(model) if model.functions else model
+    if not model.functions:
+        return model
+    given = _inputs_given(model)
+    kept = [
+        each
+        for each in model.functions
+        if given.get((each.domain, each.name), 0) <= len(each.input)
+        and not (as_run and is_operator(each.domain, each.name))
+    ]
+    copies = [FunctionProto.FromString(each.SerializeToString()) for each in kept]
+    del model.functions[:]
+    model.functions.extend(copies)
+    return inliner.inline_local_functions(model) if copies else model
 
 
-def _drop_outgrown(model: onnx.ModelProto) -> None:
-    """Drop each function that some node gives more inputs than it has. The node is the runtime's operator of that name:
-    ONNX Runtime's fusions write such nodes into files that explain the operator by a function.
+def _inputs_given(model: onnx.ModelProto) -> dict[tuple[str, str], int]:
+    """Return the most inputs that a node gives to each operator. One that gets more than its function has is the
+    runtime's: ONNX Runtime's fusions write such nodes into files that explain the operator by a function.
     """
     given: dict[tuple[str, str], int] = {}
     inside = [node for function in model.functions for node in function.node]
     for node in (*nodes_of([model.graph]), *inside):
         key = node.domain, node.op_type
         given[key] = max(given.get(key, 0), len(node.input))
-    kept = [each for each in model.functions if given.get((each.domain, each.name), 0) <= len(each.input)]
-    if len(kept) < len(model.functions):
-        copies = [FunctionProto.FromString(each.SerializeToString()) for each in kept]
-        del model.functions[:]
-        model.functions.extend(copies)
+    return given
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from converter.parity.exports.suspects import suspects_of
 from converter.parity.legs.cases import BATCHES, ROW_TOKENS, SHORT_TOKENS, Case, Level, vocabulary
 from converter.runtime.exports.feeding import Export, ExportCache
 from converter.runtime.exports.interface import Interface
+from converter.runtime.exports.signature import Value
 from reference.config import GPT2Config
 
 Conditions = dict[tuple[Path | None, str], set[bool]]  # file and name of a condition → what it was
@@ -30,6 +31,7 @@ NUMBERS, MOST_ROWS = 16, 65
 # So small a vocabulary is fed whole at every level where token ids are looked at.
 SMALL_VOCABULARY = 4096
 
+IDS = "input_ids"  # what graphs of ours call them
 BY_COLUMN = "positions by column"  # what is added to the name of a case in which padding has positions too
 
 
@@ -75,12 +77,10 @@ def express(interfaces: Sequence[Interface], case: Case) -> Expressed | str:
         return "it takes no attention_mask, so that it is held on unpadded rows only"
     if len(case.chunks) > 1 and later is None and not padded and len(case.input_ids) == 1:
         return "it has no cache: every step is a prefill"
-    if later is not None and later.tokens == 1 and any(size > 1 for size in case.chunks[1:]):
-        return "after the prompt it takes one token at a time"
     fed = case if later is not None else replace(case, chunks=(case.input_ids.shape[1],))
-    size = _another_size(fed, first, later)
+    size = _another_size(fed, interfaces, later)
     if size:
-        return f"it takes {size} at a time"
+        return f"it takes {size}"
     columns = np.arange(case.real.shape[1])
     if first.last_only:
         ends = np.cumsum(fed.chunks) - fed.input_ids.shape[1] - 1  # counted from the end
@@ -91,16 +91,41 @@ def express(interfaces: Sequence[Interface], case: Case) -> Expressed | str:
     return Expressed(case.name, fed, columns, truths)
 
 
-def _another_size(case: Case, first: Interface, later: Interface | None) -> str:
-    """Return the numbers of rows and tokens that a file of fixed dimensions takes; empty if the case has them."""
-    rows, tokens = case.input_ids.shape
-    if first.rows not in (None, rows):
-        return f"{first.rows} rows"
-    if first.tokens is None:
-        return ""
-    fits = tokens <= first.tokens if later is None else case.chunks[0] == first.tokens
-    fits = fits and (later is None or later.cached in (None, first.tokens)) and (len(case.chunks) == 1 or later is None)
-    return "" if fits else f"{first.tokens} tokens"
+def _another_size(case: Case, interfaces: Sequence[Interface], later: Interface | None) -> str:
+    """Return the numbers of rows and tokens that files of fixed dimensions take; empty if the case has them.
+
+    A file that takes one token is fed a token at a time.
+
+    Args:
+        later: the interface that takes a cache, if one does.
+    """
+    first, (rows, tokens), (begin, *steps) = interfaces[0], case.input_ids.shape, case.chunks
+    for each in interfaces:
+        if each.rows not in (None, rows):
+            return f"{each.rows} rows at a time"
+    if later is None:
+        return f"at most {first.tokens} tokens" if first.tokens is not None and tokens > first.tokens else ""
+    if first.tokens not in (None, 1, begin):
+        return f"{first.tokens} tokens at a time"
+    if later.tokens not in (None, 1) and any(size != later.tokens for size in steps):
+        return f"{later.tokens} tokens at a time after the prompt"
+    calls = sum(steps) if later.tokens == 1 else len(steps)
+    if first.cached or (later.cached and calls and (calls > 1 or begin != later.cached)):
+        return f"a cache of {first.cached or later.cached} tokens, no more and no fewer"
+    return ""
+
+
+def not_taken(inputs: Sequence[Value], case: Case) -> str:
+    """Return why a graph of another head than the language model's cannot be fed a case; empty if it can."""
+    shapes = {value.name: value.shape for value in inputs}
+    for name in ("attention_mask", "position_ids"):
+        if name not in shapes and not case.attention_mask.all():
+            return f"it takes no {name}, so that it is held on unpadded rows only"
+    fixed = shapes.get("input_ids") or ()
+    fits = len(fixed) != case.input_ids.ndim or all(
+        isinstance(size, str) or size == own for size, own in zip(fixed, case.input_ids.shape, strict=True)
+    )
+    return "" if fits else f"it takes {list(fixed)} token ids at a time"
 
 
 def by_column(case: Case) -> Case:
@@ -121,10 +146,12 @@ class Wanted:
     Attributes:
         exports: the interfaces of each.
         config: the architecture.
+        graphs: those of a folder that are not compared with what this version writes.
     """
 
     exports: tuple[tuple[Interface, ...], ...]
     config: GPT2Config
+    graphs: tuple[Path, ...] = ()
 
     def more(self, tokens: np.ndarray, level: Level) -> list[Case]:
         """Return a case of the size that each export takes, if it takes only one, and cases of many shapes.
@@ -138,6 +165,7 @@ class Wanted:
         of_any = [unpadded(self.config, tokens), *(dense(self.config, tokens) if level is Level.FULL else ())]
         cases += of_any if exports else []
         suspects = [suspects_of(each.file, each.ids.name) for interfaces in exports for each in interfaces]
+        suspects += [suspects_of(file, IDS) for file in self.graphs]
         cases += around({number for each in suspects for number in each.numbers}, tokens, self.config)
         if level is Level.QUICK and feeds_every_token(self.config) and any(each.uses for each in suspects):
             cases += vocabulary(self.config)
@@ -174,13 +202,24 @@ def feeds_every_token(config: GPT2Config) -> bool:
     return config.vocab_size <= SMALL_VOCABULARY
 
 
+def tried(numbers: Set[int], config: GPT2Config) -> list[int]:
+    """Return those of the numbers that a graph compares with that cases are made of."""
+    return sorted(number for number in numbers if number <= max(config.n_positions, config.vocab_size))[:NUMBERS]
+
+
+def untried(numbers: Set[int], config: GPT2Config) -> list[int]:
+    """Return those of the numbers that may be a size or a token, and that no case, or no batch, has."""
+    possible = {number for number in numbers if number <= max(config.n_positions, config.vocab_size)}
+    return sorted(number for number in possible if number not in tried(numbers, config) or number > MOST_ROWS)
+
+
 def around(numbers: Set[int], tokens: np.ndarray, config: GPT2Config) -> list[Case]:
     """Return cases in which numbers that a graph compares with are the size of something, or a token.
 
     Args:
         numbers: whole numbers from 2 on.
     """
-    chosen = sorted(number for number in numbers if number <= max(config.n_positions, config.vocab_size))[:NUMBERS]
+    chosen = tried(numbers, config)
     sizes = sorted({number + off for number in chosen for off in (-1, 0, 1)})
     few = min(config.n_positions, ROW_TOKENS)
     cases = [

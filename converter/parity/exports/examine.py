@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from converter.errors import CheckError
 from converter.parity.baseline import Baseline, noise_floor
 from converter.parity.exports import remarks
 from converter.parity.exports.align import Located, locate
@@ -71,13 +72,15 @@ def examine_export(baseline: Baseline, asked: Asked, step: Steps, weights: bool 
 
     Raises:
         ModelFolderError: its weights are missing.
+        CheckError: it takes none of the cases.
     """
     known, name = _Known(), asked.name
     step(STEPS[0].format(name))
     found = find_weights(asked.files, baseline.ledger)
     bits = min((bits for bits in map(bits_of, asked.files) if bits is not None), default=None)
+    bits = None if found.complete and not found.quantized else bits  # an operator alone rounds no weight
     runs = Runs(baseline, asked, _precision(bits, found.weights), with_numbers(baseline.ledger, found), also, step)
-    known.notes += remarks.of_files(asked.path, asked.files, asked.interfaces)
+    known.notes += [*remarks.of_files(asked), *remarks.of_products(asked.files)]
     for each in asked.interfaces:
         suspects = suspects_of(each.file, each.ids.name)
         known.notes += remarks.of_graph(baseline, suspects)
@@ -86,11 +89,12 @@ def examine_export(baseline: Baseline, asked: Asked, step: Steps, weights: bool 
     ran = _run(runs, known)
     step(STEPS[2].format(name))
     exact = _run_in_float64(runs, known, bits is None or found.complete)
+    known.notes += remarks.of_run(ran) if ran is not None else []
     if ran is not None and asked.interfaces:
         again = replace(runs, step=Steps())  # the cases of this step have been told
         faults, notes = try_untaken(baseline, asked.interfaces, ran, again.in_float64 if exact else again.as_is)
         known.faults += faults
-        known.notes += [*notes, *remarks.of_run(ran), *remarks.where_right(baseline, known.legs, list(ran.failed))]
+        known.notes += [*notes, *remarks.where_right(baseline, known.legs, list(ran.failed))]
     known.notes += _of_weights(found) if weights else []
     located = _located(runs, known.legs, ran)
     compared = Compared(
@@ -125,7 +129,11 @@ def _of_weights(found: Found) -> list[str]:
 
 
 def _run(runs: Runs, known: _Known) -> Ran | None:
-    """Run an export as it is; None if ONNX Runtime refuses it."""
+    """Run an export as it is; None if ONNX Runtime refuses it.
+
+    Raises:
+        CheckError: it takes none of the cases, so that there is nothing to judge.
+    """
     try:
         ran = runs.as_is()
     except REFUSED as error:
@@ -134,6 +142,11 @@ def _run(runs: Runs, known: _Known) -> Ran | None:
     for case, why in list(ran.failed.items())[:1]:
         more = f" and {len(ran.failed) - 1} more cases" if len(ran.failed) > 1 else ""
         known.faults.append(f"it cannot be run on {case}{more} ({why})")
+    if not ran.leg.distances and not ran.failed:
+        nothing = f"nothing that it computes can be compared: {next(iter(ran.skipped))}"
+        if not runs.also:
+            raise CheckError(f"{runs.asked.name}: {nothing}; export it with dimensions of any size")
+        known.faults.append(nothing)
     known.legs += [ran.leg] if ran.leg.distances else []
     return ran
 
@@ -168,6 +181,7 @@ def report_on(
 
     Raises:
         ModelFolderError: weights are missing.
+        CheckError: the export takes none of the cases.
     """
     examined = examine_export(baseline, asked, step, weights)
     others = [examine_export(baseline, other, step, weights, also=True) for other in also]

@@ -66,7 +66,8 @@ def open_as_is(
     Args:
         decided: branches that are taken whatever their conditions are.
     """
-    return _opened(interfaces, config, decided, partial(open_graph, provider=provider), device=device_for(provider))
+    opening = partial(open_graph, provider=provider)
+    return _opened(interfaces, config, decided, opening, as_run=True, device=device_for(provider))
 
 
 def open_in_float64(interfaces: Sequence[Interface], config: GPT2Config, decided: Decided | None = None) -> Opened:
@@ -80,11 +81,12 @@ def _opened(
     decided: Decided | None,
     opening: Callable[[Any, Path], OpenedGraph],
     cache_type: Any = None,
+    as_run: bool = False,
     device: str = "cpu",
 ) -> Opened:
     parts, graphs = [], []
     for each in interfaces:
-        model = read_model(each.file)
+        model = read_model(each.file, as_run)
         take_branches(model.graph, (decided or {}).get(each.file, {}))
         watched = watch(model.graph)
         graphs.append(opening(model, each.file))

@@ -22,7 +22,9 @@ from converter.parity.legs.unquantize import (
     scaled,
 )
 
-# What onnxruntime's quantizer adds to a weight's name. Its scales differ along the last axis.
+INTEGERS = ("int", "uint")  # how the names of the types begin that a weight is quantized to
+
+# What onnxruntime's quantizer adds to a weight's name.
 NUMBERS, SCALE, ZERO_POINT = "_quantized", "_scale", "_zero_point"
 
 # Operators that show that a file is quantized, with the number of bits of its weights; None: an attribute says it.
@@ -37,6 +39,7 @@ BITS: dict[str, int | None] = {
     "MatMulNBits": None,
     "GatherBlockQuantized": None,
 }
+PRODUCTS = tuple(name for name, bits in BITS.items() if bits and name != "DynamicQuantizeLinear")  # of whole numbers
 DEQUANTIZE, OF_FOUR_BITS = "DequantizeLinear", ("int4", "uint4")  # the type of its numbers says it
 
 # Operators that look rows up, as an embedding does.
@@ -62,6 +65,13 @@ class Quantized:
     read: Callable[[], Dequantized]
     embeds: bool = False
     multiplies: bool = True
+
+
+def multiplies_int8(file: Path) -> bool:
+    """Tell whether a file multiplies whole numbers with weights of int8."""
+    held = {each.name: each.dtype for each in tensors_of(file)}
+    products = (node for node in nodes_of([onnx_file.read(file).graph]) if node.op_type in PRODUCTS)
+    return any(held.get(name) == "int8" for node in products for name in node.input)
 
 
 def bits_of(file: Path) -> int | None:
@@ -96,6 +106,8 @@ def _of_operator(node: NodeProto, tensors: Mapping[str, Held]) -> Iterator[Quant
     if not names or any(name not in tensors for name in names) or tensors[names[0]].size == 1:
         return
     parts = [tensors[name] for name in names]
+    if not parts[0].dtype.startswith(INTEGERS):
+        return
     given = attributes_of(node)
     shape = (given["K"], given["N"]) if node.op_type == "MatMulNBits" else parts[0].shape
     if node.op_type == "GatherBlockQuantized" and parts[0].dtype == "uint8":
@@ -109,11 +121,19 @@ def _by_name(node: NodeProto, tensors: Mapping[str, Held]) -> Iterator[Quantized
         base = name.removesuffix(NUMBERS)
         if name in tensors and base != name and f"{base}{SCALE}" in tensors:
             parts = [tensors[part] for part in (name, f"{base}{SCALE}", f"{base}{ZERO_POINT}") if part in tensors]
-            yield Quantized(name, parts[0].shape, partial(_scaled, parts))
+            axis = _axis(*parts[:2])
+            if axis is not None and parts[0].dtype.startswith(INTEGERS):
+                yield Quantized(name, parts[0].shape, partial(_scaled, parts, axis))
 
 
-def _scaled(parts: list[Held]) -> Dequantized:
-    return scaled([part.array() for part in parts])
+def _axis(numbers: Held, scale: Held) -> int | None:
+    """Return the axis along which scales differ; None if they fit none. The last one, but for a transposed weight."""
+    fits = [axis for axis in (-1, 0) if numbers.shape and scale.size in (1, numbers.shape[axis])]
+    return fits[0] if fits else None
+
+
+def _scaled(parts: list[Held], axis: int) -> Dequantized:
+    return scaled([part.array() for part in parts], axis)
 
 
 def _users(name: str, nodes: list[NodeProto]) -> set[str]:

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 
 from converter.parity.baseline import Baseline, LegSpec
 from converter.parity.exports.asked import Asked
+from converter.parity.exports.cases import not_taken
 from converter.parity.exports.legs import Decided, Ran, measure, open_as_is, open_in_float64, said
 from converter.parity.legs import leg as legs
 from converter.parity.legs.cases import Case
@@ -20,6 +21,7 @@ from converter.parity.legs.identity import Identity, LegKind, Runner
 from converter.parity.legs.steps import Steps
 from converter.parity.legs.truth import truths
 from converter.parity.legs.widen import OpenedGraph, graph_session, widened_session
+from converter.parity.verdict.judge import MeasuredLeg
 from converter.runtime.ort import OPEN_ERRORS
 from converter.weights.ledger import Ledger
 from converter.weights.precisions import FULL, PRECISIONS
@@ -73,7 +75,7 @@ class Runs:
         own = self._truths if self.numbers is not self.baseline.ledger else None
         if not asked.interfaces:
             row = partial(widened_session, asked.files[0], config=config)
-            return self._head(identity, row, np.float64, limit=limit, truths=own, cases=lambda case: not case.long)
+            return self._head(identity, row, np.float64, short=True, limit=limit, truths=own)
         opened = partial(open_in_float64, asked.interfaces, config, decided)
         return measure(self.baseline, opened, asked.interfaces, identity, limit, own, short=True, step=self.step)
 
@@ -91,11 +93,28 @@ class Runs:
         budget = PRECISIONS[precision].budget_name if precision in PRECISIONS else precision
         return Identity(name if self.also else f"ONNX Runtime {precision}", LegKind.LOSSY, budget=budget, **given)
 
-    def _head(self, identity: Identity, opened: Callable[[], OpenedGraph], dtype: Any, **row: Any) -> Ran:
-        """Run a graph of another head than the language model's, with Optimum's names."""
-        config = self.baseline.ledger.config
-        spec = LegSpec(**identity.identity(), open=lambda: legs.graph(opened(), config, dtype), **row)
-        return Ran(self.baseline.measure(spec))
+    def _head(
+        self, identity: Identity, opened: Callable[[], OpenedGraph], dtype: Any, short: bool = False, **row: Any
+    ) -> Ran:
+        """Run a graph of another head than the language model's, with Optimum's names.
+
+        Args:
+            short: whether long cases are left out.
+        """
+        baseline, skipped = self.baseline, dict[str, list[str]]()
+        cases = [case for case in baseline.cases if not (short and case.long)]
+        for case in cases:
+            if why := not_taken(self.asked.inputs, case):
+                skipped.setdefault(why, []).append(case.name)
+        left = {case.name for case in cases}.difference(*skipped.values())
+        if not left:
+            return Ran(MeasuredLeg(**identity.identity(), distances={}, scored=(), seconds=0.0), skipped)
+
+        def leg() -> legs.Leg:
+            return legs.graph(opened(), baseline.ledger.config, dtype)
+
+        spec = LegSpec(**identity.identity(), open=leg, cases=lambda case: case.name in left, **row)
+        return Ran(baseline.measure(spec), skipped)
 
     def _truths(self, cases: list[Case]) -> Mapping[str, np.ndarray]:
         return truths(self.numbers.config, self.numbers.weights, cases)

@@ -39,6 +39,9 @@ FIRST_ALONE = (
     *("Squeeze", "Unsqueeze"),
 )
 
+# Of these, operators that leave every row of a table where it is.
+KEEPS_ROWS = tuple(name for name in MOVES if name not in ("Concat", "Expand", "Slice", "Split"))
+
 WHOLE = (TensorProto.INT32, TensorProto.INT64)  # types that hold every token id
 TELLS_SIZE = ("Shape", "Size")
 
@@ -51,6 +54,7 @@ BOUNDS = ("Clip", "Max", "Min")
 
 CHANCE = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 LEAST = 2  # every graph compares something with 0 and 1
+FEW = 64  # numbers of a tensor: more of them are a mask or a table, and no sizes or tokens
 
 DROPOUT, TRAINING = "Dropout", 2  # and the input that turns it on
 
@@ -133,11 +137,11 @@ def _behind(node: NodeProto, makers: Mapping[str, NodeProto], held: Mapping[str,
 
 
 def _whole(file: Path, tensor: TensorProto) -> set[int]:
-    """Return the number that a tensor holds, if it is a single whole one from 2 on."""
-    if math.prod(tensor.dims) != 1:
+    """Return the whole numbers from 2 on that a tensor holds, if it is a small one."""
+    if math.prod(tensor.dims) > FEW or tensor.data_type == TensorProto.STRING:
         return set()
-    number = float(Numbers(file).flat(tensor)[0])
-    return {int(number)} if number.is_integer() and number >= LEAST else set()
+    numbers = Numbers(file).flat(tensor).astype(np.float64)
+    return {int(number) for number in numbers if number.is_integer() and number >= LEAST}
 
 
 def _uses(nodes: Iterable[NodeProto], carriers: set[str], constants: set[str]) -> Iterator[str]:
@@ -151,7 +155,7 @@ def _uses(nodes: Iterable[NodeProto], carriers: set[str], constants: set[str]) -
     for node in nodes:
         ids = [at for at, name in enumerate(node.input) if name in carriers]
         moves = node.op_type in MOVES and not _narrows(node)
-        if moves and constants.issuperset(filter(None, node.input)):
+        if moves and node.op_type in KEEPS_ROWS and constants.issuperset(filter(None, node.input)):
             constants.update(node.output)
         if not ids or node.op_type in TELLS_SIZE:
             continue

@@ -9,6 +9,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from converter import onnx_file
+from converter.errors import ModelFolderError
 from converter.onnx_file import graphs_of
 from converter.parity.legs.shipped import Numbers
 
@@ -56,6 +57,7 @@ def tensors_of(file: Path) -> list[Held]:
 
     Raises:
         DecodeError: the file is corrupt.
+        ModelFolderError: a tensor is of an unknown type.
     """
     model = onnx_file.read(file)
     graphs = graphs_of(model.graph)
@@ -68,4 +70,8 @@ def tensors_of(file: Path) -> list[Held]:
         for attribute in node.attribute
         if node.op_type == "Constant" and attribute.HasField("t")
     ]
+    for one in held:
+        if one.tensor.data_type not in TensorProto.DataType.values():
+            kind = onnx_file.type_name(one.tensor.data_type)
+            raise ModelFolderError(f"{file} is damaged: the type of {one.name} is {kind}, which ONNX does not know")
     return [one for one in held if one.size]

@@ -237,7 +237,7 @@ class Report:
     @property
     def over_budget(self) -> tuple[LegReport, ...]:
         """Return the legs over their budget, if nothing else is wrong with the folder."""
-        dear = tuple(leg for leg in self.legs if leg.fault and leg.costs_more)
+        dear = tuple(leg for leg in self.legs if leg.fault and leg.costs_more and not leg.export)
         return dear if len(dear) == len(self.faults) else ()
 
     @property
@@ -327,6 +327,7 @@ def together(reports: Sequence[Report], heads: Sequence[str]) -> Report:
             first,
             initializers=first.initializers + report.initializers,
             exactness_faults=first.exactness_faults + report.exactness_faults,
+            run_faults=first.run_faults + report.run_faults,
             outputs=first.outputs + report.outputs,
             legs=first.legs + tuple(replace(leg, name=f"{leg.name}, {head}") for leg in report.legs),
             localisation=first.localisation if first.diagnosis or not report.diagnosis else report.localisation,

@@ -54,12 +54,14 @@ class Difference:
         file: the file, relative to the folder.
         text: a sentence without the file's name.
         key: the key in a JSON file, with dots between its parts; empty for the file as a whole.
+        added: whether the folder has the file, and the source does not give it.
         carried: whether the file is carried over from the source, so that it is the same for every version of gpt2onnx.
     """
 
     file: str
     text: str
     key: str = ""
+    added: bool = False
     carried: bool = False
 
     def __str__(self) -> str:
@@ -116,6 +118,8 @@ def reproduce(
     if wrong:
         return Reproduction((f"{MANIFEST}: {wrong}",), files=1)
     head = parse_config(read_json(out / "config.json"), out / "config.json").head
+    if head != ledger.config.head and not checkpoint.asked_head:
+        return Reproduction((f"config.json: its head is {head}; the source has {ledger.config.head}",), files=1)
     if head != ledger.config.head:
         return Reproduction(unproven=f"files not compared, as their head is {head}, not {ledger.config.head}")
     found = list(_compared(out, checkpoint, ledger, values))
@@ -129,7 +133,7 @@ def reproduce(
         found = [difference for difference in found if difference.file.endswith(MODEL_SUFFIXES)]
     judged = [difference for difference in found if not _is_allowed(difference, allowed)]
     accepted = tuple(str(difference) for difference in found if _is_allowed(difference, allowed))
-    others = _others(values)
+    others = other_versions(values)
     faults = [difference for difference in judged if difference.carried or not _may_differ(difference, others)]
     otherwise = sorted({difference.file for difference in judged} - {difference.file for difference in faults})
     if otherwise:
@@ -240,16 +244,18 @@ def _take_measured(expected: dict[str, Any], values: Mapping[str, Any]) -> None:
     """Copy what does not follow from the source: what a check measured, the versions that wrote the folder, and the
     size of a graph that another version of a library wrote.
     """
-    others = _others(values)
+    others = other_versions(values)
     expected["versions"] = values["versions"]
     for name, facts in expected["precisions"].items():
         there = values["precisions"][name]
         facts |= {key: there[key] for key in (QUALITY, *([SIZE] if others else [])) if key in there}
 
 
-def _others(values: Mapping[str, Any]) -> dict[str, str]:
+def other_versions(values: Mapping[str, Any]) -> dict[str, str]:
     """Return the versions that wrote a folder, by name, where this process has others."""
-    wrote, ours = values["versions"], versions()
+    wrote, ours = values.get("versions"), versions()
+    if not isinstance(wrote, dict):
+        return {}
     return {name: wrote[name] for name in ours if name in wrote and wrote[name] != ours[name]}
 
 
@@ -263,8 +269,11 @@ WRITTEN_BY = {
 
 
 def _may_differ(difference: Difference, others: Iterable[str]) -> bool:
-    """Tell whether other versions of the programs in ``others`` may be the reason of a difference."""
-    return any(difference.file.endswith(WRITTEN_BY[name]) for name in others)
+    """Tell whether other versions of the programs in ``others`` may be the reason of a difference.
+
+    They are never the reason of a file that is there besides, as anybody may have put it there.
+    """
+    return not difference.added and any(difference.file.endswith(WRITTEN_BY[name]) for name in others)
 
 
 def _data_header(file: Path, layout: Plan) -> tuple[int, list[str]]:
@@ -299,7 +308,8 @@ def _files(out: Path, stage: Path, keep: set[str], checkpoint: Checkpoint) -> It
             yield Difference(name, "is missing")
     for name in sorted(ours - theirs):
         if not any(part.startswith(".") for part in Path(name).parts):
-            yield Difference(name, f"is no file of the conversion: remove it, or accept it with --allow {name}")
+            or_allow = "" if name.endswith(MODEL_SUFFIXES) else f", or accept it with --allow {name}"
+            yield Difference(name, f"is no file of the conversion: remove it{or_allow}", added=True)
     for name in sorted(ours & theirs - data):
         carried = name in checkpoint.companions and filecmp.cmp(stage / name, checkpoint.companions[name], False)
         if name == WEIGHTS_LINK:

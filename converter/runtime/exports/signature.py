@@ -133,4 +133,4 @@ def _dimension(dimension: Any) -> Dimension:
     """Return a dimension. Some exporters write a number as a name."""
     if dimension.HasField("dim_value"):
         return int(dimension.dim_value)
-    return int(dimension.dim_param) if dimension.dim_param.isdigit() else str(dimension.dim_param)
+    return int(dimension.dim_param) if dimension.dim_param.isdecimal() else str(dimension.dim_param)

@@ -284,8 +284,22 @@ def test_a_certificate_vouches_only_for_what_was_compared_of_an_export(
     found = verify(folder, certificate)
     assert found.passed
     assert found.verdict.endswith("1 of its files: a match; config.json and 1 more not compared")
+    # A file by itself is vouched for only if it was compared.
+    assert verify(folder / "model.onnx", certificate).passed
+    (folder / "model_fp16.onnx").write_bytes(b"of another precision")
+    assert verify(folder / "model_fp16.onnx", certificate).unknown == ("model_fp16.onnx",)
     (folder / "decoder_model_merged.onnx").write_bytes(b"would be taken before model.onnx")
     assert verify(folder, certificate).unknown == ("decoder_model_merged.onnx",)
+
+
+def test_a_check_of_the_logits_alone_certifies_nothing(
+    source: Path, export: Callable[..., Path], tmp_path: Path
+) -> None:
+    certificate = tmp_path / "verdict.json"
+    for out in (export(), tmp_path / "ours"):
+        with pytest.raises(CheckError, match="compares no files, so that none can be certified"):
+            check(source, out, files=False, certificate=certificate)
+    assert not certificate.exists()
 
 
 def test_a_certificate_of_an_export_covers_what_its_links_lead_to(
@@ -456,3 +470,89 @@ def test_a_wrong_activation_that_adds_the_bias_itself_is_named(source: Path, exp
     model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     onnx.save(model, file)
     assert_named(check(source, file), "h.0.mlp.act", "activation")
+
+
+def negated_values(graph: onnx.GraphProto) -> None:
+    """The values of the first layer's cache are read with the other sign."""
+    graph.initializer.append(numpy_helper.from_array(np.array(-1, np.float32), "minus"))
+    name = "past_key_values.0.value"
+    disguises._use(graph, name, "negated")
+    graph.node.insert(0, onnx.helper.make_node("Mul", [name, "minus"], ["negated"]))
+
+
+def test_a_graph_that_takes_one_token_at_a_time_is_fed_every_case_with_its_cache(
+    source: Path, export: Callable[..., Path]
+) -> None:
+    one = disguises.fixed("input_ids", 1, 1)
+    report = check(source, export(one))
+    assert report.headline == "MATCH", report.faults
+    cases = {case for leg in report.legs if leg.graph for case in leg.cases}
+    assert {"prefill", "decode", "left-padded batch"} <= cases
+    assert check(source, export(one, negated_values)).headline == "MISMATCH"
+
+
+def test_a_graph_that_takes_none_of_the_cases_has_no_verdict(source: Path, export: Callable[..., Path]) -> None:
+    file = export(disguises.fixed("input_ids", 1, 1), disguises.fixed(disguises.CACHE, 2, 11))
+    with pytest.raises(CheckError, match="nothing that it computes can be compared: it takes a cache of 11 tokens"):
+        check(source, file)
+    convert(source, file.parents[1] / "ours", force=True)
+    report = check(source, file.parents[1] / "ours", also=[file], certify=False)
+    assert not report.passed
+    assert "nothing that it computes can be compared" in report.verdict
+
+
+@pytest.mark.parametrize(("axis", "size", "said"), [(0, 1, "1 rows at a time"), (1, 4, "4 tokens at a time after")])
+def test_a_second_file_of_fixed_size_limits_the_cases(
+    source: Path, export: Callable[..., Path], tmp_path: Path, axis: int, size: int, said: str
+) -> None:
+    folder = tmp_path / "pair"
+    folder.mkdir()
+    export().rename(folder / "prefill.onnx")
+    export(disguises.fixed("input_ids", axis, size)).rename(folder / "decode.onnx")
+    report = check(source, folder)
+    assert report.headline == "MATCH", report.faults
+    assert any(note.startswith(f"it takes {said}") for note in report.notes)
+
+
+def test_a_quantizing_operator_that_rounds_no_weight_lowers_no_bar(source: Path, export: Callable[..., Path]) -> None:
+    def idle(graph: onnx.GraphProto) -> None:
+        given = next(name for name in graph.node[-1].input if name not in {held.name for held in graph.initializer})
+        outputs = ["bits", "step", "zero"]
+        graph.node.append(onnx.helper.make_node("DynamicQuantizeLinear", [given], outputs))
+
+    report = check(source, export(idle))
+    assert report.headline == "MATCH", report.faults
+    assert report.export is not None
+    assert report.export.precision == "fp32"
+
+
+def test_what_an_export_returns_besides_is_said_not_to_be_compared(source: Path, export: Callable[..., Path]) -> None:
+    def more(graph: onnx.GraphProto) -> None:
+        graph.output.append(onnx.helper.make_tensor_value_info("ln_f", onnx.TensorProto.FLOAT, None))
+
+    report = check(source, export(more))
+    assert report.headline == "MATCH", report.faults
+    assert "model.onnx also returns ln_f, which was not compared" in report.notes
+
+
+def test_options_that_an_export_has_no_use_for_are_refused(source: Path, export: Callable[..., Path]) -> None:
+    file = export()
+    for options in ({"allow": ["config.json"]}, {"layers": True}):
+        with pytest.raises(CheckError, match="allow and layers are for model folders of gpt2onnx"):
+            check(source, file, **options)
+
+
+def test_a_part_of_a_verdict_over_a_budget_is_the_folders_own(
+    source: Path, export: Callable[..., Path], tmp_path: Path
+) -> None:
+    from converter.parity.verdict.judge import LegReport
+
+    convert(source, tmp_path / "all", precision="fp32,int8")
+    report = check(source, tmp_path / "all", certify=False)
+    dear = replace(next(leg for leg in report.legs if leg.budget == "int8"), fault="costs", within_budget=False)
+    assert isinstance(dear, LegReport)
+    beside = replace(dear, export="b.onnx")
+    wrong = replace(report, legs=(*report.legs, beside), reproduction_faults=("config.json: differs",))
+    assert wrong.headline == "MISMATCH"
+    both = replace(report, legs=(*report.legs, beside, dear))
+    assert both.headline == "OVER BUDGET"

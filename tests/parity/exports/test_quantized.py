@@ -25,7 +25,7 @@ Save = Callable[..., Path]
 Quantize = Callable[[Path, Path], None]
 
 # A model with budgets that are too large for rounding to decide.
-GENEROUS = {f"{name}.{key}": 1e6 for name in ("int8", "int4") for key in ("kl_mean", "perplexity_ratio")}
+GENEROUS = {f"{name}.{key}": 1e6 for name in ("int8", "int4") for key in ("kl_mean", "perplexity_ratio", "rms")}
 SHAPE = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_inner": 40}
 
 

@@ -67,11 +67,22 @@ def token_is(number: int) -> disguises.Edit:
     return larger_if(*nodes, three=np.array(3), number=np.array([3 * number]), last_axis=np.array([-1]))
 
 
+def sizes_are(*numbers: int) -> disguises.Edit:
+    """The same for the number of tokens, compared with a vector."""
+    shape = helper.make_node("Shape", ["input_ids"], ["size"], start=1, end=2)
+    equal = helper.make_node("Equal", ["size", "numbers"], ["both"])
+    all_of_them = [helper.make_node("Cast", ["both"], ["numbered"], to=onnx.TensorProto.INT32)]
+    all_of_them += [helper.make_node("ReduceMin", ["numbered"], ["least"], keepdims=0)]
+    all_of_them += [helper.make_node("Cast", ["least"], ["told"], to=onnx.TensorProto.BOOL)]
+    return larger_if(shape, equal, *all_of_them, numbers=np.array(numbers))
+
+
 # Sizes that are none of the usual cases', and where they are told.
 SIZES = {
     "4 rows": size_is("input_ids", 0, 4),
     "a prompt of 22 tokens": size_is("input_ids", 1, 22),
     "a token after 13": size_is(CACHE, 2, 13),
+    "a prompt of 21 tokens": sizes_are(21, 21),
 }
 
 
@@ -107,6 +118,32 @@ def test_a_second_table_that_is_looked_up_is_something_else_that_is_done_with_to
 
     found = suspects_of(export(edit), "input_ids")
     assert found.uses == ["Gather (flagged)"]
+
+
+def test_a_table_of_which_a_row_was_replaced_is_something_else_that_is_done_with_tokens(
+    source: Path, export: Callable[..., Path]
+) -> None:
+    def edit(graph: onnx.GraphProto) -> None:
+        ends = {"zero": 0, "five": 5, "six": 6, "seven": 7, "end": 99}
+        graph.initializer.extend(numpy_helper.from_array(np.array([at]), name) for name, at in ends.items())
+        parts = {"before": ("zero", "six"), "row": ("five", "six"), "after": ("seven", "end")}
+        cuts = [helper.make_node("Slice", ["wte.weight", *places, "zero"], [name]) for name, places in parts.items()]
+        gather = next(node for node in graph.node if node.op_type == "Gather" and node.input[0] == "wte.weight")
+        gather.input[0] = "table"
+        joined = helper.make_node("Concat", list(parts), ["table"], axis=0)
+        for node in (joined, *reversed(cuts)):
+            graph.node.insert(0, node)
+
+    report = check(source, export(edit))
+    assert report.headline == "MISMATCH"
+    assert "vocabulary, part 1" in {leg.worst_case for leg in report.legs if leg.fault}
+
+
+def test_numbers_of_which_no_case_is_made_are_said(source: Path, export: Callable[..., Path]) -> None:
+    report = check(source, export(sizes_are(*range(20, 40))))  # no size is all of them
+    assert report.headline == "MATCH", report.faults
+    [note] = [note for note in report.notes if note.startswith("it compares something with ")]
+    assert note.startswith("it compares something with 36, 37, 38 and 1 more, which are not the size of every case")
 
 
 def test_axes_and_places_are_no_numbers_that_something_is_compared_with(export: Callable[..., Path]) -> None:

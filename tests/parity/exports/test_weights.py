@@ -15,6 +15,8 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from converter import convert
 from converter.checkpoint.options import SourceOptions
+from converter.errors import ModelFolderError
+from converter.parity.exports.tensors import tensors_of
 from converter.parity.exports.weights import find_weights
 from converter.parity.verdict.found import Weights
 from converter.weights.ledger import Ledger, read_source
@@ -179,3 +181,13 @@ def test_our_own_quantized_weights_are_within_a_step(save: Save, tmp_path: Path,
     found = find_weights([file], read_source(source, SourceOptions())[1]).weights
     assert {"h.0.mlp.c_fc.weight", "h.0.attn.c_attn.weight", "h.0.mlp.c_proj.weight"} <= set(found.rounded)
     assert not found.faults
+
+
+def test_a_tensor_of_an_unknown_type_is_refused(save: Save, tmp_path: Path) -> None:
+    convert(save(), tmp_path / "ours")
+    file = disguise(tmp_path / "ours", tmp_path / "theirs" / "model.onnx")
+    model = onnx.load(file)
+    model.graph.initializer[0].data_type = 99
+    onnx.save(model, file)
+    with pytest.raises(ModelFolderError, match=r"is damaged: the type of .* is number 99, which ONNX does not know"):
+        tensors_of(file)

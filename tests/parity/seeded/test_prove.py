@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from converter.errors import CheckError, GPT2Error
 from converter.parity import examine as folder
+from converter.parity import explain
 from converter.parity.diagnosis.diagnose import Diagnosis
 from converter.parity.legs.steps import Steps
 from converter.parity.report.report import Report
@@ -219,7 +220,7 @@ def test_a_diagnosis_that_says_nothing_or_something_else_is_found_out(
     source: Path, monkeypatch: pytest.MonkeyPatch, silent: bool
 ) -> None:
     only(monkeypatch, *A_FEW[:2])
-    usual = folder.diagnose
+    usual = explain.diagnose
 
     def other(*args: Any) -> Diagnosis:
         found = usual(*args)
@@ -229,7 +230,7 @@ def test_a_diagnosis_that_says_nothing_or_something_else_is_found_out(
         object.__setattr__(found, "findings", kept)
         return found
 
-    monkeypatch.setattr(folder, "diagnose", other)
+    monkeypatch.setattr(explain, "diagnose", other)
     found = prove.prove(source)
     assert all(trial.caught and trial.caught_by_logits for trial in found.trials)
     assert not any(trial.named or trial.named_by_logits for trial in found.trials)
@@ -238,7 +239,7 @@ def test_a_diagnosis_that_says_nothing_or_something_else_is_found_out(
 
 def test_a_cause_that_is_named_second_is_not_named(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     only(monkeypatch, "square weight transposed")
-    usual = folder.diagnose
+    usual = explain.diagnose
 
     def with_another_first(*args: Any) -> Diagnosis:
         found = usual(*args)
@@ -247,7 +248,7 @@ def test_a_cause_that_is_named_second_is_not_named(source: Path, monkeypatch: py
         object.__setattr__(found, "findings", (first, finding))
         return found
 
-    monkeypatch.setattr(folder, "diagnose", with_another_first)
+    monkeypatch.setattr(explain, "diagnose", with_another_first)
     assert not prove.prove(source).passed
 
 

@@ -11,10 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from google.protobuf.message import DecodeError
+from onnx import helper, numpy_helper
 from safetensors.torch import load_file
 
 from converter import check, convert
@@ -357,6 +359,38 @@ def test_a_folder_that_another_version_writes_otherwise_is_judged_by_its_numbers
     edit_json(folder / "gpt2onnx.json", lambda values: values["versions"].update(gpt2onnx="0.0.9"))
     FILES["a merge less"][0](folder)
     assert any(fault.startswith("tokenizer.json") for fault in held(folder).faults)
+
+
+def test_what_another_version_may_excuse_is_in_the_certificate_and_its_graph_is_fed_what_it_compares_with(
+    small: tuple[Path, Path],
+) -> None:
+    source, out = small
+    edit_json(out / "gpt2onnx.json", lambda values: values["versions"].update(gpt2onnx="0.0.9"))
+    edit_json(out / "genai_config.json", lambda values: values.update(added=1))
+    assert check(source, out).passed
+    assert verify(out).verdict.endswith("files: a match, files of gpt2onnx 0.0.9, which this version writes otherwise")
+    (out / "evil.py").write_text("1")  # no version is a reason for a file that is there besides
+    assert any(fault.startswith("evil.py: is no file of") for fault in held(out, source=source).faults)
+    (out / "evil.py").unlink()
+    model = onnx.load(out / "onnx" / "model.onnx", load_external_data=False)
+    size = helper.make_node("Shape", ["input_ids"], ["size"], start=1, end=2)
+    told = helper.make_node("Equal", ["size", "number"], ["told"])
+    last = next(node for node in model.graph.node if "logits" in node.output)
+    last.output[:] = ["right"]
+    chosen = helper.make_node("Where", ["told", "none", "right"], ["logits"])
+    model.graph.initializer.append(numpy_helper.from_array(np.array([13]), "number"))
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(0), "none"))
+    model.graph.node.extend([size, told, chosen])
+    onnx.save(model, out / "onnx" / "model.onnx")
+    report = check(source, out, certify=False)
+    assert not report.passed
+    assert "a prompt of 13 tokens" in {leg.worst_case for leg in report.legs if leg.fault}
+
+
+def test_a_config_with_another_head_than_the_sources_is_a_fault_unless_it_was_asked_for(folder: Path) -> None:
+    edit_json(folder / "config.json", lambda values: values.update(architectures=["GPT2DoubleHeadsModel"]))
+    assert held(folder).faults == ("config.json: its head is double-heads; the source has lm",)
+    assert held(folder, head="lm").unproven == "files not compared, as their head is double-heads, not lm"
 
 
 def test_a_library_of_another_version_is_the_reason_only_for_what_it_writes(folder: Path) -> None:
