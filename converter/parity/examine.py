@@ -7,14 +7,12 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from google.protobuf.message import DecodeError
-
 from converter.errors import CheckError, ModelFolderError
 from converter.parity.baseline import Baseline, LegSpec, noise_floor
 from converter.parity.explain import TapCache, explain, to_explain
 from converter.parity.exports.examine import examine_export
+from converter.parity.exports.runs import REFUSED
 from converter.parity.folder_legs import Examination, FolderRows, folder_rows, graphs_of
-from converter.parity.legs import leg as legs
 from converter.parity.legs.identity import LegKind, Runner
 from converter.parity.legs.memory import release_memory
 from converter.parity.legs.steps import Steps
@@ -24,7 +22,6 @@ from converter.parity.verdict.beside import compare_config, compare_tokenizer
 from converter.parity.verdict.exactness import Exactness, compare_initializers
 from converter.parity.verdict.judge import MeasuredLeg
 from converter.parity.verdict.reproduction import Reproduction, reproduce
-from converter.runtime.ort import OPEN_ERRORS
 from converter.weights.precisions import PRECISIONS
 
 
@@ -126,9 +123,7 @@ def compare_files(
     return beside, Exactness(sum(one.compared for one in found), faults), derived
 
 
-# REFUSED is what ONNX Runtime and the protobuf library raise for a graph that cannot be run. An edited graph may cause
-# the other errors of UNRUNNABLE too, where something is not as a converter writes it.
-REFUSED = (*OPEN_ERRORS, DecodeError, legs.InterfaceError)
+# What may be raised for an edited graph, where something is not as a converter writes it.
 UNRUNNABLE = (*REFUSED, ModelFolderError, ValueError, LookupError, TypeError)
 
 

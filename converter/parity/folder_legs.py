@@ -64,9 +64,7 @@ class Examination:
 
 
 def graphs_of(out: Path, head: str) -> dict[str, Path]:
-    """Return the graphs of a model folder that have this head, by precision. A folder without our manifest has one
-    graph.
-    """
+    """Return the graphs of a model folder that have this head, by precision; one if the manifest names no precision."""
     there = manifest.read(out).get("precisions")
     names = list(there) if isinstance(there, dict) and there else [None]
     files = {name or FULL: model_file(out, name) for name in names}

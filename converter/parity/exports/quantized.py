@@ -11,6 +11,7 @@ from onnx import NodeProto
 
 from converter import onnx_file
 from converter.onnx_file import nodes_of
+from converter.parity.exports.suspects import LOOKS_UP
 from converter.parity.exports.tensors import Held, tensors_of
 from converter.parity.legs.unquantize import (
     DEFAULT_BITS,
@@ -41,9 +42,6 @@ BITS: dict[str, int | None] = {
 }
 PRODUCTS = tuple(name for name, bits in BITS.items() if bits and name != "DynamicQuantizeLinear")  # of whole numbers
 DEQUANTIZE, OF_FOUR_BITS = "DequantizeLinear", ("int4", "uint4")  # the type of its numbers says it
-
-# Operators that look rows up, as an embedding does.
-LOOKS_UP = ("Gather", "GatherBlockQuantized", "EmbedLayerNormalization", "QEmbedLayerNormalization")
 
 # Operators that hand on what they are given in another form.
 HANDS_ON = ("DequantizeLinear", "Cast", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze")

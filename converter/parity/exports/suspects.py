@@ -46,7 +46,12 @@ WHOLE = (TensorProto.INT32, TensorProto.INT64)  # types that hold every token id
 TELLS_SIZE = ("Shape", "Size")
 
 # Operators that look rows up in a table: operator → which input has the table, which one the number of the row.
-LOOKS_UP = {"Gather": (0, 1), "GatherBlockQuantized": (0, 1), "EmbedLayerNormalization": (2, 0)}
+LOOKS_UP = {
+    "Gather": (0, 1),
+    "GatherBlockQuantized": (0, 1),
+    "EmbedLayerNormalization": (2, 0),
+    "QEmbedLayerNormalization": (2, 0),
+}
 
 NUMBERS = (AttributeProto.INT, AttributeProto.INTS, AttributeProto.FLOAT, AttributeProto.FLOATS)
 

@@ -126,7 +126,7 @@ class Report:
         exactness_faults: a sentence for each initializer that differs.
         beside_faults: a sentence for each thing in the folder's config or tokenizer that differs from the source.
         reproduction_faults: a sentence for each thing in a file that ``convert`` does not write for this source.
-        files: the number of files that were compared in this way; 0 for a folder without our manifest.
+        files: the number of files that were compared in this way; 0 for an export of another program.
         allowed: the differences that were allowed.
         unproven: what was not compared or not judged, and why, as a part of the verdict; else empty.
         run_faults: a sentence for each graph that was edited and can no longer be run.

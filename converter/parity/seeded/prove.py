@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from converter.parity.explain import TapCache
 from converter.parity.folder_legs import Examination, graphs_of
 from converter.parity.legs.cases import Level
 from converter.parity.legs.leg import on_threads
-from converter.parity.legs.steps import Steps
+from converter.parity.legs.steps import Progress, Steps
 from converter.parity.legs.widen import threads_for
 from converter.parity.report.report import Report
 from converter.parity.seeded.beside import BESIDE, of_blocks
@@ -42,8 +42,6 @@ from reference.head import LM
 
 # The smallest change of a weight matrix that is caught is searched for between these, to within this factor.
 CHANGE_LEAST, CHANGE_MOST, CHANGE_STEP = 1e-8, 1e-2, 2.0
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

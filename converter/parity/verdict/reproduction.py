@@ -77,7 +77,7 @@ class Reproduction:
         allowed: the differences that the user accepts.
         notes: sentences that qualify the verdict.
         unproven: what was not compared or not judged, and why, as a part of the verdict; else empty.
-        files: the number of files that were compared; 0 for a folder without our manifest.
+        files: the number of files that were compared.
     """
 
     faults: tuple[str, ...] = ()
