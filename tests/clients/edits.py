@@ -28,6 +28,7 @@ class Edit:
         where: the operation or the weight that a report should name; several words if it may name one or the other.
         on: the exports in which it is made, by their names in ``exports.py``.
         shown: whether some case can show it. What none can is said in a note.
+        faint: whether it is so small that it is first seen where others have added to it.
     """
 
     kind: str
@@ -35,6 +36,7 @@ class Edit:
     where: tuple[str, ...]
     on: tuple[str, ...] = ("torch",)
     shown: bool = True
+    faint: bool = False
 
 
 # --- what takes the place of a value ----------------------------------------------------------------------------------
@@ -490,7 +492,7 @@ EDITS: dict[str, Edit] = {
     "the cache loses its first token": Edit(
         "cache", present(lambda write, x: write.Slice(x, [1], [99], [2])), ("cannot be run", "h.1.attn.sdpa",),
     ),
-    "the cache is kept in float16": Edit("cache", present(cast(TensorProto.FLOAT16)), SDPA),
+    "the cache is kept in float16": Edit("cache", present(cast(TensorProto.FLOAT16)), SDPA, faint=True),
     "the past is a thousandth larger": Edit("cache", past(times(1.001)), SDPA),
     "the first token of the past is another": Edit(
         "cache", past(lambda write, x: write.Where(write.Equal(write.Unsqueeze(write.Range(

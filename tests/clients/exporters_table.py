@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from converter.parity.report.report import Report
-from tests.clients.exports import BROKEN, DEFECTS, INTERFACES, SOUND, WRONG_AS_RELEASED, WRONG_AT_TIMES
+from tests.clients.exports import (
+    BROKEN,
+    DEFECTS,
+    INTERFACES,
+    SOUND,
+    VARIANTS,
+    WRONG_AS_RELEASED,
+    WRONG_AT_TIMES,
+    main_of,
+)
 from tests.clients.table import BEGIN, END, markdown, pins
 
 OWN_PACKAGES = ("torch", "transformers", "onnxscript", "onnxruntime")  # of the tests' own environment
@@ -81,7 +90,8 @@ def write_exporters(page: Path, judged: list[Judgement], edited: list[Seeded], e
 
 def tables(judged: list[Judgement], edited: list[Seeded], environments: Path) -> str:
     """How many right ones were called right, how many mistakes were caught, the exports one by one, the versions."""
-    rows = sorted(set(judged), key=lambda row: (list(INTERFACES | BROKEN).index(row.interface), row.variant != "usual"))
+    order = list(INTERFACES | BROKEN), list(VARIANTS)
+    rows = sorted(set(judged), key=lambda row: (order[0].index(row.interface), order[1].index(row.variant)))
     released = [row for row in rows if row.variant not in DEFECTS and row.shown]
     wrong = [row for row in rows if row.variant in DEFECTS]
     titles = ("export", "source", "verdict", "weights found", "why")
@@ -99,7 +109,7 @@ def alarms(rows: list[Judgement]) -> list[tuple[str, ...]]:
     counted: dict[str, list[bool]] = {}
     for row in rows:
         if row.right:
-            counted.setdefault(INTERFACES[row.interface].exporter, []).append(row.verdict == "MATCH")
+            counted.setdefault(main_of(row.interface), []).append(row.verdict == "MATCH")
     counted["all"] = [match for each in counted.values() for match in each]
     lines = [(name, str(len(each)), str(sum(each)), str(len(each) - sum(each))) for name, each in counted.items()]
     return [("exporter", "right exports", "MATCH", "false alarms"), *lines]
