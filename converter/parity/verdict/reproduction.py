@@ -32,6 +32,7 @@ from converter.folder.staging import MANIFEST, files_in
 from converter.graph.build import MAX_OPSET, MIN_OPSET
 from converter.graph.outputs import refuse_unknown
 from converter.parity.verdict.graphs import contrasted, differences, shown
+from converter.runtime.exports.files import GENAI
 from converter.weights import write
 from converter.weights.data_file import Plan
 from converter.weights.ledger import Ledger, read_source
@@ -136,6 +137,8 @@ def reproduce(
     others = other_versions(values)
     faults = [difference for difference in judged if difference.carried or not _may_differ(difference, others)]
     otherwise = sorted({difference.file for difference in judged} - {difference.file for difference in faults})
+    if _is_source(out, checkpoint) and GENAI in files_in(out) - set(values.get("files", ())):
+        unproven = f"{GENAI} not compared, as {MANIFEST} calls it the source's own"
     if otherwise:
         writer = ", ".join(f"{name} {version}" for name, version in others.items())
         notes.append(f"by its manifest {writer} wrote {', '.join(otherwise)}, which this version writes otherwise")

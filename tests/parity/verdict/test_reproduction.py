@@ -433,6 +433,19 @@ def test_in_place_what_is_the_sources_own_is_compared_with_it(in_place: tuple[Pa
     assert held(out, source=out).faults == ()  # there, they are the source
 
 
+def test_in_place_and_beside_itself_a_file_that_the_manifest_disowns_is_said_not_to_be_compared(
+    in_place: tuple[Path, Path],
+) -> None:
+    source, out = in_place
+    assert held(out, source=out).unproven == ""
+    edit_json(out / "genai_config.json", lambda values: values["model"].update(eos_token_id=5))
+    assert held(out, source=out).faults  # it is ours, by the manifest
+    edit_json(out / "gpt2onnx.json", lambda values: values["files"].remove("genai_config.json"))
+    found = held(out, source=out)
+    assert found.unproven == "genai_config.json not compared, as gpt2onnx.json calls it the source's own"
+    assert held(out, source=source).faults
+
+
 @pytest.mark.parametrize("itself", [True, False], ids=["beside itself", "beside its source"])
 def test_in_place_no_manifest_hides_a_graph(in_place: tuple[Path, Path], itself: bool) -> None:
     source, out = in_place
