@@ -244,7 +244,8 @@ def test_an_error_of_ours_is_called_internal_and_exits_with_3(tmp_path: Path, mo
 def test_an_interrupted_conversion_tidies_up(tmp_path: Path, sent: int, code: int) -> None:
     slow = (
         "import time; from converter.weights import data_file\n"
-        "def copy(*_):\n    print('copying', flush=True); time.sleep(60)\n"
+        # Python looks for signals between two sleeps, and would sleep on if one came just before a long one.
+        "def copy(*_):\n    print('copying', flush=True)\n    for _ in range(600): time.sleep(0.1)\n"
         "data_file._write_tensor = copy\n"
         "from converter.cli import cli; cli()"
     )
