@@ -120,13 +120,13 @@ def check(
     from converter.runtime.ort import provider_name
 
     began, target = time.monotonic(), Path(out)
-    if certificate is not None and not files:
-        raise CheckError("a check of the logits alone compares no files, so that none can be certified: omit one")
     judged = Limits.from_settings(limits or {}), Level.parse(level)
     allowed = parse_allowed(allow)
     runs_on = provider_name(provider)
     if not target.is_file():
         settle(target)
+    theirs = is_export(target)
+    _refuse_idle(target, theirs, bool(allowed or layers), files, certify, certificate is not None, sign is not None)
     signs = None if sign is None else signer(Path(sign))
     checkpoint, ledger = read_source(source, SourceOptions(tuple(ignore), activation, adapter, head))
     if own_process:
@@ -136,12 +136,8 @@ def check(
     # What cannot be compared is refused before anything is computed.
     config = ledger.per_graph[0].config
     others = tuple(ask(Path(other), config, inputs, runs_on) for other in also)
-    export = ask(target, config, inputs, runs_on) if is_export(target) else None
+    export = ask(target, config, inputs, runs_on) if theirs else None
     refuse_unknown(inputs or {}, [one for one in (export, *others) if one is not None])
-    if export is not None and (allowed or layers):
-        raise CheckError(f"allow and layers are for model folders of gpt2onnx, and {target} is another's: omit them")
-    if sign is not None and not (certificate or (certify and files and export is None)):
-        raise CheckError("sign needs a certificate, and none is written: add --certificate FILE, or omit sign")
     opened = Opened(checkpoint, ledger, None if text is None else Path(text), *judged, others, progress)
     with on_threads(threads_for(ledger.parameters)):
         if export is not None:
@@ -150,6 +146,27 @@ def check(
             report = check_folder(opened, target, provider, files, allowed, layers)
     report = replace(report, source=os.fspath(source), seconds=time.monotonic() - began)
     return _certified(report, opened, target, certify and files, certificate, signs)
+
+
+def _refuse_idle(
+    target: Path, theirs: bool, of_folder: bool, files: bool, certify: bool, certificate: bool, sign: bool
+) -> None:
+    """Refuse options that would do nothing, so that nobody relies on them.
+
+    Args:
+        theirs: whether ``target`` is an export of another program.
+        of_folder: whether there are options for model folders of gpt2onnx.
+        files, certify, certificate, sign: whether these options of ``check`` are on.
+
+    Raises:
+        CheckError: one would.
+    """
+    if theirs and of_folder:
+        raise CheckError(f"--allow and --layers are for model folders of gpt2onnx; {target} is none: omit them")
+    if certificate and not files:
+        raise CheckError("a check of the logits alone compares no files and certifies none: omit --certificate")
+    if sign and not certificate and (theirs or not certify or not files):
+        raise CheckError("--sign signs a certificate, and none is written: add --certificate FILE, or omit --sign")
 
 
 @dataclass(frozen=True)

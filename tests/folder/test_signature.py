@@ -95,7 +95,7 @@ def test_a_check_that_writes_no_certificate_signs_none(save: Callable[..., Path]
     source, (private, _) = save(), pair(tmp_path)
     convert(source, tmp_path / "ours")
     for options in ({"certify": False}, {"files": False}):
-        with pytest.raises(CheckError, match="sign needs a certificate, and none is written"):
+        with pytest.raises(CheckError, match="--sign signs a certificate, and none is written"):
             check(source, tmp_path / "ours", sign=private, **options)
-    with pytest.raises(CheckError, match="sign needs a certificate, and none is written"):
+    with pytest.raises(CheckError, match="--sign signs a certificate, and none is written"):
         check(source, tmp_path / "ours" / "onnx" / "model.onnx", sign=private)

@@ -48,8 +48,8 @@ def of_graph(baseline: Baseline, found: Suspects) -> Iterator[str]:
     """Yield what a graph may do that no case need show: bound values, or treat a token in a way of its own."""
     if left := untried(found.numbers, baseline.ledger.config):
         yield (
-            f"it compares something with {shortened(list(map(str, left)))}, which are not the size of every case they "
-            f"could be; it may do something of its own there"
+            f"it compares something with {shortened(list(map(str, left)))}; not every batch, text and token of these "
+            f"numbers was fed, and it may do something else there"
         )
     if found.bounds:
         yield f"it bounds values by {shortened(found.bounds)}; what lies beyond is compared where a case reaches it"

@@ -126,24 +126,24 @@ def reproduce(
     found = list(_compared(out, checkpoint, ledger, values))
     source = values["source"]
     made_of, given = (source.get("weight_file"), checkpoint.weight_file)
-    unproven, notes = "", []
+    unproven, notes = list[str](), []
     if source.get("name") != checkpoint.name:
         notes.append(f"{MANIFEST} says that it was made of {shown(source.get('name'))}")
     if made_of != given:
-        unproven = f"files beside the graph not compared, as they were made with {made_of} and not with {given}"
+        unproven.append(f"files beside the graph not compared, as they were made with {made_of} and not with {given}")
         found = [difference for difference in found if difference.file.endswith(MODEL_SUFFIXES)]
     judged = [difference for difference in found if not _is_allowed(difference, allowed)]
     accepted = tuple(str(difference) for difference in found if _is_allowed(difference, allowed))
     others = other_versions(values)
     faults = [difference for difference in judged if difference.carried or not _may_differ(difference, others)]
     otherwise = sorted({difference.file for difference in judged} - {difference.file for difference in faults})
-    if _is_source(out, checkpoint) and GENAI in files_in(out) - set(values.get("files", ())):
-        unproven = f"{GENAI} not compared, as {MANIFEST} calls it the source's own"
+    if _is_in_place(values) and _is_source(out, checkpoint) and GENAI in files_in(out) - set(values.get("files", ())):
+        unproven.append(f"{GENAI} not compared, as {MANIFEST} calls it the source's own")
     if otherwise:
         writer = ", ".join(f"{name} {version}" for name, version in others.items())
         notes.append(f"by its manifest {writer} wrote {', '.join(otherwise)}, which this version writes otherwise")
-        unproven = f"files of {writer}, which this version writes otherwise"
-    return Reproduction(tuple(map(str, faults)), accepted, tuple(notes), unproven, len(files_in(out)))
+        unproven.append(f"files of {writer}, which this version writes otherwise")
+    return Reproduction(tuple(map(str, faults)), accepted, tuple(notes), "; ".join(unproven), len(files_in(out)))
 
 
 def _unusable(values: Mapping[str, Any], configs: Sequence[GPT2Config]) -> str:
@@ -178,7 +178,7 @@ def _unusable(values: Mapping[str, Any], configs: Sequence[GPT2Config]) -> str:
 def _compared(out: Path, checkpoint: Checkpoint, ledger: Ledger, values: Mapping[str, Any]) -> Iterator[Difference]:
     """Derive the folder again, and yield each difference."""
     there: dict[str, Any] = values["precisions"]
-    in_place = any(facts["model"] == MODEL_IN_PLACE for facts in there.values())
+    in_place = _is_in_place(values)
     source = values["source"]
     called = replace(
         checkpoint,
@@ -208,6 +208,11 @@ def _compared(out: Path, checkpoint: Checkpoint, ledger: Ledger, values: Mapping
         yield from _files(out, stage, keep, checkpoint)
     if not _is_source(out, checkpoint):
         yield from _companions(out, keep, checkpoint)
+
+
+def _is_in_place(values: Mapping[str, Any]) -> bool:
+    """Tell whether a folder was converted in place, by its manifest."""
+    return any(facts["model"] == MODEL_IN_PLACE for facts in values["precisions"].values())
 
 
 def _is_source(out: Path, checkpoint: Checkpoint) -> bool:

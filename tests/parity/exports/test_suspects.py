@@ -143,7 +143,7 @@ def test_numbers_of_which_no_case_is_made_are_said(source: Path, export: Callabl
     report = check(source, export(sizes_are(*range(20, 40))))  # no size is all of them
     assert report.headline == "MATCH", report.faults
     [note] = [note for note in report.notes if note.startswith("it compares something with ")]
-    assert note.startswith("it compares something with 36, 37, 38 and 1 more, which are not the size of every case")
+    assert note.startswith("it compares something with 36, 37, 38 and 1 more; not every batch, text and token")
 
 
 def test_axes_and_places_are_no_numbers_that_something_is_compared_with(export: Callable[..., Path]) -> None:
