@@ -163,9 +163,10 @@ def _refuse_idle(
     """
     if theirs and of_folder:
         raise CheckError(f"--allow and --layers are for model folders of gpt2onnx; {target} is none: omit them")
-    if certificate and not files:
-        raise CheckError("a check of the logits alone compares no files and certifies none: omit --certificate")
-    if sign and not certificate and (theirs or not certify or not files):
+    if (certificate or sign) and not files:
+        idle = " and ".join(name for name, given in (("--certificate", certificate), ("--sign", sign)) if given)
+        raise CheckError(f"a check of the logits alone compares no files and certifies none: omit {idle}")
+    if sign and not certificate and (theirs or not certify):
         raise CheckError("--sign signs a certificate, and none is written: add --certificate FILE, or omit --sign")
 
 

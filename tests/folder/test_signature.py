@@ -94,8 +94,10 @@ def test_what_is_no_key_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_check_that_writes_no_certificate_signs_none(save: Callable[..., Path], tmp_path: Path) -> None:
     source, (private, _) = save(), pair(tmp_path)
     convert(source, tmp_path / "ours")
-    for options in ({"certify": False}, {"files": False}):
+    for out, options in ((tmp_path / "ours", {"certify": False}), (tmp_path / "ours" / "onnx" / "model.onnx", {})):
         with pytest.raises(CheckError, match="--sign signs a certificate, and none is written"):
-            check(source, tmp_path / "ours", sign=private, **options)
-    with pytest.raises(CheckError, match="--sign signs a certificate, and none is written"):
-        check(source, tmp_path / "ours" / "onnx" / "model.onnx", sign=private)
+            check(source, out, sign=private, **options)
+    with pytest.raises(CheckError, match="certifies none: omit --certificate and --sign"):
+        check(source, tmp_path / "ours", sign=private, files=False, certificate=tmp_path / "c.json")
+    with pytest.raises(CheckError, match="certifies none: omit --sign"):
+        check(source, tmp_path / "ours", sign=private, files=False)
