@@ -140,8 +140,8 @@ FULL = "fp32"
 
 # Trained models were seen at 4e-5 to 9.4e-4 nats. Two thirds of that come from activations of 8 bits, which cost the
 # more, the further a model's logits lie apart. Ratios of perplexities stayed within 1.0005.
-FLOAT16_BUDGET = Budget(kl_mean=1e-5, perplexity_ratio=1.001, rms=RMS_FLOAT16)
 INT8_BUDGET = Budget(kl_mean=2e-3, perplexity_ratio=1.005, rms=RMS_INT8)
+FLOAT16_BUDGET = Budget(kl_mean=1e-5, perplexity_ratio=1.001, rms=RMS_FLOAT16)
 
 # float16 keeps 11 bits, of weights and of every intermediate result. What integers cost depends on the blocks. Users
 # notice the perplexity ratio: a twentieth is about what a model of the next smaller size loses.
