@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from converter.errors import CheckError, ModelFolderError
@@ -50,28 +52,24 @@ def examine(
     beside, exactness, reproduction = compare_files(baseline, out, graphs, asked, step)
     if rows is None:
         rows = folder_rows(baseline.ledger, baseline.limits, baseline.level, out, asked)
-    edited: bool | None = asked.edited or bool(reproduction.faults or exactness.faults)
-    if not edited and not asked.files:
-        edited = None  # nobody compared them
-    legs_of_folder, notes, unrunnable = _legs(baseline, rows.legs, step, edited, asked.until_fault)
+    refusals = Refusals(asked.edited or bool(reproduction.faults or exactness.faults), asked.files)
+    legs_of_folder, notes = _legs(baseline, rows.legs, step, refusals, asked.until_fault)
     others = [examine_export(baseline, other, step, asked.files, also=True) for other in asked.also]
     notes += [note for other in others for note in other.notes]
     judge = baseline.judge
     measured = [*baseline.legs, *legs_of_folder, *(leg for other in others for leg in other.legs)]
     release_memory(baseline.ledger.parameters)
     step("what is returned beside the answer")
-    outputs, unknown = _outputs(baseline, out, graphs, asked.provider, edited, unrunnable)
+    outputs, unknown = _outputs(baseline, out, graphs, asked.provider, refusals)
     guilty = [leg for leg in measured if leg.kind is not LegKind.LOSSY and not leg.export and judge.fault(leg)]
     located = diagnosis = None
     explained = to_explain(graphs, guilty, asked.layers)
     step("where the error comes from" if explained else "the verdict")
     if explained:
-        try:
+        with refusals.of(graphs[explained], " for the diagnosis"):
             located, diagnosis = explain(
                 baseline, graphs[explained], PRECISIONS[explained], guilty, judge, cache or TapCache(baseline)
             )
-        except UNRUNNABLE as error:
-            unrunnable += [_cannot_be_run(graphs[explained], error, edited, " for the diagnosis")]
     floor_rms, floor_maximum = noise_floor(baseline)
     return Report(
         source=os.fspath(baseline.checkpoint.name),
@@ -91,7 +89,7 @@ def examine(
         files=reproduction.files,
         allowed=reproduction.allowed,
         unproven=reproduction.unproven,
-        run_faults=tuple(unrunnable),
+        run_faults=tuple(refusals.sentences),
         outputs=tuple(outputs),
         legs=tuple(judge.report(leg) for leg in sorted(measured, key=lambda leg: list(LegKind).index(leg.kind))),
         localisation=located,
@@ -127,64 +125,75 @@ def compare_files(
 UNRUNNABLE = (*REFUSED, ModelFolderError, ValueError, LookupError, TypeError)
 
 
+@dataclass
+class Refusals:
+    """The graphs of a folder that cannot be run.
+
+    Attributes:
+        edited: whether files of the folder are known to differ from what a conversion writes.
+        compared: whether they were compared.
+        sentences: one for each graph and each way of running it.
+    """
+
+    edited: bool
+    compared: bool
+    sentences: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def of(self, file: Path, how: str = "") -> Iterator[None]:
+        """Note that a graph cannot be run, if that is why the block ends.
+
+        Args:
+            how: in which way it is run, for the sentence.
+
+        Raises:
+            CheckError: nobody is known to have edited the graph, so there is no verdict.
+            Exception: nobody has edited it, so the error is ours.
+        """
+        try:
+            yield
+        except UNRUNNABLE as error:
+            said = f"{file} cannot be run{how} by ONNX Runtime ({error})"
+            if self.edited:
+                self.sentences.append(said)
+            elif not self.compared or isinstance(error, REFUSED):
+                raise CheckError(said) from error
+            else:
+                raise
+
+
 def _legs(
-    baseline: Baseline,
-    rows: Sequence[tuple[Path, LegSpec]],
-    step: Steps,
-    edited: bool | None,
-    until_fault: bool,
-) -> tuple[list[MeasuredLeg], list[str], list[str]]:
-    """Measure legs; returns them, sentences that qualify the verdict, and a sentence for each graph that cannot be run.
+    baseline: Baseline, rows: Sequence[tuple[Path, LegSpec]], step: Steps, refusals: Refusals, until_fault: bool
+) -> tuple[list[MeasuredLeg], list[str]]:
+    """Measure legs; returns them, and sentences that qualify the verdict.
 
     Args:
-        edited: whether the files of the folder differ from what a conversion writes; None if it is not known.
+        refusals: are told of each graph that cannot be run.
         until_fault: stop after the first leg that fails.
     """
-    measured, notes, unrunnable = [], [], []
+    measured, notes = list[MeasuredLeg](), list[str]()
     for file, row in rows:
         step(row.name)
-        try:
+        with refusals.of(file, " in float64" if row.runner is Runner.WIDENED else ""):
             measured.append(baseline.measure(row, step))
-        except UNRUNNABLE as error:
-            how = " in float64" if row.runner is Runner.WIDENED else ""
-            unrunnable.append(_cannot_be_run(file, error, edited, how))
-            continue
-        notes += [note for note in [row.note()] if note]
-        if until_fault and baseline.judge.fault(measured[-1]):
-            break
-    return measured, notes, unrunnable
+            notes += [note for note in [row.note()] if note]
+            if until_fault and baseline.judge.fault(measured[-1]):
+                break
+    return measured, notes
 
 
 def _outputs(
-    baseline: Baseline, out: Path, graphs: Mapping[str, Path], provider: str, edited: bool | None, unrunnable: list[str]
+    baseline: Baseline, out: Path, graphs: Mapping[str, Path], provider: str, refusals: Refusals
 ) -> tuple[list[OutputReport], list[str]]:
     """Compare what the graphs return beside their answers; returns reports, and sentences that qualify the verdict.
 
     Args:
-        unrunnable: gets a sentence for each graph that cannot be run.
+        refusals: are told of each graph that cannot be run.
     """
     reports, notes = list[OutputReport](), list[str]()
     for precision, file in graphs.items():
-        try:
+        with refusals.of(file, " for its outputs"):
             named = precision if len(graphs) > 1 else None
             found, unknown = compare_outputs(baseline, out, file, precision, named, provider)
-        except UNRUNNABLE as error:
-            unrunnable.append(_cannot_be_run(file, error, edited, " for its outputs"))
-            continue
-        reports, notes = reports + found, notes + unknown
+            reports, notes = reports + found, notes + unknown
     return reports, notes
-
-
-def _cannot_be_run(file: Path, error: Exception, edited: bool | None, how: str) -> str:
-    """Return the sentence about a graph that cannot be run.
-
-    Raises:
-        CheckError: nobody is known to have edited the graph, so there is no verdict.
-        Exception: nobody has edited it, so the error is ours.
-    """
-    said = f"{file} cannot be run{how} by ONNX Runtime ({error})"
-    if edited:
-        return said
-    if edited is None or isinstance(error, REFUSED):
-        raise CheckError(said) from error
-    raise error

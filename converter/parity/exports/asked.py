@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from converter.parity.legs import leg as legs
 from converter.runtime.exports.files import find
 from converter.runtime.exports.interface import Interface
 from converter.runtime.exports.open import read_export
-from converter.runtime.exports.signature import Signature, Value, read_signature
+from converter.runtime.exports.signature import Value, read_signature
 from converter.runtime.ort import CPU_PROVIDER
 from reference.config import GPT2Config
 from reference.head import HEADS, LM
@@ -58,9 +58,7 @@ def ask(path: Path, config: GPT2Config, given: Mapping[str, str] | None = None, 
         interfaces = read_export(path, config, given)
         cached = any(each.pasts for each in interfaces)
         unjudged = {
-            each.file: _besides(
-                read_signature(each.file), {each.logits.name, *(value.name for value in each.presents if cached)}
-            )
+            each.file: _besides(each.outputs, {each.logits.name, *(value.name for value in each.presents if cached)})
             for each in interfaces
         }
         return Asked(path, tuple(each.file for each in interfaces), interfaces, provider, unjudged=unjudged)
@@ -77,13 +75,15 @@ def ask(path: Path, config: GPT2Config, given: Mapping[str, str] | None = None, 
                 f"{signature.file} takes {odd[0]}, which is none of a GPT-2's inputs; it {signature}"
             )
     answers = set(HEADS[config.head].outputs)
-    unjudged = {signature.file: _besides(signature, answers) for signature in signatures}
+    unjudged = {
+        signature.file: _besides([value.name for value in signature.outputs], answers) for signature in signatures
+    }
     return Asked(path, files, (), provider, signatures[0].inputs, unjudged)
 
 
-def _besides(signature: Signature, used: Set[str]) -> tuple[str, ...]:
+def _besides(outputs: Iterable[str], used: Set[str]) -> tuple[str, ...]:
     """Return the outputs of a file that nothing uses."""
-    return tuple(value.name for value in signature.outputs if value.name not in used)
+    return tuple(name for name in outputs if name not in used)
 
 
 def refuse_unknown(given: Mapping[str, str], exports: Sequence[Asked]) -> None:

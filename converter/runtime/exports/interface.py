@@ -85,6 +85,7 @@ class Interface:
         logits: the output.
         slots: the axis of a cache that counts tokens.
         names: of all its inputs and outputs.
+        outputs: the names of its outputs.
     """
 
     file: Path
@@ -100,6 +101,7 @@ class Interface:
     logits: Value
     slots: int
     names: tuple[str, ...]
+    outputs: tuple[str, ...]
 
     @property
     def batch_axis(self) -> int:
@@ -185,6 +187,7 @@ def read_interface(file: Path, config: GPT2Config, given: Mapping[str, str] | No
         logits,
         _slots(file, (*pasts, *presents), config),
         signature.names,
+        tuple(value.name for value in signature.outputs),
     )
 
 
