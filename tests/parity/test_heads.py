@@ -28,6 +28,7 @@ from converter.parity.verdict.metrics import scale
 from reference import heads as reference_heads
 from reference.config import GPT2Config
 from reference.head import ASKED
+from tests import disguises
 from tests.editors import change_weight, edit_graph, graphs
 
 Save = Callable[..., Path]
@@ -509,3 +510,42 @@ def test_outputs_of_two_models_agree_only_where_it_is_no_padding(save: Save) -> 
     assert explain._agree(a, b, "logits", case, 1e-9)
     assert not explain._agree(a, {"logits": a["logits"] + 1}, "logits", case, 1e-9)
     assert not explain._agree(a, {}, "logits", case, 1e-9)
+
+
+def test_a_second_graph_that_cannot_be_run_is_a_fault_beside_those_of_the_first(save: Save, tmp_path: Path) -> None:
+    convert(save(head="double-heads"), tmp_path / "out")
+
+    def broken(graph: onnx.GraphProto) -> None:
+        next(node for node in graph.node if node.output[0] == "drop").input[1] = "h.0.attn.c_attn.bias"
+
+    edit_graph(graphs(tmp_path / "out")[-1], broken)
+    report = check(tmp_path / "source", tmp_path / "out")
+    assert not report.passed
+    assert any("cannot be " in fault for fault in report.run_faults)
+
+
+@pytest.fixture
+def theirs(save: Save, tmp_path: Path) -> Callable[..., Path]:
+    """``theirs(edit)``: a classifier as another program exports it; its source is beside it."""
+
+    def export(edit: disguises.Edit) -> Path:
+        convert(save(head="sequence-classification", pad_token_id=5), tmp_path / "ours")
+        return disguises.disguise(tmp_path / "ours", tmp_path / "theirs" / "model.onnx", edit)
+
+    return export
+
+
+def test_an_export_of_another_head_that_counts_padding_is_held_on_unpadded_rows(
+    theirs: Callable[..., Path], tmp_path: Path
+) -> None:
+    report = check(tmp_path / "source", theirs(disguises.own_positions))
+    assert report.headline == "MATCH", report.faults
+    assert any(note.startswith("it takes no position_ids, so that it is held on unpadded") for note in report.notes)
+
+
+def test_an_export_of_another_head_that_takes_no_case_has_no_verdict(
+    theirs: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = theirs(disguises.fixed("input_ids", 1, 16))
+    with pytest.raises(CheckError, match=r"it takes \['\w+', 16\] token ids at a time; export it with dimensions"):
+        check(tmp_path / "source", file)

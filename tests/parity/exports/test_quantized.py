@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.matmul_nbits_quantizer import (
     DefaultWeightOnlyQuantConfig,
@@ -17,6 +18,8 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
 )
 
 from converter import check, convert
+from converter.parity.exports import remarks
+from converter.parity.exports.quantized import quantized_of
 from converter.parity.report.report import Report
 from tests import disguises
 from tests.disguises import disguise
@@ -172,3 +175,47 @@ def test_numbers_that_were_chosen_in_another_way_are_said_to_be(source: Path, qu
     assert report.headline == "MATCH", report.faults
     assert "mathematics in float64" in report.verdict
     assert any(note.startswith("h.0.mlp.c_fc.weight has other numbers in ") for note in report.notes)
+
+
+# --- weights by themselves --------------------------------------------------------------------------------------------
+
+
+def product(file: Path, operator: str, names: list[str], *held: onnx.TensorProto) -> Path:
+    """A graph of one operator, with tensors that it uses."""
+    node = helper.make_node(operator, ["x", *names], ["y"], domain="com.microsoft" if operator == "QGemm" else "")
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
+    onnx.save(helper.make_model(helper.make_graph([node], "g", values[:1], values[1:], list(held))), file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("scale", "wanted"), [([2.0, 3.0], [[2.0], [3.0]]), ([2.0, 3.0, 4.0], [[2.0, 3.0, 4.0]]), ([2.0] * 5, None)]
+)
+def test_scales_are_those_of_the_axis_that_they_fit(tmp_path: Path, scale: list[float], wanted: Any) -> None:
+    numbers = np.array([[1, -2, 3], [4, 5, -6]], np.int8)
+    held = numpy_helper.from_array(numbers, "w_quantized"), numpy_helper.from_array(np.float32(scale), "w_scale")
+    found = list(quantized_of(product(tmp_path / "model.onnx", "QGemm", ["w_quantized", "w_scale"], *held)))
+    if wanted is None:
+        assert found == []
+    else:
+        np.testing.assert_array_equal(found[0].read().values, numbers * np.array(wanted))
+
+
+def test_a_weight_of_eight_bits_that_are_no_whole_number_is_not_known(tmp_path: Path) -> None:
+    weight = helper.make_tensor("w", TensorProto.FLOAT8E4M3FN, [2], [1.0, 2.0])
+    scale = numpy_helper.from_array(np.float32(1), "s")
+    node = helper.make_node("DequantizeLinear", ["w", "s"], ["y"])
+    value = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    onnx.save(helper.make_model(helper.make_graph([node], "g", [], [value], [weight, scale])), tmp_path / "model.onnx")
+    assert list(quantized_of(tmp_path / "model.onnx")) == []
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8])
+@pytest.mark.parametrize("exact", [np.int8, np.uint8])
+def test_it_is_said_where_a_processor_cuts_sums_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type, exact: type
+) -> None:
+    monkeypatch.setattr(remarks, "exact_kind", lambda: np.dtype(exact))
+    weight = numpy_helper.from_array(np.ones((2, 2), kind), "w")
+    notes = list(remarks.of_products([product(tmp_path / "model.onnx", "MatMulInteger", ["w"], weight)]))
+    assert bool(notes) is (kind is np.int8 and exact is np.uint8)

@@ -143,6 +143,11 @@ def test_an_unknown_interface_is_refused_and_says_what_was_found(
     assert "\n" not in said
 
 
+def test_a_digit_that_is_no_number_names_a_dimension(tmp_path: Path) -> None:
+    file = write(tmp_path / "model.onnx", {"input_ids": (INT, ["²", "s"])}, LOGITS)
+    assert read_interface(file, CONFIG).rows is None
+
+
 def test_dimensions_that_are_fixed_are_known_even_as_text(tmp_path: Path) -> None:
     found = read(tmp_path, {"input_ids": (INT, ["2", 5])}, {"logits": (FLOAT, [2, 5, 61])})
     assert (found.rows, found.tokens, found.last_only) == (2, 5, False)
