@@ -7,7 +7,10 @@ import tomllib
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import fields
+from importlib.metadata import metadata
 from pathlib import Path
+
+from packaging.specifiers import SpecifierSet
 
 from converter import convert
 from converter.checkpoint.open import open_checkpoint
@@ -203,3 +206,14 @@ def test_what_the_picture_shows_and_hides_is_in_the_page() -> None:
     for kind, name in re.findall(r"(?<!\w)([.#])([a-z]+)", shown.partition("</style>")[0]):
         assert re.search(rf'{"class" if kind == "." else "id"}="{name}', page), name
     assert "figcaption" in page
+
+
+def test_what_is_installed_takes_the_oldest_python_that_readme_names() -> None:
+    assert "You need Python 3.11 or newer" in README
+    assert (
+        tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"] == ">=3.11"
+    )
+    names = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.MULTILINE)
+    asked = {name: metadata(name)["Requires-Python"] for name in names}
+    assert len(names) > 100
+    assert {name: spec for name, spec in asked.items() if spec and "3.11.0" not in SpecifierSet(spec)} == {}
