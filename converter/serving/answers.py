@@ -86,7 +86,7 @@ async def send_events(
                 await _event(send, first)
                 async for event in events:
                     await _event(send, event)
-        except Exception as error:
+        except Exception as error:  # the answer has begun: whatever it is, it becomes the last event
             async with asyncio.timeout(LAST_WORD_SECONDS):
                 await _event(send, refusal(error).content)
         async with asyncio.timeout(LAST_WORD_SECONDS):

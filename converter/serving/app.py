@@ -111,7 +111,7 @@ class App:
             await unless_gone(receive, self._handle(exchange, call, told, send, refused))
         except ConnectionError:
             raise
-        except Exception as error:
+        except Exception as error:  # whatever it is, it becomes an answer; ours are logged
             if exchange.status:  # the answer has begun, and its reader does not take the rest
                 return
             refusal = refused(error)
