@@ -26,8 +26,8 @@ def read_model(file: Path, as_run: bool = False) -> onnx.ModelProto:
     """Read a graph without its weights. Its own functions become nodes, so that every operation can be seen.
 
     Args:
-        as_run: leave out each function that ONNX Runtime does not use, as it has an operator of that name itself. Else
-            it is taken for what the operator computes; in float64 there often is no other.
+        as_run: leave out each function that ONNX Runtime does not use, as it has an operator of that name itself.
+            Otherwise the function stands for the operator, which often has no float64.
     """
     model = onnx_file.read(file)
     if not model.functions:
