@@ -69,7 +69,7 @@ def with_noise(case: Case) -> bool:
 
 
 def sample(case: Case) -> bool:
-    """Tell whether a case is a row that is fed at once, or a padded batch. These are enough to tell two models apart."""
+    """Tell whether a case is a row that is fed at once, or a padded batch: enough to tell two models apart."""
     return short(case) and (len(case.chunks) == 1 or not case.attention_mask.all())
 
 
