@@ -1,5 +1,6 @@
 """Measure gpt2onnx as its users run it: whole processes, with their peak memory.
 
+    \b
     python scripts/benchmark.py convert gpt2 gpt2-xl
     python scripts/benchmark.py check gpt2
     python scripts/benchmark.py sources gpt2-xl

@@ -51,8 +51,9 @@ class Bench:
     rows: dict[str, Row]
 
     def able(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Return the candidates that have a model."""
-        return [candidate for candidate in candidates if self.rows[candidate.name].disk_bytes]
+        """Return the candidates that have a model, and answered in time so far."""
+        rows = {candidate: self.rows[candidate.name] for candidate in candidates}
+        return [candidate for candidate, row in rows.items() if row.disk_bytes and not row.late]
 
     def install(self, candidates: Sequence[Candidate]) -> None:
         for name in dict.fromkeys(candidate.environment for candidate in candidates):

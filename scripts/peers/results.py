@@ -12,7 +12,7 @@ from typing import Any
 import click
 from processes import Run
 
-from peers.errors import PeerError
+from peers.errors import LateError, PeerError
 from peers.plan import Plan, Shape
 from peers.running import THREADS
 
@@ -29,6 +29,7 @@ class Row:
     prefill: dict[Shape, list[float]] = field(default_factory=dict)  # seconds until the first token
     decode: dict[Shape, list[float]] = field(default_factory=dict)  # tokens a second after it, of all rows together
     notes: list[str] = field(default_factory=list)
+    late: bool = False  # it gave no answer in time, so that it need not be asked for more
 
     def add(self, shape: Shape, new_tokens: int, done: Mapping[str, float]) -> None:
         """Keep a measurement: the seconds until the ``first`` and the ``last`` of the new tokens."""
@@ -39,6 +40,7 @@ class Row:
 
     def note(self, what: str, error: PeerError) -> None:
         """Record a failure, once."""
+        self.late |= isinstance(error, LateError)
         note = f"{what}: {error}"
         if note not in self.notes:
             self.notes.append(note)

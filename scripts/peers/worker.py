@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from peers.candidates import WORKERS, Candidate
-from peers.errors import PeerError
+from peers.errors import LateError, PeerError
 from peers.running import LIMIT_SECONDS, THREADS, log_file, python_of, surroundings
 
 UNLIMITED = resource.RLIM_INFINITY
@@ -67,7 +67,7 @@ class Worker:
             self.ended = True
             late = time.monotonic() - began >= LIMIT_SECONDS
             code = self.process.wait()
-            raise PeerError(f"no answer in {LIMIT_SECONDS} s" if late else f"its process ended with {code}")
+            raise LateError(f"no answer in {LIMIT_SECONDS} s") if late else PeerError(f"its process ended with {code}")
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply:
             raise PeerError(reply["error"])
