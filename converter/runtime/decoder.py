@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from converter.runtime.later import Later
     from converter.runtime.ort import InferenceSession
 
-# From so many texts on, or tokens of a step, int8 and int4 run in the second session. MatMulNBits is faster, or no
-# slower, below about 8 rows. A prompt has to have more tokens, as opening the second session takes as long as
-# MatMulNBits takes for some hundred.
-MANY_TEXTS, MANY_TOKENS = 16, 64
+# From so many texts on, or tokens of a step, int8 and int4 run in the second session. With VNNI MatMulNBits is faster,
+# or no slower, below about 8 rows; without, 8 rows take 1.4 times as long in it. A prompt has to have more tokens, as
+# opening the second session takes as long as MatMulNBits takes for some hundred.
+MANY_TEXTS, MANY_TOKENS = 8, 64
 
 # The element types that a cache may have.
 CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}

@@ -10,7 +10,6 @@ import numpy as np
 
 from converter.errors import PromptError
 from converter.runtime.cache import Cache, GrowingCache, InPlaceCache
-from converter.runtime.decoder import MANY_TEXTS
 from converter.runtime.eight_bits import EightBitCache
 from converter.runtime.exports.feeding import Export
 from converter.runtime.gpu.buffers import Pool
@@ -24,6 +23,9 @@ if TYPE_CHECKING:
     from converter.runtime.scoring import Score
 
 CacheType = Literal["float32", "int8"]
+
+# From so many texts on, a cache of 8 bits saves more memory than its session takes.
+EIGHT_BIT_TEXTS = 16
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,8 @@ class Model(Reader):
         return (InPlaceCache if self.in_place else GrowingCache)(self, batch)
 
     def _rounds_cache(self, batch: int) -> bool:
-        """Tell whether a cache that grows is int8 by itself: for quantized weights, and from so many texts on that it
-        saves more memory than its session takes.
-        """
-        if self.cache is not None or self.steady or batch < MANY_TEXTS or self.second is None:
+        """Tell whether a cache that grows is int8 by itself: for quantized weights and many texts."""
+        if self.cache is not None or self.steady or batch < EIGHT_BIT_TEXTS or self.second is None:
             return False
         return self.eight is not None
 

@@ -13,10 +13,9 @@ from converter.errors import ConfigError
 from converter.folder.convert import convert
 from converter.runtime import eight_bits
 from converter.runtime.cache import Cache, InPlaceCache
-from converter.runtime.decoder import MANY_TEXTS
 from converter.runtime.eight_bits import GROWTH, SEEN_TOKENS, EightBitCache
 from converter.runtime.opening import load
-from converter.runtime.session import Model
+from converter.runtime.session import EIGHT_BIT_TEXTS, Model
 from tests.conftest import random_gpt2
 
 Save = Callable[..., Path]
@@ -132,13 +131,13 @@ def test_many_texts_with_quantized_weights_have_it_and_others_on_request(
     made: list[EightBitCache] = []
     begin = EightBitCache.__init__
     monkeypatch.setattr(EightBitCache, "__init__", lambda self, *given: made.append(self) or begin(self, *given))
-    prompts = texts(MANY_TEXTS, 70).tolist()
+    prompts = texts(EIGHT_BIT_TEXTS, 70).tolist()
     for precision, rows, cache, rounds in (
-        ("int8", MANY_TEXTS, None, True),
-        ("int8", MANY_TEXTS - 1, None, False),
-        ("int8", MANY_TEXTS, "float32", False),
+        ("int8", EIGHT_BIT_TEXTS, None, True),
+        ("int8", EIGHT_BIT_TEXTS - 1, None, False),
+        ("int8", EIGHT_BIT_TEXTS, "float32", False),
         ("int8", 1, "int8", True),
-        ("fp32", MANY_TEXTS, None, False),
+        ("fp32", EIGHT_BIT_TEXTS, None, False),
         ("fp32", 2, "int8", True),
     ):
         made.clear()
