@@ -26,6 +26,12 @@ def prefill(context: int) -> Figure:
     return of
 
 
+def load(row: Row) -> float | None:
+    """Return how many times the model opens in a second."""
+    seconds = middle(row.load_seconds)
+    return 1 / seconds if seconds else None
+
+
 def middle(values: Sequence[float]) -> float | None:
     return statistics.median(values) if values else None
 

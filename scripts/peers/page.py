@@ -76,7 +76,7 @@ inputs and outputs (`use_io_binding=True`).
 
 <!-- not run: takes one to two hours -->
 ```bash
-python scripts/benchmark.py peers --write docs/benchmarks.md
+python scripts/benchmark.py peers --rounds {rounds} --write docs/benchmarks.md
 ```
 
 makes this page. It installs each peer in an environment of its own, with the versions below. It takes one to two hours
@@ -85,9 +85,10 @@ on two cores that do nothing else.
 CONVERSION = """\
 ## Conversion
 
-Time and peak memory are those of the whole process. "On disk" is everything that the converter wrote. "Load" is the
-time to open the model in a process that has imported its libraries. "Tokens as ours" counts the greedy tokens after 32
-random prompts that are the same as those of our fp32 graph. In each row, it counts up to the first token that differs.
+Time and peak memory are those of the whole process. gpt2onnx ends when its files are safe on the disk; the others leave
+that to the system. "On disk" is everything that the converter wrote. "Load" is the time to open the model in a process
+that has imported its libraries. "Tokens as ours" counts the greedy tokens after 32 random prompts that are the same as
+those of our fp32 graph. In each row, it counts up to the first token that differs.
 """
 
 

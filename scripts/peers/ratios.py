@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from peers.figures import NOTHING, Figure, decode, prefill
+from peers.figures import NOTHING, Figure, decode, load, prefill
 from peers.results import Results, Row
 
 OURS_FP32, OURS_INT8, OURS_INT4 = "ours fp32", "ours int8", "ours int4"
@@ -59,12 +59,9 @@ COUNTERPARTS = {
     "llama.cpp q4_0": OURS_INT4,
 }
 AGAINST_EACH: dict[str, Figure] = {
-    "prefill 128": prefill(128),
-    "prefill 900": prefill(900),
-    "decode 1 × 128": decode(1, 128),
-    "decode 1 × 900": decode(1, 900),
-    "decode 32 × 128": decode(32, 128),
-    "decode 32 × 900": decode(32, 900),
+    "load": load,
+    **{f"prefill {context}": prefill(context) for context in (16, 128, 900)},
+    **{f"decode {batch} × {context}": decode(batch, context) for batch in (1, 8, 32) for context in (128, 900)},
 }
 
 
