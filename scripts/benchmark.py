@@ -212,10 +212,11 @@ def compare(
     page: Path | None,
 ) -> None:
     """Measure other converters and runtimes, each in an environment of its own, beside gpt2onnx."""
+    candidates = chosen(only)  # first, as a wrong name is to be told before anything is made
     work = (there or settings[0]).resolve()
     source = checkpoint(work, "gpt2")
     add_tokenizer(source, tokenizer)
-    results = compare_peers(work, source, chosen(only), Plan.quick() if quick else Plan(rounds))
+    results = compare_peers(work, source, candidates, Plan.quick() if quick else Plan(rounds))
     text = page_of(results)
     click.echo(text)
     if json_file is not None:
