@@ -354,7 +354,8 @@ def provider(settings: tuple[Path, int], sizes: tuple[str, ...], provider: str) 
 def gpu(settings: tuple[Path, int], only: str, rounds: int) -> None:
     """Measure fp16 on a GPU beside genai and transformers, with the packages of this Python."""
     work = settings[0].resolve()
-    found = measure_on_gpu(work, checkpoint(work, "gpt2"), chosen(only, ON_GPU), rounds)
+    candidates = chosen(only, ON_GPU)
+    found = measure_on_gpu(work, checkpoint(work, "gpt2"), candidates, rounds)
     click.echo(tables(found))
 
 
